@@ -1,0 +1,1 @@
+"""The processes of dsfs: keeper, server, control interface, command line."""

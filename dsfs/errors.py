@@ -1,0 +1,67 @@
+"""Every failure by name. A room raises what happened; ``filesystem.errnos`` says which errno a reader gets."""
+
+from __future__ import annotations
+
+
+class DsfsError(Exception):
+    """Base of all expected failures. The text is one line for a person: what, why, what to do. No secrets."""
+
+
+class ConfigError(DsfsError):
+    """What the user wrote cannot be used: a manifest, a URI, an option."""
+
+
+class CacheDirectoryError(DsfsError):
+    """The cache directory cannot be used: not writable, of an unknown layout, or in use by another server."""
+
+
+class MountError(DsfsError):
+    """The kernel or the mount point refused."""
+
+
+class NotVisible(DsfsError):
+    """No such name for this caller."""
+
+
+class SourceError(DsfsError):
+    """Something went wrong at a source; the subclasses say what."""
+
+
+class SourceUnavailable(SourceError):
+    """The origin failed or answered nonsense (5xx, reset, wrong range). May heal: worth a retry."""
+
+
+class SourceTimeout(SourceUnavailable):
+    """Nothing answered in time."""
+
+
+class SourceRefused(SourceError):
+    """The origin refused the credentials (401, 403)."""
+
+
+class SourceMissing(SourceError):
+    """The origin says, for certain, that it has no such object, bucket or directory."""
+
+
+class SourceChanged(SourceError):
+    """The origin no longer has the version that the catalog lists."""
+
+
+class SourceUnsupported(SourceError):
+    """The source cannot do what was asked, and trying again will not help."""
+
+
+class RetryLater(SourceUnavailable):
+    """The origin asked for patience (429, 503 with Retry-After)."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CacheFull(DsfsError):
+    """No room could be made in a tier; what was asked for is served without being kept."""
+
+
+class CatalogError(DsfsError):
+    """A catalog on disk is damaged or of an unknown layout."""

@@ -1,0 +1,75 @@
+"""The seam between dsfs and wherever bytes live: what a source promises, and where it writes what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from dsfs.model import Kind, ListingPage, SourceObject
+from dsfs.ranges import ByteRange
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Sink(Protocol):
+    """Where a source writes one range of one object. Checks that offsets are contiguous and lengths fit."""
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Take the bytes at this offset of the object. ``data`` may be kept: the source must not change it later.
+
+        Offsets start at the start of the wanted range and go on without gaps; what is outside of it is an error of
+        the source and raises SourceUnavailable.
+        """
+
+
+class Source(Protocol):
+    """A place that can list objects and read byte ranges of them.
+
+    Runs on asyncio. Every method may be cancelled at any await and leaves nothing behind. Failures are the
+    ``SourceError`` family, raised with the library's exception as their cause, and their text names the URL without
+    any secret. A source sets its own connect and idle timeouts, so that no call hangs for ever; it does not retry
+    (``sources.retry`` does).
+    """
+
+    identity: str
+    """What cached bytes are addressed by: the same for two datasets of one origin, different for two origins. No secrets."""
+
+    uri: str
+    """For people: where a dataset comes from, without secrets."""
+
+    def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+        """The names directly in a directory ("" is the root). The last page has the directory in ``complete``.
+
+        Raises SourceMissing when there is no such directory. For a root that exists but is empty, one empty page.
+        """
+
+    def list_tree(self) -> AsyncIterator[ListingPage]:
+        """Every name of the dataset, directories included; each directory is in ``complete`` of some page.
+
+        A source without a cheaper way uses ``walk(self.list_directory)``.
+        """
+
+    async def stat(self, path: str) -> SourceObject | None:
+        """One name, or None when it is certain that there is none. A name that is file and prefix is the directory."""
+
+    async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+        """Write exactly ``wanted`` (not empty, inside the object) of exactly the version ``obj.version_tag`` to the sink.
+
+        ``sink.write`` publishes: it is called only with bytes whose version is proven already (a response whose
+        headers carry the ETag, a piece of a local file after another fstat). Raises SourceChanged when the origin has
+        another version, or for certain no such object any more. What was written before an error stays valid.
+        """
+
+    async def close(self) -> None:
+        """Give back connections. Called once, when no other call is under way."""
+
+
+async def walk(
+    list_directory: Callable[[str], AsyncIterator[ListingPage]], root: str = ""
+) -> AsyncIterator[ListingPage]:
+    """A whole tree, breadth first, from a source that lists one directory at a time."""
+    waiting = [root]
+    while waiting:
+        async for page in list_directory(waiting.pop()):
+            waiting.extend(obj.path for obj in page.objects if obj.kind is Kind.DIRECTORY)
+            yield page
