@@ -1,0 +1,59 @@
+"""``dsfs``: the verbs, and what becomes of failures: 0 done, 1 failed with one line, 2 wrong usage."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from daemon.cli import cache, dataset, look, mount
+from daemon.cli.output import say
+from dsfs.errors import DsfsError
+
+app = typer.Typer(
+    name="dsfs",
+    help="Remote datasets as one read-only tree, at the speed of the local disk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("mount")(mount.mount)
+app.command("unmount")(mount.unmount)
+app.command("status")(look.status)
+app.command("evict")(cache.evict)
+app.command("verify")(cache.verify)
+app.command("doctor")(look.doctor)
+app.add_typer(dataset.app, name="dataset")
+
+Debug = typer.Option(False, "--debug", help="Show tracebacks, and log more.")
+
+
+@app.callback()
+def _global(debug: bool = Debug) -> None:
+    if debug:
+        os.environ["DSFS_DEBUG"] = "1"  # also for the servers that this command starts
+
+
+def main() -> None:
+    """The entry point. No traceback reaches a user without --debug."""
+    try:
+        app()
+    except DsfsError as error:
+        if os.environ.get("DSFS_DEBUG"):
+            raise
+        say(f"dsfs: {error}")
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        if os.environ.get("DSFS_DEBUG"):
+            raise
+        say(f"dsfs: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

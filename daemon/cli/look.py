@@ -1,0 +1,72 @@
+"""Looking: ``dsfs status`` and ``dsfs doctor``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from daemon import running
+from daemon.cli.options import AsJson
+from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table, size
+from daemon.control.client import ask
+from dsfs.errors import MountError
+
+
+def status(
+    mountpoint: Annotated[
+        str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Which mount; all if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is mounted, how it is, and how much of it is cached."""
+    if mountpoint is not None:
+        mounts = [_status_of(running.find(mountpoint))]
+    else:
+        mounts = [_status_of(each) for each in running.all_mounts()]
+    if as_json:
+        show_json({"mounts": mounts})
+        return
+    if not mounts:
+        typer.echo("nothing is mounted")
+    for each in mounts:
+        health = "healthy" if each["healthy"] else "NOT HEALTHY"
+        typer.echo(
+            f"{each['mountpoint']}  {health}  session {each['session']}  cache {size(each['cache_used'])} of "
+            f"{size(each['cache_size'])} in {each['cache_dir']}" + (f"  http {each['http']}" if each["http"] else "")
+        )
+        show_table(DATASET_COLUMNS, [dataset_row(dataset) for dataset in each["datasets"]])
+
+
+def _status_of(found: running.Running) -> dict[str, Any]:
+    """From its server; when that does not answer, what is known without it. Never enters the mount."""
+    if found.alive:
+        try:
+            return ask(found, "GET", "/api/v1/status")
+        except MountError:
+            pass  # shown as not healthy below; the server may be starting anew just now
+    return {
+        "mountpoint": found.mountpoint,
+        "session": "",
+        "keeper_pid": found.keeper_pid,
+        "server_pid": 0,
+        "http": None,
+        "cache_dir": "",
+        "cache_size": 0,
+        "cache_used": 0,
+        "healthy": False,
+        "datasets": [],
+    }
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine can do, and what to install for more."""
+    from daemon.doctor import examine
+
+    checks = examine()
+    if as_json:
+        show_json({"checks": [check.as_dict() for check in checks]})
+    else:
+        show_table(("CHECK", "RESULT", "WHAT TO DO"), [(check.name, check.result, check.remedy) for check in checks])
+    if any(check.fatal for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,240 @@
+"""``dsfs mount`` and ``dsfs unmount``."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from daemon import running
+from daemon.cli.options import CacheDir
+from daemon.cli.output import say
+from daemon.settings import DEFAULT_CACHE_SIZE, Settings, default_cache_dir, parse_address
+from daemon.users import users_of
+from dsfs.errors import ConfigError, MountError
+from dsfs.fuse import capabilities
+from dsfs.manifest.durations import parse_duration
+from dsfs.manifest.sizes import parse_size_or_percent
+
+_UNMOUNT_S = 20.0
+
+T = TypeVar("T")
+
+Files = Annotated[
+    list[str] | None,
+    typer.Option("-f", "--file", metavar="FILE_OR_DIR", help="Manifests: a file or a directory; may be repeated."),
+]
+
+
+def mount(
+    where: Annotated[list[str], typer.Argument(metavar="[SOURCE_URI] MOUNTPOINT", help="What to mount, and where.")],
+    file: Files = None,
+    cache_dir: CacheDir = None,
+    cache_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="How much the cache may use, such as 200GiB or 80%.")
+    ] = DEFAULT_CACHE_SIZE,
+    session: Annotated[str, typer.Option(metavar="auto|direct|pyfuse3", help="How to speak to the kernel.")] = "auto",
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted or stopped.")] = False,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve metrics, status and health there.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A source option; may be repeated.")
+    ] = None,
+    secrets: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="A directory per secret: DIR/[NAMESPACE/]SECRET/KEY.")
+    ] = None,
+    pvc_root: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where claims lie on this node: DIR/[NAMESPACE/]CLAIM.")
+    ] = None,
+    read_timeout: Annotated[
+        str, typer.Option(metavar="DURATION", help="A read whose origin is gone ends within this.")
+    ] = "30s",
+    namespace: Annotated[
+        list[str] | None, typer.Option(metavar="NS", help="Show only what NS may see; may be repeated.")
+    ] = None,
+) -> None:
+    """Mount one dataset (SOURCE_URI MOUNTPOINT), or those of manifests (-f FILE_OR_DIR MOUNTPOINT)."""
+    if len(where) != (1 if file else 2):
+        raise typer.BadParameter("give SOURCE_URI and MOUNTPOINT, or -f FILE_OR_DIR and MOUNTPOINT")
+    if session not in ("auto", "direct", "pyfuse3"):
+        raise typer.BadParameter(f"--session {session}: is not auto, direct or pyfuse3")
+    timeout_s = _usage("--read-timeout", parse_duration, read_timeout)
+    _usage("--cache-size", parse_size_or_percent, cache_size)
+    if http is not None:
+        _usage("", parse_address, http)
+    if option and file:
+        raise typer.BadParameter("--option goes with SOURCE_URI; in a manifest it is spec.source.options")
+    if namespace and not file:
+        raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
+    mountpoint = os.path.abspath(where[-1])
+    chosen = capabilities.choose_session(session, capabilities.look())
+    check_mountpoint(mountpoint)
+    runtime_dir = running.prepare(mountpoint)
+    settings = Settings(
+        mountpoint=mountpoint,
+        runtime_dir=runtime_dir,
+        cache_dir=os.path.abspath(cache_dir or default_cache_dir()),
+        cache_size=cache_size,
+        session=chosen,
+        source_uri=None if file else where[0],
+        source_options=_options(option or []),
+        manifest_paths=tuple(os.path.abspath(path) for path in file or []),
+        base_dir=os.getcwd(),
+        http=http,
+        secrets_dirs=tuple(os.path.abspath(path) for path in secrets or []),
+        pvc_root=os.path.abspath(pvc_root) if pvc_root else None,
+        read_timeout_s=timeout_s,
+        namespaces=tuple(namespace or []),
+        uid=os.getuid(),
+        gid=os.getgid(),
+        debug=bool(os.environ.get("DSFS_DEBUG")),
+    )
+    settings.save()
+    keeper, answer = _start_keeper(settings, foreground=foreground)
+    if "error" in answer:
+        keeper.wait()
+        raise MountError(str(answer["error"]))
+    if foreground:
+        say(f"dsfs: mounted at {mountpoint}")
+        status = _stay(keeper)
+        running.forget(runtime_dir)
+        raise typer.Exit(status)
+
+
+def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="What to unmount.")]) -> None:
+    """Unmount and stop. Refused while somebody uses it."""
+    place = os.path.abspath(mountpoint)
+    found = next((each for each in running.all_mounts() if each.mountpoint == place), None)
+    if found is None or not found.alive:
+        if not _is_ours(place):
+            raise MountError(f"{place}: dsfs has nothing mounted there")
+        _detach_all(place)
+    else:
+        users = users_of(place)
+        if users:
+            raise MountError(f"{place} is in use by {', '.join(users)}; stop that, then unmount")
+        try:
+            pidfd = os.pidfd_open(found.keeper_pid)
+        except ProcessLookupError:
+            pidfd = -1
+        if pidfd >= 0:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            ended, _w, _x = select.select([pidfd], [], [], _UNMOUNT_S)
+            os.close(pidfd)
+            if not ended:
+                raise MountError(f"{place}: its keeper (pid {found.keeper_pid}) does not stop")
+        if _is_ours(place):
+            _detach_all(place)
+    if found is not None:
+        running.forget(found.runtime_dir)
+
+
+def check_mountpoint(mountpoint: str) -> None:
+    """A directory that exists, is empty and is not in use; dead mounts of ours on it are cleared. Raises MountError."""
+    if _is_ours(mountpoint):
+        live = next((each for each in running.all_mounts() if each.mountpoint == mountpoint and each.alive), None)
+        if live is not None:
+            raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {live.keeper_pid}); unmount it first")
+        _detach_all(mountpoint)
+        say(f"dsfs: cleared a dead mount at {mountpoint}")
+    try:
+        names = os.listdir(mountpoint)
+    except FileNotFoundError:
+        raise MountError(f"mount point {mountpoint} does not exist (make it with mkdir -p)") from None
+    except NotADirectoryError:
+        raise MountError(f"mount point {mountpoint} is not a directory") from None
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise MountError(
+                f"mount point {mountpoint} is a dead mount of another program (clear it with umount -l {mountpoint})"
+            ) from None
+        raise MountError(f"mount point {mountpoint}: {error.strerror}") from error
+    if names:
+        raise MountError(f"mount point {mountpoint} is not empty (choose an empty directory)")
+
+
+def _is_ours(place: str) -> bool:
+    types = running.mounted_at(place)
+    return bool(types) and types[-1] in ("fuse.dsfs", "fuse.fuse.dsfs")
+
+
+def _detach_all(place: str) -> None:
+    while _is_ours(place):
+        argv = ["umount", "-l", "-i"] if os.getuid() == 0 else ["fusermount3", "-u", "-z"]
+        done = subprocess.run([*argv, place], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise MountError(f"{place}: cannot be unmounted: {done.stderr.strip()}")
+
+
+def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.Popen[bytes], dict[str, object]]:
+    """The keeper, and how the start went."""
+    python = [sys.executable, "-P", "-m"]  # -P: a folder named "daemon" in the current directory is not ours
+    with open(f"{settings.runtime_dir}/keeper.json", "w", encoding="utf-8") as file:
+        json.dump(
+            {
+                "mountpoint": settings.mountpoint,
+                "server_argv": [*python, "daemon.server"],
+                "own_mounts": settings.session == "direct",
+            },
+            file,
+        )
+    ready_r, ready_w = os.pipe()
+    log_fd = None
+    if not foreground:
+        log_fd = os.open(f"{settings.runtime_dir}/server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    keeper = subprocess.Popen(
+        [*python, "daemon.keeper", settings.runtime_dir, str(ready_w)],
+        stdin=subprocess.DEVNULL,
+        stdout=log_fd,
+        stderr=log_fd,
+        pass_fds=[ready_w],
+        cwd="/",
+        start_new_session=not foreground,
+    )
+    os.close(ready_w)
+    if log_fd is not None:
+        os.close(log_fd)
+    try:
+        with open(ready_r, "rb") as pipe:
+            line = pipe.readline()
+    except KeyboardInterrupt:
+        keeper.terminate()
+        keeper.wait()
+        raise
+    if not line:
+        return keeper, {"error": f"the keeper ended before it was ready (see {settings.runtime_dir}/server.log)"}
+    answer: dict[str, object] = json.loads(line)
+    return keeper, answer
+
+
+def _stay(keeper: subprocess.Popen[bytes]) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: keeper.terminate())
+    return keeper.wait()
+
+
+def _options(pairs: list[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"--option {key}: is not KEY=VALUE")
+        options[key] = value
+    return options
+
+
+def _usage(flag: str, parse: Callable[[str], T], text: str) -> T:
+    """A flag's value, or wrong usage."""
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise typer.BadParameter(f"{flag} {text}: {error}" if flag else str(error)) from None

@@ -1,0 +1,22 @@
+"""Options that several verbs share, each with its one help text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Mountpoint = Annotated[
+    str | None,
+    typer.Option("--mountpoint", "-m", metavar="MOUNTPOINT", help="Which mount; the only running one if left out."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Selector = Annotated[
+    str, typer.Argument(metavar="[NAMESPACE/]DATASET[/GLOB]", help="A dataset, or a path or pattern in one.")
+]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-dir", metavar="DIR", help="Where blocks are kept (root: /var/cache/dsfs, else ~/.cache/dsfs)."
+    ),
+]

@@ -1,0 +1,48 @@
+"""The command line's side of the control interface: HTTP over the mount's unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+from urllib.parse import quote
+
+from daemon.running import Running
+from dsfs.errors import MountError
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def ask(
+    running: Running, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float | None = 30.0
+) -> dict[str, Any]:
+    """One request to a running mount. Raises MountError with what it said, or that it does not answer."""
+    connection = _UnixConnection(running.control_socket, timeout_s)
+    try:
+        connection.request(
+            method, quote(path), json.dumps(body) if body is not None else None, {"Content-Type": "application/json"}
+        )
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    except TimeoutError as error:
+        raise MountError(
+            f"{running.mountpoint}: its server does not answer (see {running.runtime_dir}/server.log)"
+        ) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise MountError(
+            f"{running.mountpoint}: its server cannot be reached: {error} (see {running.runtime_dir}/server.log)"
+        ) from error
+    finally:
+        connection.close()
+    if "error" in answer:
+        raise MountError(str(answer["error"]))
+    return answer

@@ -1,0 +1,75 @@
+"""The HTTP interface: what may be asked, and what is answered. JSON in the schemas of DESIGN section 7."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import exposition
+
+from daemon.node import Node
+from dsfs.bridge import Bridge
+from dsfs.errors import DsfsError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def public_app(node: Node, bridge: Bridge) -> web.Application:
+    """Read-only: metrics, health, status."""
+    routes = Routes(node, bridge)
+    app = web.Application(middlewares=[errors_as_json])
+    app.router.add_get("/metrics", routes.metrics)
+    app.router.add_get("/healthz", routes.healthz)
+    app.router.add_get("/api/v1/status", routes.status)
+    return app
+
+
+def private_app(node: Node, bridge: Bridge) -> web.Application:
+    """All of it; on the unix socket."""
+    routes = Routes(node, bridge)
+    app = public_app(node, bridge)
+    app.router.add_get("/api/v1/datasets/{selector:.+}", routes.show)
+    app.router.add_post("/api/v1/evict", routes.evict)
+    app.router.add_post("/api/v1/verify", routes.verify)
+    return app
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """An expected failure is one line for the person who asked."""
+    try:
+        return await handler(request)
+    except DsfsError as error:
+        return web.json_response({"error": str(error)}, status=400)
+
+
+class Routes:
+    def __init__(self, node: Node, bridge: Bridge) -> None:
+        self._node = node
+        self._bridge = bridge
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        await self._bridge.await_on_file_side(self._node.set_gauges)
+        encoder, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        from prometheus_client import REGISTRY
+
+        return web.Response(body=encoder(REGISTRY), headers={"Content-Type": content_type})
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        status = await self._bridge.await_on_file_side(self._node.status)
+        return web.json_response({"healthy": status["healthy"]}, status=200 if status["healthy"] else 503)
+
+    async def status(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._bridge.await_on_file_side(self._node.status))
+
+    async def show(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._bridge.await_on_file_side(self._node.show, request.match_info["selector"]))
+
+    async def evict(self, request: web.Request) -> web.Response:
+        body: dict[str, Any] = await request.json()
+        return web.json_response(await self._bridge.await_on_file_side(self._node.evict, str(body.get("selector", ""))))
+
+    async def verify(self, request: web.Request) -> web.Response:
+        return web.json_response(asdict(await self._bridge.await_on_file_side(self._node.verify)))

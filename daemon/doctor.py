@@ -1,0 +1,115 @@
+"""Checks with remedies: what this machine can do, and what to install for more. Never enters a mount."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from importlib.metadata import packages_distributions
+
+from daemon import running
+from daemon.settings import DEFAULT_READ_TIMEOUT_S, default_cache_dir
+from dsfs.fuse import capabilities
+
+_REQUEST_TIMEOUTS = ("default_request_timeout", "max_request_timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line. ``fatal``: without it nothing can be mounted."""
+
+    name: str
+    ok: bool
+    result: str
+    remedy: str = ""
+    fatal: bool = False
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    can = capabilities.look()
+    kernel = f"{can.kernel[0]}.{can.kernel[1]}"
+    checks = [
+        Check(
+            "/dev/fuse",
+            can.device,
+            "can be opened" if can.device else "cannot be opened",
+            "" if can.device else "modprobe fuse; in a container add the device /dev/fuse",
+            fatal=not can.device,
+        ),
+        Check(
+            "direct session",
+            can.direct,
+            "yes" if can.direct else "no: needs CAP_SYS_ADMIN",
+            "" if can.direct else "run as root for the fastest read paths and for restarts without failed reads",
+            fatal=not can.direct and not can.portable,
+        ),
+        Check(
+            "passthrough",
+            can.passthrough,
+            f"kernel {kernel}" + ("" if can.kernel >= (6, 9) else ", needs 6.9"),
+            "" if can.passthrough else "a kernel of 6.9 or later, and root; until then the daemon copies",
+        ),
+        Check(
+            "resume after a crash",
+            can.direct and can.kernel >= (6, 9),
+            f"kernel {kernel}" + ("" if can.kernel >= (6, 9) else ", repeats requests from 6.9 on"),
+        ),
+        Check(
+            "pyfuse3 session",
+            can.portable,
+            "yes" if can.portable else "no",
+            "" if can.portable else "install fuse3 (fusermount3) for mounts without root",
+        ),
+    ]
+    checks += [_request_timeout(name) for name in _REQUEST_TIMEOUTS]
+    checks.append(_cache_directory(default_cache_dir()))
+    checks.append(_import_clash())
+    checks += [_dead_mount(each) for each in running.all_mounts() if not each.alive]
+    return checks
+
+
+def _request_timeout(name: str) -> Check:
+    """The kernel aborts a connection whose oldest request is older than this (FUSE_REQUEST_TIMEOUT, 7.43)."""
+    try:
+        with open(f"/proc/sys/fs/fuse/{name}", encoding="ascii") as file:
+            seconds = int(file.read())
+    except FileNotFoundError:
+        return Check(f"fs.fuse.{name}", True, "not known to this kernel")
+    needed = int(DEFAULT_READ_TIMEOUT_S) + 15
+    ok = seconds == 0 or seconds >= needed
+    remedy = "" if ok else f"sysctl fs.fuse.{name}=0, or mount with a shorter --read-timeout"
+    return Check(f"fs.fuse.{name}", ok, "off" if seconds == 0 else f"{seconds} s", remedy)
+
+
+def _cache_directory(path: str) -> Check:
+    there = path
+    while not os.path.isdir(there):
+        there = os.path.dirname(there)
+    if not os.access(there, os.W_OK):
+        return Check("cache directory", False, f"{path} cannot be written", "choose another with --cache-dir")
+    disk = os.statvfs(there)
+    return Check("cache directory", True, f"{path}, {disk.f_bavail * disk.f_frsize / 2**30:.0f} GiB free")
+
+
+def _import_clash() -> Check:
+    """python-daemon ships a package ``daemon`` too, and pip overwrites silently."""
+    owners = sorted(set(packages_distributions().get("daemon", [])) - {"dsfs"})
+    if not owners:
+        return Check("python packages", True, "no clash")
+    return Check(
+        "python packages",
+        False,
+        f"{owners[0]} has a package named daemon too",
+        "install dsfs into an environment of its own (pipx install dsfs)",
+    )
+
+
+def _dead_mount(found: running.Running) -> Check:
+    return Check(
+        "dead mount",
+        False,
+        f"{found.mountpoint}: its keeper is gone",
+        f"dsfs unmount {found.mountpoint}, or mount it anew",
+    )

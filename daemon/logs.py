@@ -1,0 +1,79 @@
+"""Log lines: one event each, key=value, on stderr; secrets are blotted out wherever they would appear."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+Event = MutableMapping[str, Any]
+
+_SECRET_KEYS = re.compile(r"(?i)(secret|password|passwd|token|authorization|credential|access.?key|signature)")
+_SECRET_TEXT = re.compile(
+    r"(?i)((?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|access_token|token|password)=)[^&\s'\"]+"
+    r"|(://[^/\s:@]+:)[^/\s@]+(@)|(authorization:\s*\S+\s+)\S+|(bearer\s+)\S+"
+)
+_REPEAT_S = 60.0
+_KNOWN_CAUSES = 1000
+
+
+def redact(text: str) -> str:
+    """A text without what looks like a credential in it."""
+    return _SECRET_TEXT.sub(lambda m: (m[1] or m[2] or m[4] or m[5]) + "***" + (m[3] or ""), text)
+
+
+def _redact_event(_logger: object, _method: str, event: Event) -> Event:
+    for key, value in event.items():
+        if _SECRET_KEYS.search(key):
+            event[key] = "***"
+        elif isinstance(value, str):
+            event[key] = redact(value)
+    return event
+
+
+class OncePerCause:
+    """Warnings of one event about one dataset come once a minute; the next one carries how many were held back."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def __call__(self, _logger: object, method: str, event: Event) -> Event:
+        if method != "warning":
+            return event
+        cause = (event.get("event"), event.get("dataset"), event.get("error"))
+        now_s = time.monotonic()
+        last_s, held_back = self._last.get(cause, (-_REPEAT_S, 0))
+        if now_s - last_s < _REPEAT_S:
+            self._last[cause] = (last_s, held_back + 1)
+            raise structlog.DropEvent
+        if len(self._last) >= _KNOWN_CAUSES:
+            self._last.clear()
+        self._last[cause] = (now_s, 0)
+        if held_back:
+            event["held_back"] = held_back
+        return event
+
+
+def configure(*, debug: bool) -> None:
+    """Set up logging for this process. Libraries' own loggers are heard from warning on."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            OncePerCause(),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _redact_event,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="timestamp=%(asctime)s level=%(levelname)s event=%(message)s"
+    )

@@ -1,0 +1,147 @@
+"""One running mount, as the control interface sees it: what it shows, and what it can be asked to do."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import trio
+
+from daemon.settings import Settings
+from dsfs import metrics
+from dsfs.cache.node import NodeTier
+from dsfs.cache.verify import Verified, verify
+from dsfs.catalog.lookup import Catalog
+from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.errors import ConfigError
+from dsfs.fetch.flights import DISK
+from dsfs.model import Kind, ReadPath, object_key
+
+
+class Node:
+    """File side only. ``read_path`` tells what a dataset's opens get now."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keeper_pid: int,
+        tier: NodeTier,
+        boot: bytes,
+        datasets: Mapping[str, Dataset],
+        read_path: Callable[[str], ReadPath],
+    ) -> None:
+        self._settings = settings
+        self._keeper_pid = keeper_pid
+        self._tier = tier
+        self._boot = boot
+        self._datasets = datasets
+        self._read_path = read_path
+        self._last_info: dict[str, tuple[str, ...]] = {}
+
+    async def status(self) -> dict[str, Any]:
+        """One element of ``mounts`` in ``dsfs status --json`` (DESIGN section 7)."""
+        await trio.to_thread.run_sync(self._tier.upkeep, limiter=DISK)
+        tier = self._tier.statistics()
+        return {
+            "mountpoint": self._settings.mountpoint,
+            "session": self._settings.session,
+            "keeper_pid": self._keeper_pid,
+            "server_pid": os.getpid(),
+            "http": self._settings.http,
+            "cache_dir": self._settings.cache_dir,
+            "cache_size": tier.limit_bytes,
+            "cache_used": tier.used_bytes,
+            "healthy": not tier.trouble,
+            "datasets": [await self._dataset(dataset) for dataset in self._datasets.values()],
+        }
+
+    async def _dataset(self, dataset: Dataset) -> dict[str, Any]:
+        status = await dataset.status()
+        manifest = dataset.manifest
+        cached = min(self._tier.index.owner_bytes(manifest.id), status.bytes) if status.bytes else 0
+        return {
+            "namespace": manifest.namespace,
+            "name": manifest.name,
+            "source": dataset.origin.source.uri,
+            "revision": status.revision,
+            "phase": str(status.phase),
+            "message": status.message,
+            "files": status.files,
+            "bytes": status.bytes,
+            "cached_bytes": cached,
+            "pinned_bytes": 0,
+            "skipped": status.skipped,
+            "read_path": str(self._read_path(manifest.id)),
+        }
+
+    async def show(self, selector: str) -> dict[str, Any]:
+        """One dataset with its manifest; a manifest never holds a secret, only the name of one."""
+        dataset, _glob = self._select(selector)
+        manifest = dataset.manifest.model_dump(mode="json", by_alias=True)
+        return {**await self._dataset(dataset), "manifest": manifest}
+
+    async def evict(self, selector: str) -> dict[str, int]:
+        """Give back the space of a dataset, or of the paths that a glob names."""
+        dataset, glob = self._select(selector)
+        freed = await trio.to_thread.run_sync(self._evict, dataset, glob, limiter=CATALOG)
+        return {"evicted_bytes": freed}
+
+    def _evict(self, dataset: Dataset, glob: str) -> int:
+        freed = 0
+        identity = dataset.origin.source.identity
+        for path, tag in files_of(dataset.catalog.file, glob):
+            freed += self._tier.evict(object_key(identity, path, tag))
+        return freed
+
+    async def verify(self) -> Verified:
+        """Check every cached block."""
+        return await trio.to_thread.run_sync(verify, self._tier, self._boot, limiter=DISK)
+
+    async def set_gauges(self) -> None:
+        """What a dataset is and how much of it is here, for /metrics."""
+        for dataset in self._datasets.values():
+            manifest, status = dataset.manifest, await dataset.status()
+            labels = (manifest.namespace, manifest.name)
+            metrics.DATASET_BYTES.labels(*labels).set(status.bytes)
+            metrics.DATASET_CACHED_BYTES.labels(*labels).set(self._tier.index.owner_bytes(manifest.id))
+            info = (*labels, status.revision, str(status.phase), str(manifest.source.type))
+            last = self._last_info.get(manifest.id)
+            if last != info:
+                if last is not None:
+                    metrics.DATASET_INFO.remove(*last)
+                metrics.DATASET_INFO.labels(*info).set(1)
+                self._last_info[manifest.id] = info
+
+    def _select(self, selector: str) -> tuple[Dataset, str]:
+        """``[NAMESPACE/]DATASET[/GLOB]``: a namespace that is known goes first, else it is ``default``."""
+        parts = selector.strip("/").split("/")
+        for count in (2, 1):
+            name = "/".join(parts[:count]) if count == 2 else f"default/{parts[0]}"
+            if len(parts) >= count and name in self._datasets:
+                return self._datasets[name], "/".join(parts[count:])
+        alone = [dataset for dataset in self._datasets.values() if dataset.manifest.name == parts[0]]
+        if len(alone) == 1:
+            return alone[0], "/".join(parts[1:])
+        known = ", ".join(sorted(self._datasets)) or "none"
+        raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
+
+
+def files_of(catalog_file: str, glob: str) -> Iterator[tuple[str, str]]:
+    """(path, version tag) of the files that a glob names: a path, a directory, or a pattern; "" names all.
+
+    Opens the catalog anew, so that a long scan does not stand in the way of look-ups.
+    """
+    catalog = Catalog(catalog_file)
+    try:
+        pattern = glob.rstrip("/")
+        for path, row in catalog.files():
+            if row.kind == Kind.FILE and row.size is not None and _named(path, pattern):
+                yield path, row.tag
+    finally:
+        catalog.close()
+
+
+def _named(path: str, pattern: str) -> bool:
+    return not pattern or path == pattern or path.startswith(f"{pattern}/") or fnmatch.fnmatchcase(path, pattern)

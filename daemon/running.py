@@ -1,0 +1,113 @@
+"""Where running mounts are found: a directory each, locked by its keeper for as long as that lives."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+
+from daemon.settings import runtime_root
+from dsfs.errors import MountError
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One mount that was started. ``alive``: its keeper is."""
+
+    runtime_dir: str
+    mountpoint: str
+    keeper_pid: int
+    alive: bool
+
+    @property
+    def control_socket(self) -> str:
+        return f"{self.runtime_dir}/control.sock"
+
+
+def runtime_dir_of(mountpoint: str) -> str:
+    digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+    return f"{runtime_root()}/{digest}"
+
+
+def all_mounts() -> list[Running]:
+    """Every mount that this user started and that was not unmounted in order."""
+    root = runtime_root()
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return []
+    found = (_look(f"{root}/{name}") for name in names)
+    return [running for running in found if running is not None]
+
+
+def find(mountpoint: str | None) -> Running:
+    """The mount at a place, or the only one there is. Raises MountError that says what there is."""
+    alive = [running for running in all_mounts() if running.alive]
+    if mountpoint is not None:
+        place = os.path.abspath(mountpoint)
+        for running in alive:
+            if running.mountpoint == place:
+                return running
+        raise MountError(f"{place}: dsfs has nothing mounted there ({_list(alive)})")
+    if len(alive) == 1:
+        return alive[0]
+    if not alive:
+        raise MountError("no dsfs mount is running (start one with dsfs mount)")
+    raise MountError(f"several dsfs mounts are running: name one with -m ({_list(alive)})")
+
+
+def prepare(mountpoint: str) -> str:
+    """A clean runtime directory for a new mount. Raises MountError when one is alive there."""
+    path = runtime_dir_of(mountpoint)
+    running = _look(path)
+    if running is not None and running.alive:
+        raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {running.keeper_pid}); unmount it first")
+    shutil.rmtree(path, ignore_errors=True)
+    os.makedirs(f"{path}/journal", mode=0o700)
+    os.chmod(runtime_root(), 0o700)
+    return path
+
+
+def forget(runtime_dir: str) -> None:
+    """Remove what an ended mount left."""
+    shutil.rmtree(runtime_dir, ignore_errors=True)
+
+
+def mounted_at(mountpoint: str) -> list[str]:
+    """File system types mounted at a place, the outermost first; reads the table, never touches the place."""
+    found = []
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            before, _, after = line.partition(b" - ")
+            place = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
+            if place == os.fsencode(mountpoint):
+                found.append(after.split(b" ")[0].decode())
+    return found
+
+
+def _look(path: str) -> Running | None:
+    try:
+        with open(f"{path}/keeper.json", encoding="utf-8") as file:
+            mountpoint = str(json.load(file)["mountpoint"])
+        lock_fd = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC)
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        alive = False
+    except BlockingIOError:
+        alive = True
+    try:
+        pid = int(os.pread(lock_fd, 20, 0) or b"0")
+    except ValueError:
+        pid = 0
+    os.close(lock_fd)
+    return Running(path, mountpoint, pid, alive)
+
+
+def _list(alive: list[Running]) -> str:
+    return "mounted: " + ", ".join(running.mountpoint for running in alive) if alive else "nothing is mounted"

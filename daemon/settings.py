@@ -1,0 +1,117 @@
+"""Flags, environment and defaults become frozen settings; the only reader of os.environ.
+
+The command line makes them and writes them into the mount's runtime directory; every server of that mount reads them
+there. Credentials are not among them: a server inherits the environment, and reads Secrets where they lie.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dsfs.errors import ConfigError
+from dsfs.manifest.sizes import Percent, parse_size_or_percent
+
+DEFAULT_CACHE_SIZE = "80%"
+DEFAULT_READ_TIMEOUT_S = 30.0
+_MEMORY_SHARE = 1 / 16
+_LEAST_MEMORY, _MOST_MEMORY = 64 << 20, 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that one mount was asked for. Sizes in bytes unless the name says otherwise."""
+
+    mountpoint: str
+    runtime_dir: str
+    cache_dir: str
+    cache_size: str = DEFAULT_CACHE_SIZE
+    session: str = "direct"
+    source_uri: str | None = None
+    source_options: dict[str, str] = field(default_factory=dict)
+    manifest_paths: tuple[str, ...] = ()
+    base_dir: str = "/"
+    http: str | None = None
+    secrets_dirs: tuple[str, ...] = ()
+    pvc_root: str | None = None
+    read_timeout_s: float = DEFAULT_READ_TIMEOUT_S
+    namespaces: tuple[str, ...] = ()
+    uid: int = 0
+    gid: int = 0
+    debug: bool = False
+
+    def save(self) -> None:
+        """Where every server of this mount finds them."""
+        path = f"{self.runtime_dir}/settings.json"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file)
+
+    @classmethod
+    def load(cls, runtime_dir: str) -> Settings:
+        with open(f"{runtime_dir}/settings.json", encoding="utf-8") as file:
+            raw: dict[str, Any] = json.load(file)
+        for key in ("manifest_paths", "secrets_dirs", "namespaces"):
+            raw[key] = tuple(raw[key])
+        return cls(**raw)
+
+    def cache_limit(self) -> int:
+        """Bytes that the cache directory may use now; a percentage follows the size of its file system."""
+        size = parse_size_or_percent(self.cache_size)
+        if isinstance(size, Percent):
+            disk = os.statvfs(self.cache_dir)
+            return size.of(disk.f_blocks * disk.f_frsize)
+        return size
+
+
+def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:
+    """Root's cache is the node's; a user's lies where XDG says."""
+    if os.getuid() == 0:
+        return "/var/cache/dsfs"
+    return f"{environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')}/dsfs"
+
+
+def runtime_root(environ: Mapping[str, str] = os.environ) -> str:
+    """Where running mounts are found: one directory each."""
+    if os.getuid() == 0:
+        return "/run/dsfs"
+    return f"{environ.get('XDG_RUNTIME_DIR') or f'/tmp/dsfs-{os.getuid()}'}/dsfs"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT of ``--http``; [::1]:9100 for IPv6. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535 or (":" in host and not host.startswith("[")):
+        raise ConfigError(f"--http {text}: is not HOST:PORT (such as 127.0.0.1:9100)")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def memory_limit_bytes() -> int:
+    """What this process may use: the smallest limit of its cgroups, else the machine's memory."""
+    limits = []
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        limits.append(int(meminfo.readline().split()[1]) * 1024)
+    try:
+        with open("/proc/self/cgroup", encoding="ascii") as cgroups:
+            group = next((line.strip().split(":", 2)[2] for line in cgroups if line.startswith("0::")), "/")
+    except OSError:
+        group = "/"
+    while True:
+        try:
+            with open(f"/sys/fs/cgroup{group.rstrip('/')}/memory.max", encoding="ascii") as file:
+                text = file.read().strip()
+            if text.isdigit():
+                limits.append(int(text))
+        except OSError:
+            pass  # the root group has no such file, and a container may see none at all
+        if group in ("", "/"):
+            return min(limits)
+        group = os.path.dirname(group)
+
+
+def fetch_memory_bytes() -> int:
+    """The budget of all bytes in flight."""
+    return max(_LEAST_MEMORY, min(_MOST_MEMORY, int(memory_limit_bytes() * _MEMORY_SHARE)))

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# System packages and a virtual environment in .venv, on Debian 12+ and Ubuntu 24.04+. Safe to run again.
+#   bash deploy/setup.sh          to run dsfs
+#   bash deploy/setup.sh dev      to run its tests too
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(python3 python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3)
+extras=""
+if [ "${1:-}" = dev ]; then
+  packages+=(git nginx-light rsync)
+  extras="[dev]"
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo)
+  echo "installing ${missing[*]}" >&2
+  "${as_root[@]}" apt-get update -qq >&2
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+fi
+
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "dsfs needs Python 3.11 or later, this is $(python3 --version): use Debian 12, Ubuntu 24.04 or later" >&2
+  exit 1
+}
+# pip runs when what is to be installed has changed, not at every start
+stamp=".venv/installed-$(cat pyproject.toml deploy/setup.sh | sha256sum | cut -c1-16)${extras:+-dev}"
+if [ ! -e "$stamp" ]; then
+  python3 -m venv .venv
+  .venv/bin/pip install --quiet --upgrade pip >&2
+  .venv/bin/pip install --quiet --editable ".$extras" >&2
+  touch "$stamp"
+fi

@@ -1,0 +1,143 @@
+"""The one place where trio and asyncio meet: asyncio runs in a thread of its own, and calls cross whole.
+
+A call carries its result, its exception and its cancellation; nothing else is shared but values, descriptors and
+sinks. Names: the *network side* is asyncio, the *file side* is trio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import outcome
+import trio
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_DISK_WRITERS = 4
+
+
+class Bridge:
+    """Made by ``network_side``. ``call`` belongs to the file side, all the rest to the network side."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, disk: ThreadPoolExecutor) -> None:
+        self._loop = loop
+        self._disk = disk
+        self._token = trio.lowlevel.current_trio_token()
+
+    async def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a coroutine on the network side and wait for it; a checkpoint.
+
+        When the caller is cancelled the coroutine is cancelled too, and waited for.
+        """
+        waiting = trio.lowlevel.current_task()
+        running: list[asyncio.Task[T]] = []
+        raise_cancel: list[Callable[[], Any]] = []
+
+        def start() -> None:
+            task = self._loop.create_task(function(*args, **kwargs))
+            running.append(task)
+            task.add_done_callback(finished)
+
+        def finished(task: asyncio.Task[T]) -> None:
+            if task.cancelled():
+                self._token.run_sync_soon(deliver, outcome.Error(asyncio.CancelledError()))
+                return
+            error = task.exception()
+            self._token.run_sync_soon(deliver, outcome.Value(task.result()) if error is None else outcome.Error(error))
+
+        def deliver(result: outcome.Outcome[T]) -> None:
+            if raise_cancel and isinstance(result, outcome.Error):
+                result = outcome.capture(raise_cancel[0])
+            trio.lowlevel.reschedule(waiting, result)
+
+        def abort(raise_now: Callable[[], Any]) -> trio.lowlevel.Abort:
+            raise_cancel.append(raise_now)
+            self._loop.call_soon_threadsafe(lambda: running[0].cancel())  # start() was queued before this
+            return trio.lowlevel.Abort.FAILED
+
+        self._loop.call_soon_threadsafe(start)
+        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # deliver's T
+
+    def soon(self, function: Callable[..., object], *args: object) -> None:
+        """From the network side: run a plain function on the file side, soon. Order is kept."""
+        try:
+            self._token.run_sync_soon(function, *args)
+        except trio.RunFinishedError:
+            return  # the file side has ended: nobody waits for the news any more
+
+    async def on_file_side(self, function: Callable[..., T], *args: object) -> T:
+        """From the network side: run a plain function on the file side and wait for what it returns."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def deliver(result: outcome.Outcome[T]) -> None:
+            if future.cancelled():
+                return
+            if isinstance(result, outcome.Error):
+                future.set_exception(result.error)
+            else:
+                future.set_result(result.unwrap())
+
+        def run() -> None:
+            self._loop.call_soon_threadsafe(deliver, outcome.capture(function, *args))
+
+        self._token.run_sync_soon(run)
+        return await future
+
+    async def await_on_file_side(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
+        """As ``on_file_side``, for a trio coroutine; it is not cancelled when the caller is."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def deliver(result: outcome.Outcome[T]) -> None:
+            if future.cancelled():
+                return
+            if isinstance(result, outcome.Error):
+                future.set_exception(result.error)
+            else:
+                future.set_result(result.unwrap())
+
+        async def run() -> None:
+            result = await outcome.acapture(function, *args)
+            self._loop.call_soon_threadsafe(deliver, result)
+
+        self._token.run_sync_soon(trio.lowlevel.spawn_system_task, run)
+        return await future
+
+    async def to_disk(self, function: Callable[..., T], *args: object) -> T:
+        """From the network side: run something that waits for the disk in one of a few threads."""
+        return await self._loop.run_in_executor(self._disk, function, *args)
+
+
+@asynccontextmanager
+async def network_side() -> AsyncIterator[Bridge]:
+    """Run an asyncio loop in a thread for as long as the context lasts."""
+    loop = asyncio.new_event_loop()
+    disk = ThreadPoolExecutor(_DISK_WRITERS, thread_name_prefix="disk")
+    thread = threading.Thread(target=_run, args=(loop,), name="network", daemon=True)
+    bridge = Bridge(loop, disk)
+    thread.start()
+    try:
+        yield bridge
+    finally:
+        with trio.CancelScope(shield=True):
+            loop.call_soon_threadsafe(loop.stop)
+            await trio.to_thread.run_sync(thread.join)
+            disk.shutdown(wait=False)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        leftover = asyncio.all_tasks(loop)
+        for task in leftover:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*leftover, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

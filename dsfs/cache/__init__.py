@@ -1,0 +1,1 @@
+"""A block becomes bytes at an offset. Storage only: nothing in this room talks to a network."""

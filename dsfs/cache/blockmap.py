@@ -1,0 +1,288 @@
+"""One cached object: a sparse file of its bytes and the map that says which of its blocks count.
+
+The order of every step is what keeps "present, punched, zeros" impossible (DESIGN section 4; the model with all
+interleavings is tests/unit/cache/test_interleavings.py):
+
+* publish (a Writer, under LOCK_SH of the map): bytes, checksum, state;
+* retract (under LOCK_EX of the map): state, generation, punch;
+* read (no lock): generation, state, bytes, generation again.
+
+A complete object is never punched, only unlinked, so whoever has it open needs none of the above any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from dsfs.cache.mapfile import (
+    BOOT_AT,
+    GENERATION,
+    GENERATION_AT,
+    HEADER,
+    STATES_AT,
+    State,
+    checksums_at,
+    crc32c,
+    header_is_of,
+    map_bytes,
+    pack_header,
+)
+from dsfs.ranges import ByteRange, block_count, block_range, blocks_of
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <linux/falloc.h>
+
+
+class DamagedObject(Exception):
+    """Map and data do not belong together, or are torn: the object has to be dropped."""
+
+
+class BlockMap:
+    """An open object of the node tier.
+
+    Readers call ``read`` from one thread; writers publish from others. ``fd`` stays open, and readable, until the
+    last reference is gone, whatever happens to the file's name: a read in another thread never meets a reused number.
+    """
+
+    def __init__(self, fd: int, map_fd: int, key: str, size_bytes: int, block_bytes: int) -> None:
+        self.fd = fd
+        self.key = key
+        self.size_bytes = size_bytes
+        self.block_bytes = block_bytes
+        self.blocks = block_count(size_bytes, block_bytes)
+        self.unlinked = False
+        self._map_fd = map_fd
+        self._map = mmap.mmap(map_fd, map_bytes(self.blocks))
+        whole = memoryview(self._map)
+        self._states = whole[STATES_AT : STATES_AT + self.blocks]
+        at = checksums_at(self.blocks)
+        self._checksums = whole[at : at + 4 * self.blocks].cast("I")
+        self._generation = whole[GENERATION_AT : GENERATION_AT + GENERATION.size].cast("Q")
+        self._boot = whole[BOOT_AT : BOOT_AT + 16]
+        self._whole = whole
+        self._complete = False
+
+    @classmethod
+    def open(cls, path: str, key: str, size_bytes: int, block_bytes: int, boot: bytes) -> BlockMap:
+        """Open what is there. Raises FileNotFoundError, DamagedObject, OSError.
+
+        When the map was last true under another boot, its blocks become UNCHECKED before the new boot id is written.
+        """
+        map_fd = os.open(f"{path}.map", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            expected = map_bytes(block_count(size_bytes, block_bytes))
+            if os.fstat(map_fd).st_size != expected:
+                raise DamagedObject(f"map of {key} is not {expected} bytes long")
+            if not header_is_of(os.pread(map_fd, HEADER.size, 0), key, size_bytes, block_bytes):
+                raise DamagedObject(f"map of {key} does not belong to it")
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise DamagedObject(f"map of {key} has no data beside it") from error
+        except BaseException:
+            os.close(map_fd)
+            raise
+        if os.fstat(fd).st_size != size_bytes:
+            os.close(fd)
+            os.close(map_fd)
+            raise DamagedObject(f"data of {key} is not {size_bytes} bytes long")
+        obj = cls(fd, map_fd, key, size_bytes, block_bytes)
+        if bytes(obj._boot) != boot:
+            obj._distrust(boot)
+        return obj
+
+    @classmethod
+    def create(cls, path: str, key: str, size_bytes: int, block_bytes: int, boot: bytes) -> BlockMap:
+        """A new object without any block. The map appears last, so an object is there if its map is."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size_bytes)
+            temporary = f"{path}.map.{os.getpid()}.new"
+            map_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                # posix_fallocate, not truncate: a full disk must say so here and not as SIGBUS in the mapping
+                os.posix_fallocate(map_fd, 0, map_bytes(block_count(size_bytes, block_bytes)))
+                os.pwrite(map_fd, pack_header(key, size_bytes, block_bytes, boot), 0)
+                os.rename(temporary, f"{path}.map")
+            except BaseException:
+                os.close(map_fd)
+                if os.path.exists(temporary):
+                    os.unlink(temporary)
+                raise
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, map_fd, key, size_bytes, block_bytes)
+
+    def __del__(self) -> None:
+        for view in (self._states, self._checksums, self._generation, self._boot, self._whole):
+            view.release()
+        self._map.close()
+        os.close(self._map_fd)
+        os.close(self.fd)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is present (and checked): such an object is never punched."""
+        if not self._complete:
+            self._complete = bytes(self._states).count(State.PRESENT) == self.blocks
+        return self._complete
+
+    @property
+    def generation(self) -> int:
+        return self._generation[0]
+
+    def state(self, block: int) -> State:
+        return State(self._states[block])
+
+    def present_bytes(self) -> int:
+        """Bytes in blocks that are here, checked or not."""
+        absent = bytes(self._states).count(State.ABSENT)
+        if absent == 0:
+            return self.size_bytes
+        present = (self.blocks - absent) * self.block_bytes
+        if self._states[self.blocks - 1] != State.ABSENT:
+            present -= self.blocks * self.block_bytes - self.size_bytes
+        return present
+
+    def missing(self, wanted: ByteRange) -> list[int]:
+        """The blocks of a range that cannot be read yet; UNCHECKED ones among them."""
+        if self.complete:
+            return []
+        states = self._states
+        return [block for block in blocks_of(wanted, self.block_bytes) if states[block] != State.PRESENT]
+
+    def unchecked(self) -> list[int]:
+        """Blocks that were written under another boot and not checked since."""
+        states = bytes(self._states)
+        return [block for block in range(self.blocks) if states[block] == State.UNCHECKED]
+
+    def read(self, wanted: ByteRange, into: memoryview, flags: int = 0) -> bool:
+        """Fill ``into`` (``wanted.length`` bytes). False: some of it is absent, and ``into`` may hold anything.
+
+        ``flags`` go to preadv2(2); with RWF_NOWAIT raises BlockingIOError when the disk would have to be waited for.
+        """
+        if self.complete:
+            self._pread(wanted, into, flags)
+            return True
+        generation = self._generation[0]
+        for block in blocks_of(wanted, self.block_bytes):
+            if self._states[block] != State.PRESENT:
+                return False
+        self._pread(wanted, into, flags)
+        return self._generation[0] == generation
+
+    def _pread(self, wanted: ByteRange, into: memoryview, flags: int) -> None:
+        done = 0
+        while done < wanted.length:
+            count = os.preadv(self.fd, [into[done : wanted.length]], wanted.start + done, flags)
+            if count == 0:
+                raise DamagedObject(f"data of {self.key} ends before byte {wanted.stop}")
+            done += count
+            if done < wanted.length and flags & os.RWF_NOWAIT:
+                raise BlockingIOError
+
+    @contextmanager
+    def writer(self) -> Iterator[Writer]:
+        """Publish blocks while nobody may punch. A writer has a descriptor, and so a lock, of its own."""
+        lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_SH)
+            yield Writer(self)
+        finally:
+            os.close(lock_fd)
+
+    def _publish(self, block: int, data: bytes | bytearray | memoryview) -> None:
+        if self._states[block] == State.PRESENT:
+            return
+        place = block_range(block, self.size_bytes, self.block_bytes)
+        if len(data) != place.length:
+            raise ValueError(f"block {block} of {self.key} has {place.length} bytes, not {len(data)}")
+        _pwrite_all(self.fd, data, place.start)  # 1. the bytes
+        self._checksums[block] = crc32c(data)  # 2. the proof
+        self._states[block] = State.PRESENT  # 3. only now may a reader look
+
+    def retract(self, blocks: Iterable[int]) -> int | None:
+        """Take blocks back and give their space to the disk; the bytes that were freed.
+
+        None when somebody publishes into the object just now, or when it is complete (then it can only be unlinked).
+        """
+        lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.complete:
+                return None
+            taken = [block for block in blocks if self._states[block] != State.ABSENT]
+            for block in taken:
+                self._states[block] = State.ABSENT
+            self._generation[0] += 1
+            freed = 0
+            for block in taken:
+                place = block_range(block, self.size_bytes, self.block_bytes)
+                if _libc.fallocate(self.fd, _PUNCH_HOLE, place.start, place.length) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code), self.key)
+                freed += place.length
+            return freed
+        except BlockingIOError:
+            return None
+        finally:
+            os.close(lock_fd)
+
+    def check(self, block: int) -> bool:
+        """Read one block that is here and compare its crc32c; a right UNCHECKED one becomes PRESENT.
+
+        A wrong one stays as it is: the caller drops it (``retract``, or the whole object).
+        """
+        place = block_range(block, self.size_bytes, self.block_bytes)
+        state = self._states[block]
+        data = bytearray(place.length)
+        generation = self._generation[0]
+        self._pread(place, memoryview(data), 0)
+        if crc32c(data) != self._checksums[block]:
+            return self._generation[0] != generation  # punched meanwhile: not wrong, just gone
+        if state == State.UNCHECKED:
+            lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock_fd, fcntl.LOCK_SH)
+                if self._generation[0] == generation:
+                    self._states[block] = State.PRESENT
+            finally:
+                os.close(lock_fd)
+        return True
+
+    def _distrust(self, boot: bytes) -> None:
+        """States before the boot id: a crash in between distrusts once more, which is harmless."""
+        lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX)
+            if bytes(self._boot) != boot:
+                self._states[:] = bytes(self._states).replace(bytes([State.PRESENT]), bytes([State.UNCHECKED]))
+                self._boot[:] = boot
+        finally:
+            os.close(lock_fd)
+
+
+class Writer:
+    """The right to publish into one object; made by ``BlockMap.writer``."""
+
+    def __init__(self, obj: BlockMap) -> None:
+        self._obj = obj
+
+    def publish(self, block: int, data: bytes | bytearray | memoryview) -> None:
+        """Make one block readable. ``data`` is the whole block. Raises OSError when the disk refuses."""
+        self._obj._publish(block, data)
+
+
+def _pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view = view[count:]
+        offset += count

@@ -1,0 +1,121 @@
+"""Where things lie in a cache directory, who may use it, and which layout it has."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from dataclasses import dataclass
+
+from dsfs.errors import CacheDirectoryError
+
+LAYOUT_VERSION = 1
+_FANOUT = [f"{byte:02x}" for byte in range(256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one cache directory. ``lock_fd`` holds it for this process until it is closed."""
+
+    root: str
+    lock_fd: int
+
+    @property
+    def catalogs(self) -> str:
+        return f"{self.root}/catalogs"
+
+    @property
+    def index(self) -> str:
+        return f"{self.root}/index"
+
+    @property
+    def objects(self) -> str:
+        return f"{self.root}/objects"
+
+    def object_path(self, key: str) -> str:
+        return f"{self.root}/objects/{key[:2]}/{key}"
+
+    def map_path(self, key: str) -> str:
+        return f"{self.root}/objects/{key[:2]}/{key}.map"
+
+    def release(self) -> None:
+        """Let another server use the directory."""
+        os.close(self.lock_fd)
+
+
+def open_layout(root: str) -> Layout:
+    """Make or open a cache directory, for this process alone (flock on ``lock``, gone with the process).
+
+    Raises CacheDirectoryError: cannot be made or written, is of another layout, or is used by another server.
+    """
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        lock_fd = os.open(f"{root}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CacheDirectoryError(
+            f"cache directory {root}: {os.strerror(error.errno or errno.EIO)} (choose another with --cache-dir)"
+        ) from error
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip()
+        os.close(lock_fd)
+        raise CacheDirectoryError(
+            f"cache directory {root} is used by another dsfs server (pid {holder or 'unknown'}); "
+            "unmount that one or choose another with --cache-dir"
+        ) from error
+    try:
+        _check_version(root)
+        _make_directories(root)
+        os.ftruncate(lock_fd, 0)
+        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(lock_fd)
+        raise CacheDirectoryError(
+            f"cache directory {root}: {os.strerror(error.errno or errno.EIO)} (choose another with --cache-dir)"
+        ) from error
+    except CacheDirectoryError:
+        os.close(lock_fd)
+        raise
+    return Layout(root, lock_fd)
+
+
+def _check_version(root: str) -> None:
+    path = f"{root}/version"
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            text = file.read(100).strip()
+    except FileNotFoundError:
+        strangers = set(os.listdir(root)) - {"lock", "lost+found"}
+        if strangers:
+            raise CacheDirectoryError(
+                f"cache directory {root} holds {sorted(strangers)[0]!r} and no dsfs version file: it is no dsfs cache "
+                "(choose an empty directory with --cache-dir)"
+            ) from None
+        temporary = f"{path}.new"
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(f"{LAYOUT_VERSION}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        return
+    if text != str(LAYOUT_VERSION):
+        raise CacheDirectoryError(
+            f"cache directory {root} has layout version {text!r}, this dsfs knows {LAYOUT_VERSION}; "
+            "use the dsfs that made it, or remove the directory"
+        )
+
+
+def _make_directories(root: str) -> None:
+    os.chmod(root, 0o700)  # the cache belongs to the daemon's user alone
+    for name in ("catalogs", "index", "objects"):
+        os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
+    if not os.path.isdir(f"{root}/objects/ff"):
+        for name in _FANOUT:
+            os.makedirs(f"{root}/objects/{name}", mode=0o700, exist_ok=True)
+
+
+def boot_id() -> bytes:
+    """16 bytes that change with every boot of this machine (Documentation/admin-guide/sysctl/kernel.rst)."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return bytes.fromhex(file.read().strip().replace("-", ""))

@@ -1,0 +1,275 @@
+"""The node tier: the objects in one cache directory, within a limit of bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+from cachetools import LRUCache
+
+from dsfs import metrics
+from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.complete import CachedObject, CompleteObject, open_object
+from dsfs.cache.eviction import choose_victims
+from dsfs.cache.index import Index
+from dsfs.cache.layout import Layout
+from dsfs.cache.mapfile import crc32c, map_bytes, pack_complete
+from dsfs.errors import CacheFull
+from dsfs.model import Tier
+from dsfs.ranges import MiB, block_count, block_range
+
+log = structlog.get_logger()
+
+BLOCK_BYTES = 1 * MiB
+_OPEN_OBJECTS = 512  # two descriptors each
+_PAGE = 4096
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    """A snapshot, in bytes."""
+
+    used_bytes: int
+    limit_bytes: int
+    reserved_bytes: int
+    trouble: str
+
+
+class NodeTier:
+    """Objects by key. ``open`` and ``create`` belong to one thread (the reader's); the rest may be called from any.
+
+    ``limit`` says how many bytes may be used now; it is a function, as "80%" follows the disk.
+    """
+
+    def __init__(
+        self, layout: Layout, index: Index, limit: Callable[[], int], boot: bytes, block_bytes: int = BLOCK_BYTES
+    ) -> None:
+        self.layout = layout
+        self.index = index
+        self.block_bytes = block_bytes
+        self._limit = limit
+        self._boot = boot
+        self._recent: LRUCache[str, CachedObject] = LRUCache(_OPEN_OBJECTS)
+        self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
+        self._reserved_bytes = 0
+        self._overhead_bytes = 0
+        self._lock = threading.RLock()  # guards _reserved_bytes, _recent and _open; never held over a system call
+        self._evicting = threading.Lock()
+        self._trouble = ""
+
+    def statistics(self) -> NodeStatistics:
+        return NodeStatistics(self.used_bytes, self._limit(), self._reserved_bytes, self._trouble)
+
+    @property
+    def used_bytes(self) -> int:
+        """All that lies in the cache directory: objects, catalogs and index."""
+        return self.index.used_bytes + self._overhead_bytes
+
+    # -- looking up ---------------------------------------------------------------------------------------------
+
+    def open(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
+        """The object if any of it may be here. A damaged one is dropped and counts as absent."""
+        with self._lock:
+            obj = self._recent.get(key) or self._open.get(key)
+        if obj is None:
+            try:
+                obj = open_object(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
+            except FileNotFoundError:
+                return None
+            except DamagedObject as damage:
+                log.warning("cached object dropped", reason=str(damage))
+                metrics.CORRUPT_BLOCKS.inc()
+                self.drop(key)
+                return None
+            except OSError as error:
+                self.note_trouble(error)
+                return None
+            self._keep(obj)
+        self.index.use(key, owner)
+        return obj
+
+    def create(self, key: str, size_bytes: int) -> BlockMap:
+        """A new, empty object. Raises OSError when the disk refuses."""
+        obj = BlockMap.create(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
+        self._keep(obj)
+        return obj
+
+    def _keep(self, obj: CachedObject) -> None:
+        with self._lock:
+            self._recent[obj.key] = obj
+            self._open[obj.key] = obj
+
+    # -- bringing in --------------------------------------------------------------------------------------------
+
+    def put_whole(self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str) -> None:
+        """Store an object that is wholly in memory: two files, written aside and renamed, the map last.
+
+        Raises OSError when the disk refuses; then nothing of it is left.
+        """
+        path = self.layout.object_path(key)
+        suffix = f".{threading.get_ident()}.new"
+        view = memoryview(data)
+        sums = [
+            crc32c(view[place.start : place.stop])
+            for place in (
+                block_range(block, size_bytes, self.block_bytes)
+                for block in range(block_count(size_bytes, self.block_bytes))
+            )
+        ]
+        try:
+            _write_file(path + suffix, view)
+            _write_file(f"{path}.map{suffix}", pack_complete(key, size_bytes, self.block_bytes, self._boot, sums))
+            os.rename(path + suffix, path)
+            os.rename(f"{path}.map{suffix}", f"{path}.map")
+        except OSError:
+            for leftover in (path + suffix, f"{path}.map{suffix}"):
+                if os.path.exists(leftover):
+                    os.unlink(leftover)
+            raise
+        self.index.add(key, space_of(size_bytes) + _PAGE, owner)
+
+    def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
+        """Store one block of a larger object. Raises OSError when the disk refuses."""
+        with obj.writer() as writer:
+            writer.publish(block, data)
+        self.index.add(obj.key, space_of(len(data)), owner)
+
+    # -- room ---------------------------------------------------------------------------------------------------
+
+    def reserve(self, size_bytes: int) -> bool:
+        """Set space aside for a fetch; False when room has to be made first. Give it back with ``release``."""
+        with self._lock:
+            if self.used_bytes + self._reserved_bytes + size_bytes > self._limit():
+                return False
+            self._reserved_bytes += size_bytes
+            return True
+
+    def release(self, size_bytes: int) -> None:
+        """What was fetched is counted as used by now, or did not come."""
+        with self._lock:
+            self._reserved_bytes -= size_bytes
+
+    def make_room(self, size_bytes: int) -> None:
+        """Evict until ``size_bytes`` can be reserved, and reserve them. Blocks on the disk.
+
+        Raises CacheFull when what is left cannot be evicted.
+        """
+        with self._evicting:
+            if self.reserve(size_bytes):
+                return
+            limit = self._limit()
+            # a little more than asked for, or every block of a full cache would pay for an eviction of its own
+            need = self.used_bytes + self._reserved_bytes + size_bytes - limit + limit // 64
+            if size_bytes <= limit:
+                self.index.flush(time.time())
+                for victim in choose_victims(self.index.oldest_first(), need):
+                    metrics.EVICTED_BYTES.inc(self.evict(victim.key))
+                self.index.flush(time.time())
+            if not self.reserve(size_bytes):
+                raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")
+
+    def evict(self, key: str) -> int:
+        """Give back one object's space; the bytes that were freed, 0 when it is being written just now.
+
+        A partial object that somebody has open is punched, as an unlinked one would keep its space; a complete one
+        is unlinked, and who holds it keeps it.
+        """
+        with self._lock:
+            obj = self._open.get(key)
+        if isinstance(obj, BlockMap) and not obj.complete:
+            freed = obj.retract(range(obj.blocks))
+            if not freed:
+                return 0
+            self.index.remove(key)
+            return freed
+        return self.drop(key)
+
+    def drop(self, key: str) -> int:
+        """Unlink an object, map first, so that data never counts without its map; the bytes that were freed."""
+        freed = 0
+        for path in (self.layout.map_path(key), self.layout.object_path(key)):
+            try:
+                freed += os.stat(path).st_blocks * 512
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self.note_trouble(error)
+                return 0
+        with self._lock:
+            obj = self._open.pop(key, None)
+            self._recent.pop(key, None)
+        if obj is not None:
+            obj.unlinked = True
+        self.index.remove(key)
+        return freed
+
+    def drop_bad_block(self, obj: CachedObject, block: int) -> None:
+        """A block did not match its checksum: take it back, or the whole object if it is complete."""
+        metrics.CORRUPT_BLOCKS.inc()
+        log.warning("corrupt block dropped", key=obj.key, block=block)
+        if isinstance(obj, CompleteObject) or obj.complete or obj.retract([block]) is None:
+            self.drop(obj.key)
+
+    # -- health and upkeep --------------------------------------------------------------------------------------
+
+    def note_trouble(self, error: OSError) -> None:
+        """The disk refused. Reads go on without it; said once per cause, and again when it changes."""
+        text = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno not in _DISK_TROUBLE:
+            text = f"unexpected: {text}"
+        if text != self._trouble:
+            log.warning("cache directory in trouble, reading on without it", cache=self.layout.root, reason=text)
+            self._trouble = text
+
+    def note_success(self) -> None:
+        """The disk took something: trouble is over."""
+        if self._trouble:
+            log.info("cache directory works again", cache=self.layout.root)
+            self._trouble = ""
+
+    def upkeep(self) -> None:
+        """Write the index, measure catalogs and index, set the gauges. Once a second; blocks on the disk."""
+        self.index.flush(time.time())
+        self._overhead_bytes = sum(
+            entry.stat(follow_symlinks=False).st_blocks * 512
+            for directory, _names, _files in os.walk(self.layout.catalogs)
+            for entry in _files_in(directory)
+        ) + sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _files_in(self.layout.index))
+        metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
+        metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._limit())
+
+
+def space_of(size_bytes: int) -> int:
+    """What so many bytes take on a disk of 4 KiB blocks."""
+    return -(-size_bytes // _PAGE) * _PAGE
+
+
+def map_space(size_bytes: int, block_bytes: int) -> int:
+    """What the map of an object takes on disk."""
+    return space_of(map_bytes(block_count(size_bytes, block_bytes)))
+
+
+def _write_file(path: str, data: bytes | memoryview) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
+def _files_in(directory: str) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,117 @@
+"""Checking everything that is cached, and finding again what the index has lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.mapfile import HEADER, State
+from dsfs.cache.node import NodeTier, map_space
+from dsfs.ranges import block_range
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Verified:
+    """What a check found. ``bad`` counts blocks, and objects whose map could not be used; all were dropped."""
+
+    objects: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    bad: int = 0
+
+
+def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = lambda _: None) -> Verified:
+    """Compare every cached block with its checksum; drop what is wrong. Blocks on the disk; hours for terabytes."""
+    found = Verified()
+    for key in keys_on_disk(tier.layout.objects):
+        found.objects += 1
+        try:
+            obj = _open(tier, key, boot)
+        except FileNotFoundError:
+            found.objects -= 1  # evicted while we came here
+            continue
+        except (DamagedObject, OSError) as error:
+            log.warning("cached object dropped", key=key, reason=str(error))
+            found.bad += 1
+            tier.drop(key)
+            continue
+        _verify_object(tier, obj, found)
+        progress(found)
+    return found
+
+
+def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
+    for block in range(obj.blocks):
+        if obj.state(block) == State.ABSENT:
+            continue
+        found.blocks += 1
+        try:
+            right = obj.check(block)
+        except (DamagedObject, OSError) as error:
+            log.warning("cached block cannot be read", key=obj.key, block=block, reason=str(error))
+            right = False
+        if right:
+            found.bytes += block_range(block, obj.size_bytes, obj.block_bytes).length
+            continue
+        found.bad += 1
+        tier.drop_bad_block(obj, block)
+        if obj.complete:
+            return  # dropped as a whole
+
+
+def rebuild_index(tier: NodeTier, boot: bytes) -> None:
+    """Note in the index what lies in objects/ and is not in it; remove data that lost its map. Blocks on the disk."""
+    for key in keys_on_disk(tier.layout.objects):
+        if key in tier.index:
+            continue
+        try:
+            obj = _open(tier, key, boot)
+        except FileNotFoundError:
+            continue
+        except (DamagedObject, OSError) as error:
+            log.warning("cached object dropped", key=key, reason=str(error))
+            tier.drop(key)
+            continue
+        tier.index.add(key, obj.present_bytes() + map_space(obj.size_bytes, obj.block_bytes), "")
+    for directory, _names, files in os.walk(tier.layout.objects):
+        present = set(files)
+        for name in files:
+            if (len(name) == 64 and f"{name}.map" not in present and name not in tier.index) or name.endswith(".new"):
+                _remove(f"{directory}/{name}")
+
+
+def keys_on_disk(objects: str) -> Iterator[str]:
+    """The keys of all objects that have a map."""
+    for fan in sorted(os.listdir(objects)):
+        try:
+            names = os.listdir(f"{objects}/{fan}")
+        except NotADirectoryError:
+            continue
+        for name in names:
+            if name.endswith(".map") and len(name) == 68:
+                yield name[:-4]
+
+
+def _open(tier: NodeTier, key: str, boot: bytes) -> BlockMap:
+    """Open an object of which only the key is known: its header says the rest."""
+    with open(tier.layout.map_path(key), "rb") as file:
+        header = file.read(HEADER.size)
+    if len(header) != HEADER.size:
+        raise DamagedObject(f"map of {key} is torn")
+    _magic, _generation, size_bytes, block_bytes, _crc, _boot, _key = HEADER.unpack(header)
+    if not 0 < block_bytes <= 1 << 30 or size_bytes > 1 << 60:
+        raise DamagedObject(f"map of {key} has an impossible size")
+    return BlockMap.open(tier.layout.object_path(key), key, size_bytes, block_bytes, boot)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,167 @@
+"""Look-ups in a catalog: by name, by inode number, in order for readdir. Plain, indexed, microseconds each."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from dsfs.errors import CatalogError
+from dsfs.model import Kind
+
+CATALOG_LAYOUT = 1
+ROOT_INO = 1
+
+_COLUMNS = "ino, parent, name, kind, size, mtime_ns, tag, target, listed, subdirs"
+_BY_NAME = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name = ?"
+_BY_INO = f"SELECT {_COLUMNS} FROM entry WHERE ino = ?"
+_AFTER = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?"
+_NAME_OF = "SELECT parent, name FROM entry WHERE ino = ?"
+
+
+class Row(NamedTuple):
+    """One entry; the columns are explained in schema.sql."""
+
+    ino: int
+    parent: int
+    name: bytes
+    kind: int
+    size: int | None
+    mtime_ns: int
+    tag: str
+    target: bytes | None
+    listed: int
+    subdirs: int
+
+
+class Catalog:
+    """One revision, for reading. Used by one thread. What a writer commits is seen by the next call."""
+
+    def __init__(self, path: str) -> None:
+        self.file = path
+        self._paths: LRUCache[int, str] = LRUCache(4096)
+        self._db = _connect(path, immutable=False)
+        self.revision = str(self._meta("revision"))
+        self.created_ns = int(self._meta("created_ns"))
+        self.sealed = False
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look whether the catalog was sealed. A sealed one is read without any lock from then on."""
+        if not self.sealed and int(self._meta("sealed")):
+            self._db.close()
+            self._db = _connect(self.file, immutable=True)
+            self.sealed = True
+
+    def close(self) -> None:
+        self._db.close()
+
+    def lookup(self, parent: int, name: bytes) -> Row | None:
+        row = self._db.execute(_BY_NAME, (parent, name)).fetchone()
+        return Row._make(row) if row else None
+
+    def row(self, ino: int) -> Row | None:
+        row = self._db.execute(_BY_INO, (ino,)).fetchone()
+        return Row._make(row) if row else None
+
+    def is_listed(self, ino: int) -> bool:
+        """Whether every name in this directory is known, so that a name that is not a row does not exist."""
+        if self.sealed:
+            return True
+        row = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ino,)).fetchone()
+        return bool(row and row[0])
+
+    def children(self, parent: int, after_ino: int, limit: int) -> list[Row]:
+        """Entries of a directory in order of name, behind the one with number ``after_ino`` (0: from the start)."""
+        after = b""
+        if after_ino:
+            found = self._db.execute(_NAME_OF, (after_ino,)).fetchone()
+            if found is None:
+                return []
+            after = found[1]
+        return [Row._make(row) for row in self._db.execute(_AFTER, (parent, after, limit))]
+
+    def path_of(self, ino: int) -> str:
+        """The path of an entry, relative to the dataset's root ("" for the root itself)."""
+        if ino == ROOT_INO:
+            return ""
+        known = self._paths.get(ino)
+        if known is not None:
+            return known
+        found = self._db.execute(_NAME_OF, (ino,)).fetchone()
+        if found is None:
+            raise CatalogError(f"catalog {self.file} has no entry {ino}")
+        parent, name = found
+        return join(self.directory_path(parent), name)
+
+    def directory_path(self, ino: int) -> str:
+        """As ``path_of``, and remembered: neighbours share it."""
+        if ino == ROOT_INO:
+            return ""
+        known = self._paths.get(ino)
+        if known is None:
+            known = self.path_of(ino)
+            self._paths[ino] = known
+        return known
+
+    def find(self, path: str) -> Row | None:
+        """The entry at a path, if it is a row already."""
+        row = self.row(ROOT_INO)
+        for name in os.fsencode(path).split(b"/") if path else ():
+            if row is None:
+                return None
+            row = self.lookup(row.ino, name)
+        return row
+
+    def files(self) -> Iterator[tuple[str, Row]]:
+        """Every file and link with its path, in order of number. For scans, on a catalog opened for it."""
+        query = f"SELECT {_COLUMNS} FROM entry WHERE kind != ?"
+        for values in self._db.execute(query, (Kind.DIRECTORY,)):
+            row = Row._make(values)
+            yield join(self.directory_path(row.parent), row.name), row
+
+    def totals(self) -> tuple[int, int, int]:
+        """Files, their bytes, and names that were skipped; what is known so far while it is not sealed."""
+        if self.sealed:
+            return int(self._meta("files")), int(self._meta("bytes")), int(self._meta("skipped"))
+        files, size = self._db.execute("SELECT count(*), sum(size) FROM entry WHERE kind = 0").fetchone()
+        return files, size or 0, int(self._meta("skipped"))
+
+    def largest(self) -> int:
+        """Size in bytes of the largest file that is known."""
+        (size,) = self._db.execute("SELECT max(size) FROM entry").fetchone()
+        return size or 0
+
+    def _meta(self, key: str) -> int | str:
+        found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            raise CatalogError(f"catalog {self.file} has no {key}: it is damaged; remove it to have it listed again")
+        value: int | str = found[0]
+        return value
+
+
+def join(directory: str, name: bytes) -> str:
+    """A path from a directory's path and a name in it."""
+    text = os.fsdecode(name)
+    return f"{directory}/{text}" if directory else text
+
+
+def _connect(path: str, *, immutable: bool) -> sqlite3.Connection:
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    try:
+        db = sqlite3.connect(
+            f"file:{quoted}?mode={'ro&immutable=1' if immutable else 'ro'}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        db.execute("PRAGMA cache_size = -8192")  # KiB: bounds memory however large the catalog is
+        (layout,) = db.execute("SELECT value FROM meta WHERE key = 'layout'").fetchone() or (None,)
+    except sqlite3.Error as error:
+        raise CatalogError(f"catalog {path}: {error}") from error
+    if layout != CATALOG_LAYOUT:
+        raise CatalogError(f"catalog {path} has layout {layout!r}, this dsfs knows {CATALOG_LAYOUT}")
+    return db

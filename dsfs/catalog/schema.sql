@@ -1,0 +1,22 @@
+-- One catalog is one revision. Once sealed it never changes.
+
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, skipped, created_ns
+    value
+) WITHOUT ROWID;
+
+CREATE TABLE entry (
+    ino      INTEGER PRIMARY KEY,         -- the inode number within the dataset; 1 is the root
+    parent   INTEGER NOT NULL,            -- ino of the directory; 0 for the root
+    name     BLOB    NOT NULL,            -- the bytes that readdir shows
+    kind     INTEGER NOT NULL,            -- model.Kind
+    size     INTEGER,                     -- bytes; NULL while only the name is known (then tag is empty too)
+    mtime_ns INTEGER NOT NULL DEFAULT 0,
+    tag      TEXT    NOT NULL DEFAULT '', -- version tag
+    target   BLOB,                        -- where a symbolic link points
+    listed   INTEGER NOT NULL DEFAULT 0,  -- directories: 1 once every name in it is a row
+    subdirs  INTEGER NOT NULL DEFAULT 0   -- directories: directories in it, counted when it was listed
+);
+
+-- lookup by name, and readdir in order of name
+CREATE UNIQUE INDEX entry_parent_name ON entry (parent, name);

@@ -1,0 +1,233 @@
+"""Rows from listings: what was listed first stays, so that what a reader saw once is true for the whole revision."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import NamedTuple
+
+import structlog
+from cachetools import LRUCache
+
+from dsfs.catalog.lookup import CATALOG_LAYOUT, ROOT_INO
+from dsfs.model import Kind, ListingPage, SourceObject, path_parts
+
+log = structlog.get_logger()
+
+# What is there stays; but a directory wins over a file of its name (a key `a` beside `a/b`), and a row of which only
+# the name was known takes its size, time and tag.
+_INSERT = """
+    INSERT INTO entry (parent, name, kind, size, mtime_ns, tag, target) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (parent, name) DO UPDATE SET
+        kind = excluded.kind, size = excluded.size, mtime_ns = excluded.mtime_ns, tag = excluded.tag
+    WHERE (entry.kind = 0 AND excluded.kind = 1) OR (entry.size IS NULL AND excluded.kind = entry.kind)
+"""
+
+
+class _Directory(NamedTuple):
+    ino: int
+    listed: bool
+
+
+class CatalogWriter:
+    """The one writer of a catalog that is not sealed yet. Any thread may call; calls exclude each other and block."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA cache_size = -16384")
+        (self._created_ns,) = self._db.execute("SELECT value FROM meta WHERE key = 'created_ns'").fetchone()
+        self._directories: LRUCache[tuple[str, ...], _Directory] = LRUCache(8192)
+        self._said_skipped = False
+
+    @classmethod
+    def create(cls, path: str, revision: str, created_ns: int) -> CatalogWriter:
+        """A new catalog with nothing but its root."""
+        temporary = f"{path}.new"
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        db = sqlite3.connect(temporary, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")  # readers look while the crawl writes
+        db.executescript(resources.files("dsfs.catalog").joinpath("schema.sql").read_text())
+        db.executemany(
+            "INSERT INTO meta VALUES (?, ?)",
+            [
+                ("layout", CATALOG_LAYOUT),
+                ("revision", revision),
+                ("created_ns", created_ns),
+                ("sealed", 0),
+                ("files", 0),
+                ("bytes", 0),
+                ("skipped", 0),
+            ],
+        )
+        db.execute(
+            "INSERT INTO entry (ino, parent, name, kind, size, mtime_ns) VALUES (?, 0, x'', ?, 0, ?)",
+            (ROOT_INO, Kind.DIRECTORY, created_ns),
+        )
+        db.close()  # the last connection to close empties the WAL, so the rename moves all of it
+        os.rename(temporary, path)
+        return cls(path)
+
+    def add(self, page: ListingPage) -> None:
+        """Take in a page of a listing. Directories that are listed already keep exactly the names they have."""
+        with self._lock, self._transaction():
+            rows = []
+            skipped = 0
+            for obj in page.objects:
+                parts = path_parts(obj.path)
+                if parts is None:
+                    skipped += 1
+                    self._say_skipped(obj.path)
+                    continue
+                parent = self._directory(parts[:-1])
+                if parent is not None and not parent.listed:
+                    rows.append(self._values(parent.ino, parts[-1], obj))
+            self._db.executemany(_INSERT, rows)
+            if skipped:
+                self._db.execute("UPDATE meta SET value = value + ? WHERE key = 'skipped'", (skipped,))
+            for path in page.complete:
+                self._mark_listed(path)
+
+    def add_found(self, obj: SourceObject) -> None:
+        """Take in one name that was asked for, before its directory is listed, or whose size was not known yet."""
+        parts = path_parts(obj.path)
+        if parts is None:
+            return
+        with self._lock, self._transaction():
+            parent = self._directory(parts[:-1])
+            if parent is None:
+                return
+            if not parent.listed:
+                self._db.execute(_INSERT, self._values(parent.ino, parts[-1], obj))
+            elif obj.size is not None:
+                self._db.execute(
+                    "UPDATE entry SET size = ?, mtime_ns = ?, tag = ? WHERE parent = ? AND name = ? AND size IS NULL",
+                    (obj.size, obj.mtime_ns, obj.version_tag, parent.ino, os.fsencode(parts[-1])),
+                )
+
+    def forget_unresolved(self, path: str) -> None:
+        """A name that a listing had and that is not there when looked at closely: a dead link in an index."""
+        parts = path_parts(path)
+        if parts is None:
+            return
+        with self._lock, self._transaction():
+            parent = self._directory(parts[:-1])
+            if parent is not None:
+                self._db.execute(
+                    "DELETE FROM entry WHERE parent = ? AND name = ? AND size IS NULL",
+                    (parent.ino, os.fsencode(parts[-1])),
+                )
+
+    def unresolved(self, limit: int, parent: int | None = None, after: bytes = b"") -> list[tuple[int, bytes]]:
+        """(parent, name) of files whose size is not known: of one directory from a name on, or anywhere."""
+        with self._lock:
+            if parent is None:
+                query = "SELECT parent, name FROM entry WHERE size IS NULL LIMIT ?"
+                return self._db.execute(query, (limit,)).fetchall()
+            query = (
+                "SELECT parent, name FROM entry WHERE parent = ? AND name >= ? AND size IS NULL ORDER BY name LIMIT ?"
+            )
+            return self._db.execute(query, (parent, after, limit)).fetchall()
+
+    def path_of(self, ino: int) -> str:
+        """The path of a directory, from its number."""
+        names: list[bytes] = []
+        with self._lock:
+            while ino != ROOT_INO:
+                ino, name = self._db.execute("SELECT parent, name FROM entry WHERE ino = ?", (ino,)).fetchone()
+                names.append(name)
+        return os.fsdecode(b"/".join(reversed(names)))
+
+    def seal(self) -> None:
+        """Everything is here: count, mark, and fold the log into the file. The writer is closed by this."""
+        with self._lock:
+            with self._transaction():
+                # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
+                pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
+                self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))
+                self._db.execute(
+                    "UPDATE meta SET value = (SELECT count(*) FROM entry WHERE kind = 0) WHERE key = 'files'"
+                )
+                self._db.execute(
+                    "UPDATE meta SET value = (SELECT coalesce(sum(size), 0) FROM entry WHERE kind = 0) WHERE key = 'bytes'"
+                )
+                self._db.execute("UPDATE meta SET value = 1 WHERE key = 'sealed'")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # -- inside a transaction -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._directories.clear()  # it may name rows that are rolled back here
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _values(self, parent: int, name: str, obj: SourceObject) -> tuple[object, ...]:
+        target = None if obj.target is None else os.fsencode(obj.target)
+        mtime_ns = obj.mtime_ns or (self._created_ns if obj.kind is Kind.DIRECTORY else 0)
+        size = 0 if obj.kind is Kind.DIRECTORY else len(target) if target is not None else obj.size
+        return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, obj.version_tag, target
+
+    def _directory(self, parts: tuple[str, ...]) -> _Directory | None:
+        """A directory, made with its parents if it is not a row yet; None when its listed parent has no such name."""
+        known = self._directories.get(parts)
+        if known is not None:
+            return known
+        if not parts:
+            (listed,) = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ROOT_INO,)).fetchone()
+            known = _Directory(ROOT_INO, bool(listed))
+        else:
+            parent = self._directory(parts[:-1])
+            if parent is None:
+                return None
+            name = os.fsencode(parts[-1])
+            found = self._db.execute(_FIND, (parent.ino, name)).fetchone()
+            if found is None or found[1] != Kind.DIRECTORY:
+                if parent.listed:
+                    return None
+                values = (parent.ino, name, int(Kind.DIRECTORY), 0, self._created_ns, "", None)
+                self._db.execute(_INSERT, values)
+                found = self._db.execute(_FIND, (parent.ino, name)).fetchone()
+            ino, kind, listed = found
+            if kind != Kind.DIRECTORY:
+                return None
+            known = _Directory(ino, bool(listed))
+        self._directories[parts] = known
+        return known
+
+    def _mark_listed(self, path: str) -> None:
+        parts = path_parts(path) if path else ()
+        directory = None if parts is None else self._directory(parts)
+        if parts is not None and directory is not None and not directory.listed:
+            self._db.execute(_SET_LISTED, (directory.ino, directory.ino))
+            self._directories[parts] = _Directory(directory.ino, True)
+
+    def _say_skipped(self, path: str) -> None:
+        if not self._said_skipped:
+            self._said_skipped = True
+            log.warning("names that cannot be paths are skipped", catalog=self.path, example=path[:300])
+
+
+_FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"
+_SET_LISTED = """
+    UPDATE entry SET listed = 1, subdirs = (SELECT count(*) FROM entry AS e WHERE e.parent = ? AND e.kind = 1)
+    WHERE ino = ?
+"""

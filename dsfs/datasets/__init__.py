@@ -1,0 +1,1 @@
+"""A name becomes a revision that this caller may see."""

@@ -1,0 +1,104 @@
+"""What is written down about datasets: slots, namespaces' numbers, and which catalogs there are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable
+
+from dsfs.catalog.lookup import Catalog
+from dsfs.errors import CatalogError
+from dsfs.manifest.schema import Manifest
+
+KEPT_REVISIONS = 3
+"""Sealed revisions of a dataset that stay on disk, so that an origin that is gone can still be listed."""
+
+
+class DatasetStore:
+    """Beside the catalogs. A number is on disk before it is first shown, and is never given to anything else."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._file = f"{directory}/numbers.json"
+        try:
+            with open(self._file, encoding="utf-8") as file:
+                self._numbers: dict[str, int] = json.load(file)
+        except FileNotFoundError:
+            self._numbers = {}
+        except ValueError as error:
+            raise CatalogError(
+                f"{self._file} is damaged ({error}); unmount, remove {directory} and mount again"
+            ) from error
+
+    def number(self, what: str) -> int:
+        """The number of a dataset (its slot) or of a namespace; from 2, as 1 is every root."""
+        known = self._numbers.get(what)
+        if known is None:
+            known = self._numbers[what] = max(self._numbers.values(), default=1) + 1
+            temporary = f"{self._file}.new"
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(self._numbers, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, self._file)
+        return known
+
+    def directory_of(self, manifest: Manifest) -> str:
+        """Where a dataset's catalogs lie; another source under the same name is another place."""
+        path = f"{self._directory}/{dataset_key(manifest)}"
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+    def newest_sealed(self, manifest: Manifest) -> str | None:
+        """The catalog of the latest revision that is whole."""
+        for path in self._catalogs(manifest):
+            try:
+                catalog = Catalog(path)
+            except CatalogError:
+                continue
+            catalog.close()
+            if catalog.sealed:
+                return path
+        return None
+
+    def clean(self, manifest: Manifest, keep: Iterable[str]) -> None:
+        """Remove what a crawl left unfinished, and revisions beyond the newest few."""
+        kept = 0
+        for path in self._catalogs(manifest):
+            if path in keep:
+                continue
+            try:
+                catalog = Catalog(path)
+                sealed = catalog.sealed
+                catalog.close()
+            except CatalogError:
+                sealed = False
+            if sealed and kept < KEPT_REVISIONS:
+                kept += 1
+                continue
+            for leftover in (path, f"{path}-wal", f"{path}-shm"):
+                if os.path.exists(leftover):
+                    os.unlink(leftover)
+
+    def _catalogs(self, manifest: Manifest) -> list[str]:
+        directory = self.directory_of(manifest)
+        return [
+            f"{directory}/{name}" for name in sorted(os.listdir(directory), reverse=True) if name.endswith(".sqlite")
+        ]
+
+
+def dataset_key(manifest: Manifest) -> str:
+    """A dataset at its source, as a file name: readable, and unique by a hash of what it is made from."""
+    source = manifest.source
+    made_from = [manifest.namespace, manifest.name, source.type, source.uri, sorted(source.options.items())]
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9.-]", "_", manifest.id.replace("/", "."))[:80]
+    return f"{readable}.{digest[:16]}"
+
+
+def new_revision(now_s: float) -> str:
+    """The name of a revision of a source that has none of its own: when it was listed, UTC."""
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s)) + f".{int(now_s * 1000) % 1000:03d}Z"

@@ -1,0 +1,97 @@
+"""A source as the fetcher sees it: who reads through it, how it did lately, how it is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dsfs import metrics
+from dsfs.errors import (
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+)
+from dsfs.model import SourceObject, Tier
+from dsfs.sources.base import Source
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """What went wrong last, for people: one line, and when (Unix seconds)."""
+
+    text: str
+    at_s: float
+
+
+class Origin:
+    """One dataset's source. Belongs to the file side, but for ``source``."""
+
+    def __init__(self, source: Source, namespace: str, dataset: str) -> None:
+        self.source = source
+        self.namespace = namespace
+        self.dataset = dataset
+        self.id = f"{namespace}/{dataset}"
+        self.last_error: LastError | None = None
+        self._origin_bytes = metrics.ORIGIN_READ_BYTES.labels(namespace, dataset)
+        self._seconds = metrics.ORIGIN_REQUEST_SECONDS.labels(namespace, dataset)
+        self._outcomes = {
+            outcome: metrics.ORIGIN_REQUESTS.labels(namespace, dataset, outcome) for outcome in metrics.OUTCOMES
+        }
+        self._read = {tier: metrics.READ_BYTES.labels(namespace, dataset, tier) for tier in Tier}
+        self.kernel_opened_bytes = metrics.KERNEL_OPENED_BYTES.labels(namespace, dataset)
+
+    def count_read(self, tier: Tier, size_bytes: int) -> None:
+        """So many bytes went to the kernel, from there."""
+        self._read[tier].inc(size_bytes)
+
+    def count_fetched(self, size_bytes: int) -> None:
+        """So many bytes came from the source."""
+        self._origin_bytes.inc(size_bytes)
+
+    async def timed(self, call: Callable[[], Awaitable[T]]) -> T:
+        """One request: counted, timed, and its error remembered."""
+        started = time.perf_counter()
+        outcome = "cancelled"
+        try:
+            result = await call()
+            outcome = "ok"
+            self.last_error = None
+            return result
+        except SourceError as error:
+            outcome = _outcome_of(error)
+            self.note_error(error)
+            raise
+        finally:
+            self._outcomes[outcome].inc()
+            self._seconds.observe(time.perf_counter() - started)
+
+    def note_error(self, error: SourceError) -> None:
+        self.last_error = LastError(str(error), time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One object that can be fetched: what the cache calls it and where it comes from."""
+
+    key: str
+    size_bytes: int
+    obj: SourceObject
+    origin: Origin
+
+
+def _outcome_of(error: SourceError) -> str:
+    kinds = (
+        (SourceRefused, "refused"),
+        (SourceMissing, "missing"),
+        (SourceChanged, "changed"),
+        (SourceTimeout, "timeout"),
+        (RetryLater, "later"),
+    )
+    return next((outcome for kind, outcome in kinds if isinstance(error, kind)), "failed")

@@ -1,0 +1,52 @@
+"""Trying again, within a deadline: the one loop around everything that is asked of a source while somebody waits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+import trio
+
+from dsfs.errors import RetryLater, SourceError, SourceTimeout
+from dsfs.fetch.origin import Origin
+from dsfs.sources.retry import retry_delay
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+ATTEMPTS = 6
+"""After about 3 s of failures without any progress a reader is told; who asked for patience gets it."""
+
+
+async def patiently(
+    origin: Origin, call: Callable[[], Awaitable[T]], deadline_s: float, scope: trio.CancelScope | None = None
+) -> T:
+    """Call until it succeeds, fails for good, or the time is up.
+
+    Each call is counted as a request to the source. Raises the last SourceError; SourceTimeout when nothing was ever
+    answered. ``call`` starts where the last one ended, if that means anything. A caller that sees progress may put off
+    the deadline of the ``scope`` it gave.
+    """
+    last: SourceError | None = None
+    attempt = 0
+    scope = scope or trio.CancelScope()
+    scope.deadline = trio.current_time() + deadline_s
+    with scope:
+        while True:
+            try:
+                return await origin.timed(call)
+            except SourceError as error:
+                last = error
+                delay_s = retry_delay(attempt, error, random.random())
+                hopeless = attempt + 1 >= ATTEMPTS and not isinstance(error, RetryLater)
+                if delay_s is None or hopeless or trio.current_time() + delay_s > scope.deadline:
+                    raise
+                attempt += 1
+                log.debug("source asked again", dataset=origin.id, reason=str(error), in_s=delay_s)
+            await trio.sleep(delay_s)
+    if last is None:
+        last = SourceTimeout(f"{origin.source.uri}: no answer within {deadline_s:g} s")
+        origin.note_error(last)
+    raise last

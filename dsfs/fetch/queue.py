@@ -1,0 +1,124 @@
+"""Who may fetch next: one budget of bytes in flight and of requests, demand before read-ahead before warm-up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import trio
+
+
+class Priority(IntEnum):
+    """Lower goes first."""
+
+    DEMAND = 0
+    AHEAD = 1
+    WARM = 2
+
+
+# What a priority may fill of the budget, so that somebody who waits always finds room.
+_SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A place in the queue. Its priority may rise while it waits."""
+
+    priority: Priority
+    size_bytes: int
+    source: Hashable
+    order: int
+    granted: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of all fetches together: bytes in memory, requests in flight, and requests for any one source."""
+
+    memory_bytes: int
+    requests: int = 64
+    requests_per_source: int = 32
+
+
+def grantable(
+    waiting: Sequence[Ticket], limits: Limits, bytes_in_flight: int, in_flight: int, per_source: Mapping[Hashable, int]
+) -> list[Ticket]:
+    """Which tickets may start now, best first. Something that fits nowhere may go when nothing else is under way."""
+    granted: list[Ticket] = []
+    busy = Counter(per_source)
+    for ticket in sorted(waiting, key=lambda t: (t.priority, t.order)):
+        share = _SHARE[ticket.priority]
+        fits = (
+            bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
+            and in_flight + 1 <= limits.requests * share
+        )
+        if not fits and in_flight > 0:
+            if ticket.priority is Priority.DEMAND:
+                break  # nobody overtakes somebody who waits by being smaller
+            continue
+        if busy[ticket.source] >= limits.requests_per_source * share:
+            continue
+        granted.append(ticket)
+        bytes_in_flight += ticket.size_bytes
+        in_flight += 1
+        busy[ticket.source] += 1
+    return granted
+
+
+class FetchQueue:
+    """Carries out ``grantable``. File side only."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._waiting: list[Ticket] = []
+        self._order = 0
+        self.bytes_in_flight = 0
+        self.in_flight = 0
+        self._per_source: Counter[Hashable] = Counter()
+
+    def ticket(self, priority: Priority, size_bytes: int, source: Hashable) -> Ticket:
+        self._order += 1
+        return Ticket(priority, size_bytes, source, self._order)
+
+    def raise_priority(self, ticket: Ticket, priority: Priority) -> None:
+        """Somebody waits now for what was only wanted ahead."""
+        if priority < ticket.priority:
+            ticket.priority = priority
+            self._grant()
+
+    @asynccontextmanager
+    async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
+        """Wait for the turn, and hold its share of the budget until the context ends."""
+        self._waiting.append(ticket)
+        self._grant()
+        try:
+            await ticket.granted.wait()
+        except trio.Cancelled:
+            if ticket.granted.is_set():
+                self._give_back(ticket)
+            else:
+                self._waiting.remove(ticket)
+            raise
+        try:
+            yield
+        finally:
+            self._give_back(ticket)
+
+    def _give_back(self, ticket: Ticket) -> None:
+        self.bytes_in_flight -= ticket.size_bytes
+        self.in_flight -= 1
+        self._per_source[ticket.source] -= 1
+        self._grant()
+
+    def _grant(self) -> None:
+        if not self._waiting:
+            return
+        for ticket in grantable(self._waiting, self.limits, self.bytes_in_flight, self.in_flight, self._per_source):
+            self._waiting.remove(ticket)
+            self.bytes_in_flight += ticket.size_bytes
+            self.in_flight += 1
+            self._per_source[ticket.source] += 1
+            ticket.granted.set()

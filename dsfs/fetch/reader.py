@@ -1,0 +1,173 @@
+"""A range of one object, from wherever it is: node tier, a flight under way, the origin."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable
+
+import structlog
+import trio
+
+from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.complete import CachedObject
+from dsfs.cache.mapfile import State
+from dsfs.cache.node import NodeTier
+from dsfs.fetch.flights import DISK, Flights
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.queue import Priority
+from dsfs.model import Tier
+from dsfs.ranges import ByteRange, block_range, blocks_of
+
+log = structlog.get_logger()
+
+_ROUNDS = 5  # a block can be evicted between its arrival and its reading, but hardly five times in a row
+
+
+class Reader:
+    """Reads. File side only."""
+
+    def __init__(self, tier: NodeTier, flights: Flights) -> None:
+        self._tier = tier
+        self._flights = flights
+        self._nowait = os.RWF_NOWAIT
+
+    @property
+    def block_bytes(self) -> int:
+        return self._tier.block_bytes
+
+    def try_read(self, file: RemoteFile, wanted: ByteRange, into: memoryview) -> bool:
+        """Fill ``into`` if that needs neither network nor disk. Never blocks; False: use ``read``."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        if obj is None:
+            return False
+        try:
+            if not obj.read(wanted, into, self._nowait):
+                return False
+        except BlockingIOError:
+            return False
+        except DamagedObject:
+            self._tier.drop(file.key)
+            return False
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP and self._nowait:
+                self._nowait = 0  # tmpfs, which never waits for a disk anyway
+                return self.try_read(file, wanted, into)
+            self._tier.note_trouble(error)
+            return False
+        file.origin.count_read(Tier.NODE, wanted.length)
+        return True
+
+    async def read(self, file: RemoteFile, wanted: ByteRange) -> bytearray:
+        """The bytes of a range inside the object. Raises the SourceError that kept them away."""
+        out = bytearray(wanted.length)
+        view = memoryview(out)
+        for round_ in range(_ROUNDS):
+            obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+            if obj is not None:
+                missing = await self._missing(obj, wanted)
+                if not missing:
+                    if await self._read_node(obj, wanted, view):
+                        file.origin.count_read(Tier.NODE, wanted.length)
+                        return out
+                    continue
+                here = [block for block in blocks_of(wanted, self._tier.block_bytes) if block not in missing]
+            else:
+                missing, here = list(blocks_of(wanted, self._tier.block_bytes)), []
+            flights = self._flights.ensure(file, missing, Priority.DEMAND)
+            fetched = 0
+            for block in missing:
+                fetched += self._copy(block, await flights[block].block(block), file, wanted, view)
+            if obj is None or await self._read_blocks(obj, here, wanted, view):
+                file.origin.count_read(Tier.ORIGIN, fetched)
+                if here:
+                    file.origin.count_read(Tier.NODE, wanted.length - fetched)
+                return out
+            log.debug("block went away under a reader", key=file.key, round=round_)
+        # The cache is too small for what is read at once: take all of it from flights, which nobody can evict.
+        flights = self._flights.ensure(file, blocks_of(wanted, self._tier.block_bytes), Priority.DEMAND)
+        for block, flight in flights.items():
+            if block in blocks_of(wanted, self._tier.block_bytes):
+                self._copy(block, await flight.block(block), file, wanted, view)
+        file.origin.count_read(Tier.ORIGIN, wanted.length)
+        return out
+
+    async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
+        """Have all of an object in the node tier, or as much as it takes. Raises the SourceError that ended it."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        whole = ByteRange(0, file.size_bytes)
+        missing = blocks_of(whole, self._tier.block_bytes) if obj is None else await self._missing(obj, whole)
+        flights = self._flights.ensure(file, missing, priority)
+        for block in missing:
+            await flights[block].block(block)
+
+    def want(self, file: RemoteFile, wanted: ByteRange, priority: Priority) -> None:
+        """Have a range brought in; nobody waits for it."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        missing: Iterable[int]
+        missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.missing(wanted)
+        self._flights.ensure(file, missing, priority)
+
+    def present_bytes(self, file: RemoteFile) -> int:
+        """How much of an object is in the node tier, in bytes."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        return 0 if obj is None else obj.present_bytes()
+
+    def complete(self, file: RemoteFile) -> CachedObject | None:
+        """The object if every byte of it is here and checked."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        return obj if obj is not None and obj.complete else None
+
+    async def check_all(self, file: RemoteFile) -> None:
+        """Check what was written under another boot, so that the object can become complete. Waits for the disk."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        if isinstance(obj, BlockMap):
+            await self._check(obj, obj.unchecked())
+
+    async def _missing(self, obj: CachedObject, wanted: ByteRange) -> list[int]:
+        missing = obj.missing(wanted)
+        if isinstance(obj, BlockMap):
+            unchecked = [block for block in missing if obj.state(block) == State.UNCHECKED]
+            if unchecked:
+                await self._check(obj, unchecked)
+                missing = obj.missing(wanted)
+        return missing
+
+    async def _check(self, obj: BlockMap, blocks: list[int]) -> None:
+        for block in blocks:
+            try:
+                right = await trio.to_thread.run_sync(obj.check, block, limiter=DISK)
+            except (DamagedObject, OSError) as error:
+                log.warning("cached block cannot be read", key=obj.key, block=block, reason=str(error))
+                right = False
+            if not right:
+                self._tier.drop_bad_block(obj, block)
+
+    async def _read_node(self, obj: CachedObject, wanted: ByteRange, view: memoryview) -> bool:
+        return await self._in_thread(obj, lambda: obj.read(wanted, view))
+
+    async def _read_blocks(self, obj: CachedObject, blocks: list[int], wanted: ByteRange, view: memoryview) -> bool:
+        for block in blocks:
+            place = block_range(block, obj.size_bytes, self._tier.block_bytes)
+            part = ByteRange(max(place.start, wanted.start), min(place.stop, wanted.stop))
+            into = view[part.start - wanted.start : part.stop - wanted.start]
+            if not await self._in_thread(obj, lambda part=part, into=into: obj.read(part, into)):  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
+                return False
+        return True
+
+    async def _in_thread(self, obj: CachedObject, read: Callable[[], bool]) -> bool:
+        try:
+            return await trio.to_thread.run_sync(read, limiter=DISK)
+        except DamagedObject:
+            self._tier.drop(obj.key)
+        except OSError as error:
+            self._tier.note_trouble(error)
+            self._tier.drop(obj.key)  # a block that cannot be read is a block that is not here
+        return False
+
+    def _copy(self, block: int, data: memoryview, file: RemoteFile, wanted: ByteRange, view: memoryview) -> int:
+        """Copy the part of a block that lies in the wanted range; how many bytes that was."""
+        place = block_range(block, file.size_bytes, self._tier.block_bytes)
+        start, stop = max(place.start, wanted.start), min(place.stop, wanted.stop)
+        view[start - wanted.start : stop - wanted.start] = data[start - place.start : stop - place.start]
+        return stop - start

@@ -1,0 +1,55 @@
+"""Failures → errno, one table."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Final
+
+from dsfs.errors import (
+    CacheDirectoryError,
+    CacheFull,
+    CatalogError,
+    ConfigError,
+    DsfsError,
+    MountError,
+    NotVisible,
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+)
+
+ERRNO_OF: Final[Mapping[type[DsfsError], int]] = {
+    NotVisible: errno.ENOENT,  # not EACCES: a team does not learn which datasets others have
+    SourceChanged: errno.ESTALE,
+    SourceRefused: errno.EACCES,
+    SourceTimeout: errno.ETIMEDOUT,
+    # A directory or bucket that is gone behind a name that was listed: not ENOENT, which kernel and user would take
+    # for "there is no such name".
+    SourceMissing: errno.ESTALE,
+    SourceUnsupported: errno.EIO,
+    SourceUnavailable: errno.EIO,
+    RetryLater: errno.EIO,
+    SourceError: errno.EIO,
+    CacheFull: errno.EIO,
+    CacheDirectoryError: errno.EIO,
+    CatalogError: errno.EIO,
+    ConfigError: errno.EIO,
+    MountError: errno.EIO,
+    DsfsError: errno.EIO,
+}
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that a reader gets. What is not one of ours is EIO, or its own errno if it has one."""
+    for kind in type(error).__mro__:
+        if kind in ERRNO_OF:
+            return ERRNO_OF[kind]
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.EIO

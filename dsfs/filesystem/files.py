@@ -1,0 +1,226 @@
+"""The files of one dataset: names, attributes, bytes. What both sessions show of it."""
+
+from __future__ import annotations
+
+import errno
+
+from cachetools import LRUCache
+
+from dsfs.cache.complete import CachedObject
+from dsfs.catalog.lookup import ROOT_INO, Row
+from dsfs.datasets.dataset import Dataset
+from dsfs.errors import DsfsError, SourceError
+from dsfs.fetch.flights import SMALL_BLOCKS
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.queue import Priority
+from dsfs.fetch.reader import Reader
+from dsfs.filesystem.attributes import FOREVER_S, Attributes, Entry, Listed, Ownership, attributes_of
+from dsfs.filesystem.nodes import ino_of, nodeid_of, slot_of
+from dsfs.filesystem.statfs import Statfs
+from dsfs.model import Kind, Phase
+from dsfs.prefetch.completion import worth_completing
+from dsfs.prefetch.sequential import Streams
+from dsfs.ranges import ByteRange
+
+_KNOWN_FILES = 8192
+_FIRST_COOKIE = 2  # behind "." and ".."
+_NEVER_SHOWN = Entry(0, None, 0)
+_ABSENT = Entry(0, None, FOREVER_S)
+
+XATTR_SOURCE = b"user.dsfs.source"
+XATTR_VERSION = b"user.dsfs.version"
+XATTR_CACHED = b"user.dsfs.cached"
+XATTR_ERROR = b"user.dsfs.error"
+
+
+class DatasetFiles:
+    """Functions named ``try_…`` answer from memory and local indexes, or say None; then the one without ``try_``
+    waits for what it takes. Both raise DsfsError, or OSError for what the caller did wrong.
+
+    ``root_nodeid`` is the number that the dataset's root has on its connection.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        reader: Reader,
+        owner: Ownership,
+        root_nodeid: int,
+        cache_limit_bytes: int,
+        longest_window: int,
+    ) -> None:
+        self.dataset = dataset
+        self._reader = reader
+        self._owner = owner
+        self._root_nodeid = root_nodeid
+        self._cache_limit_bytes = cache_limit_bytes
+        self._longest_window = longest_window
+        self._files: LRUCache[int, RemoteFile] = LRUCache(_KNOWN_FILES)
+        self._streams: LRUCache[int, Streams] = LRUCache(_KNOWN_FILES)
+        self._completing: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
+
+    # -- names ----------------------------------------------------------------------------------------------------
+
+    def _ino(self, nodeid: int) -> int:
+        if nodeid == self._root_nodeid:
+            return ROOT_INO
+        if slot_of(nodeid) != self.dataset.slot:
+            raise OSError(errno.ESTALE, "inode of another dataset")
+        return ino_of(nodeid)
+
+    def _nodeid(self, ino: int) -> int:
+        return self._root_nodeid if ino == ROOT_INO else nodeid_of(self.dataset.slot, ino)
+
+    def _row(self, nodeid: int) -> Row:
+        row = self.dataset.catalog.row(self._ino(nodeid))
+        if row is None:
+            raise OSError(errno.ESTALE, "no such inode")
+        return row
+
+    def _attributes(self, row: Row) -> Attributes:
+        return attributes_of(row, self._nodeid(row.ino), self._owner)
+
+    def try_lookup(self, parent: int, name: bytes) -> Entry | None:
+        if not self.dataset.answered.is_set():
+            return None
+        directory = self._ino(parent)
+        if not self.dataset.catalog.is_listed(directory):
+            return None
+        row = self.dataset.catalog.lookup(directory, name)
+        if row is None:
+            return _ABSENT
+        return None if row.size is None else self._entry(row)
+
+    async def lookup(self, parent: int, name: bytes) -> Entry:
+        row = await self.dataset.find(self._ino(parent), name)
+        if row is None:
+            return _NEVER_SHOWN  # the directory may be listed later, and then has it
+        return self._entry(row)
+
+    def _entry(self, row: Row) -> Entry:
+        return Entry(self._nodeid(row.ino), self._attributes(row))
+
+    def try_getattr(self, nodeid: int) -> Attributes:
+        return self._attributes(self._row(nodeid))
+
+    def readlink(self, nodeid: int) -> bytes:
+        row = self._row(nodeid)
+        if row.target is None:
+            raise OSError(errno.EINVAL, "not a symbolic link")
+        return row.target
+
+    def try_readdir(self, nodeid: int, cookie: int, limit: int) -> list[Listed] | None:
+        """Up to ``limit`` names behind a cookie; None while the directory is not listed."""
+        ino = self._ino(nodeid)
+        if not self.dataset.answered.is_set() or not self.dataset.catalog.is_listed(ino):
+            return None
+        names: list[Listed] = []
+        if cookie < 1:
+            names.append(Listed(b".", nodeid, Kind.DIRECTORY, 1, None))
+        if cookie < _FIRST_COOKIE:
+            names.append(Listed(b"..", nodeid, Kind.DIRECTORY, _FIRST_COOKIE, None))
+        after = max(0, cookie - _FIRST_COOKIE)
+        for row in self.dataset.catalog.children(ino, after, limit):
+            attributes = None if row.size is None else self._attributes(row)
+            names.append(Listed(row.name, self._nodeid(row.ino), row.kind, row.ino + _FIRST_COOKIE, attributes))
+        return names
+
+    async def list(self, nodeid: int) -> None:
+        """Have a directory listed; ``try_readdir`` answers then."""
+        row = self._row(nodeid)
+        if row.kind != Kind.DIRECTORY:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        await self.dataset.list_directory(row.ino)
+
+    async def statfs(self) -> Statfs:
+        status = await self.dataset.status()
+        return Statfs(status.bytes, status.files)
+
+    # -- bytes ----------------------------------------------------------------------------------------------------
+
+    def file(self, nodeid: int) -> RemoteFile:
+        """The object behind a nodeid. Raises OSError (EISDIR) for what is no file."""
+        known = self._files.get(nodeid)
+        if known is None:
+            row = self._row(nodeid)
+            if row.kind != Kind.FILE or row.size is None:
+                raise OSError(errno.EISDIR if row.kind == Kind.DIRECTORY else errno.EINVAL, "not a file")
+            known = self._files[nodeid] = self.dataset.remote_file(row)
+        return known
+
+    def complete(self, nodeid: int) -> CachedObject | None:
+        """The cached object if all of it is here and checked: what passthrough needs."""
+        return self._reader.complete(self.file(nodeid))
+
+    def is_small(self, nodeid: int) -> bool:
+        """Whether a file is fetched whole on first use."""
+        return self.file(nodeid).size_bytes <= SMALL_BLOCKS * self._reader.block_bytes
+
+    async def prepare(self, nodeid: int) -> None:
+        """Before an open that may become passthrough: bring a small file whole, check what another boot wrote."""
+        file = self.file(nodeid)
+        if self.is_small(nodeid):
+            await self._reader.fetch_whole(file, Priority.DEMAND)
+        else:
+            await self._reader.check_all(file)
+
+    def try_read(self, nodeid: int, offset: int, into: memoryview) -> int | None:
+        """Fill ``into`` from ``offset`` on without waiting for anything; how many bytes that made, None: wait."""
+        file = self.file(nodeid)
+        wanted = ByteRange(offset, offset + len(into)).clipped(file.size_bytes)
+        if wanted.length == 0:
+            return 0
+        if not self._reader.try_read(file, wanted, into[: wanted.length]):
+            return None
+        if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
+            self._look_ahead(nodeid, file, wanted)
+        return wanted.length
+
+    async def read(self, nodeid: int, wanted: ByteRange) -> bytes | bytearray:
+        """The bytes of a range, cut at the end of the file."""
+        file = self.file(nodeid)
+        wanted = wanted.clipped(file.size_bytes)
+        if wanted.length == 0:
+            return b""
+        if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
+            self._look_ahead(nodeid, file, wanted)
+        return await self._reader.read(file, wanted)
+
+    def _look_ahead(self, nodeid: int, file: RemoteFile, wanted: ByteRange) -> None:
+        streams = self._streams.get(nodeid)
+        if streams is None:
+            streams = self._streams[nodeid] = Streams()
+        ahead = streams.on_read(wanted, file.size_bytes, self._longest_window)
+        if ahead is not None:
+            self._reader.want(file, wanted, Priority.DEMAND)
+            self._reader.want(file, ahead, Priority.AHEAD)
+        elif nodeid not in self._completing and worth_completing(
+            self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes
+        ):
+            self._completing[nodeid] = True
+            self._reader.want(file, ByteRange(0, file.size_bytes), Priority.WARM)
+
+    # -- extended attributes --------------------------------------------------------------------------------------
+
+    def xattrs(self, nodeid: int) -> dict[bytes, bytes]:
+        """Where a file comes from, which version, how many bytes of it are cached, what went wrong last."""
+        row = self._row(nodeid)
+        origin = self.dataset.origin
+        path = self.dataset.catalog.path_of(row.ino)
+        source = f"{origin.source.uri.rstrip('/')}/{path}" if path else origin.source.uri
+        found = {XATTR_SOURCE: source.encode("utf-8", "surrogateescape")}
+        if row.kind == Kind.FILE:
+            found[XATTR_VERSION] = row.tag.encode("utf-8", "surrogateescape")
+            found[XATTR_CACHED] = str(self._reader.present_bytes(self.file(nodeid)) if row.size else 0).encode()
+        else:
+            found[XATTR_VERSION] = self.dataset.catalog.revision.encode()
+        if origin.last_error is not None:
+            found[XATTR_ERROR] = origin.last_error.text.encode("utf-8", "replace")
+        elif self.dataset.phase is Phase.FAILED:
+            found[XATTR_ERROR] = self.dataset.message.encode("utf-8", "replace")
+        return found
+
+    def note_error(self, error: DsfsError) -> None:
+        """Remember what a reader was told, for ``user.dsfs.error`` and ``status``."""
+        if isinstance(error, SourceError):
+            self.dataset.origin.note_error(error)

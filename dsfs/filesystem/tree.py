@@ -1,0 +1,83 @@
+"""The tree above the datasets: namespaces, and the datasets in them."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from dsfs.filesystem.attributes import DIRECTORY_BYTES, FOREVER_S, Attributes, Entry, Listed
+from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
+from dsfs.filesystem.statfs import Statfs
+from dsfs.model import Kind
+
+_MODE = stat.S_IFDIR | 0o555
+
+
+class Directories(Protocol):
+    """What a connection without files answers; DatasetFiles has all of it and more."""
+
+    def try_lookup(self, parent: int, name: bytes) -> Entry | None: ...
+    async def lookup(self, parent: int, name: bytes) -> Entry: ...
+    def try_getattr(self, nodeid: int) -> Attributes: ...
+    def readlink(self, nodeid: int) -> bytes: ...
+    def try_readdir(self, nodeid: int, cookie: int, limit: int) -> list[Listed] | None: ...
+    async def list(self, nodeid: int) -> None: ...
+    async def statfs(self) -> Statfs: ...
+    def xattrs(self, nodeid: int) -> dict[bytes, bytes]: ...
+
+
+class NamespaceTree:
+    """MOUNTPOINT/<namespace>/<dataset>: two levels, wholly in memory, as large as the manifests.
+
+    A dataset's directory has the nodeid of the dataset's root. On the direct session the dataset's own connection is
+    mounted over it; on the pyfuse3 session the lookup goes on below it.
+    """
+
+    def __init__(
+        self, datasets: Iterable[tuple[str, str, int]], number: Mapping[str, int], created_ns: int, uid: int, gid: int
+    ) -> None:
+        """``datasets`` are (namespace, name, slot); ``number`` gives each namespace its own."""
+        self._created_ns = created_ns
+        self._uid = uid
+        self._gid = gid
+        self._children: dict[int, dict[bytes, int]] = {ROOT_ID: {}}
+        for namespace, name, slot in sorted(datasets):
+            parent = number[namespace]
+            self._children[ROOT_ID][namespace.encode()] = parent
+            self._children.setdefault(parent, {})[name.encode()] = nodeid_of(slot, ROOT_ID)
+
+    def __contains__(self, nodeid: int) -> bool:
+        return nodeid in self._children
+
+    def try_lookup(self, parent: int, name: bytes) -> Entry | None:
+        nodeid = self._children.get(parent, {}).get(name)
+        if nodeid is None:
+            return Entry(0, None, 0)
+        return Entry(nodeid, self.try_getattr(nodeid))
+
+    async def lookup(self, parent: int, name: bytes) -> Entry:
+        return self.try_lookup(parent, name) or Entry(0, None, 0)
+
+    def try_getattr(self, nodeid: int) -> Attributes:
+        nlink = 2 + len(self._children.get(nodeid, ()))
+        return Attributes(nodeid, DIRECTORY_BYTES, self._created_ns, _MODE, nlink, self._uid, self._gid, FOREVER_S)
+
+    def readlink(self, nodeid: int) -> bytes:
+        raise OSError(errno.EINVAL, "not a symbolic link")
+
+    def try_readdir(self, nodeid: int, cookie: int, limit: int) -> list[Listed] | None:
+        names = [Listed(b".", nodeid, Kind.DIRECTORY, 1, None), Listed(b"..", nodeid, Kind.DIRECTORY, 2, None)]
+        for position, (name, child) in enumerate(self._children.get(nodeid, {}).items(), 3):
+            names.append(Listed(name, child, Kind.DIRECTORY, position, self.try_getattr(child)))
+        return names[cookie : cookie + limit]
+
+    async def list(self, nodeid: int) -> None:
+        return
+
+    async def statfs(self) -> Statfs:
+        return Statfs(0, sum(len(children) for children in self._children.values()))
+
+    def xattrs(self, nodeid: int) -> dict[bytes, bytes]:
+        return {}

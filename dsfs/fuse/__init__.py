@@ -1,0 +1,1 @@
+"""A kernel request becomes a call. Two sessions: ``direct`` speaks the protocol itself, ``pyfuse3`` uses libfuse."""

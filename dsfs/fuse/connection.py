@@ -1,0 +1,419 @@
+"""One kernel FUSE connection of the direct session: requests are decoded, answered by a tree, encoded.
+
+What a handler returns is its answer: bytes are sent, a coroutine is run in the nursery and what it returns is sent,
+None means that there is nothing (more) to send. What it raises becomes an errno.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Coroutine
+from types import CoroutineType
+from typing import Any, ClassVar
+
+import structlog
+import trio
+
+from dsfs import metrics
+from dsfs.errors import DsfsError
+from dsfs.filesystem.attributes import BLOCK_SIZE, FOREVER_S, Attributes, Entry, Listed
+from dsfs.filesystem.errnos import errno_of
+from dsfs.filesystem.tree import Directories
+from dsfs.fuse.device import Device, Disconnected
+from dsfs.fuse.interrupts import wants_out
+from dsfs.fuse.wire import (
+    ATTR,
+    ATTR_OUT,
+    DIRENT,
+    ENTRY_OUT,
+    GETXATTR_IN,
+    GETXATTR_OUT,
+    IN_HEADER,
+    INIT_IN,
+    INIT_IN_FLAGS2,
+    INIT_OUT,
+    INTERRUPT_IN,
+    KERNEL_MINOR_VERSION,
+    KERNEL_VERSION,
+    KSTATFS,
+    READ_IN,
+    InitFlag,
+    Opcode,
+)
+from dsfs.model import Kind
+from dsfs.ranges import MiB
+
+log = structlog.get_logger()
+
+LARGEST_READ_BYTES = 1 * MiB
+_PAGE = 4096
+_DRAIN = 64  # requests that are answered before the loop lets others have their turn
+_DTYPE = {Kind.FILE: 8, Kind.DIRECTORY: 4, Kind.SYMLINK: 10}  # DT_REG, DT_DIR, DT_LNK of <dirent.h>
+_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY}
+_NO_ATTR = bytes(ENTRY_OUT.size + ATTR.size)
+
+Answer = bytes | memoryview | None | Coroutine[Any, Any, "bytes | bytearray | memoryview | None"]
+Handler = Callable[["Connection", int, int, memoryview], Answer]
+
+
+class Connection:
+    """Names and attributes; ``FilesConnection`` adds bytes.
+
+    ``initialised`` is called with what the kernel offered once INIT is answered; a connection that is taken over from
+    an earlier server gets no INIT, and ``offered`` says what that one was told.
+    """
+
+    handlers: ClassVar[dict[int, Handler]]
+
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        tree: Directories,
+        labels: tuple[str, str],
+        offered: int,
+        initialised: Callable[[int], None],
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.offered = InitFlag(offered)
+        self._tree = tree
+        self._labels = labels
+        self._initialised = initialised
+        self._running: dict[int, tuple[trio.CancelScope, int]] = {}  # unique → (scope, pid)
+        self._nursery: trio.Nursery | None = None
+        self._seconds = {opcode.value: metrics.OPERATION_SECONDS.labels(opcode.name.lower()) for opcode in Opcode}
+
+    async def run(self, *, resume: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer until the file system is unmounted."""
+        if resume:
+            try:
+                self.device.resend()
+            except OSError as error:  # EINVAL before 6.9: what was in flight is lost, what comes is answered
+                log.warning("kernel repeats no requests", connection=self.name, reason=str(error))
+            except Disconnected:
+                task_status.started()
+                return
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                while True:
+                    await trio.lowlevel.wait_readable(self.device.fd)
+                    self._drain()
+        except* Disconnected:
+            log.info("unmounted", connection=self.name)
+
+    def _drain(self) -> None:
+        for _ in range(_DRAIN):
+            request = self.device.receive()
+            if request is None:
+                return
+            self._handle(request)
+
+    def _handle(self, request: memoryview) -> None:
+        _length, opcode, unique, nodeid, _uid, _gid, pid, _ext, _pad = IN_HEADER.unpack_from(request)
+        handler = self.handlers.get(opcode)
+        if handler is None:
+            self.device.reply_error(unique, errno.ENOSYS)
+            return
+        started = time.perf_counter()
+        try:
+            answer = handler(self, unique, nodeid, request[IN_HEADER.size :])
+        except Disconnected:
+            raise
+        except Exception as error:
+            self._fail(unique, opcode, nodeid, error)
+        else:
+            if type(answer) is CoroutineType:
+                assert self._nursery is not None
+                self._nursery.start_soon(self._finish, unique, opcode, nodeid, pid, started, answer)
+                return
+            if answer is not None:
+                self.device.reply(unique, answer)  # type: ignore[arg-type]  # mypy does not narrow on CoroutineType
+        self._seconds[opcode].observe(time.perf_counter() - started)
+
+    async def _finish(
+        self,
+        unique: int,
+        opcode: int,
+        nodeid: int,
+        pid: int,
+        started: float,
+        work: Coroutine[Any, Any, bytes | bytearray | memoryview | None],
+    ) -> None:
+        with trio.CancelScope() as scope:
+            self._running[unique] = (scope, pid)
+            try:
+                answer = await work
+            except Disconnected:
+                raise
+            except Exception as error:
+                self._fail(unique, opcode, nodeid, error)
+            else:
+                if answer is not None:
+                    self.device.reply(unique, answer)
+            finally:
+                self._running.pop(unique, None)
+                self._seconds[opcode].observe(time.perf_counter() - started)
+        if scope.cancelled_caught:
+            self.device.reply_error(unique, errno.EINTR)
+
+    def _fail(self, unique: int, opcode: int, nodeid: int, error: Exception) -> None:
+        code = errno_of(error)
+        if code not in _QUIET:
+            metrics.ERRORS.labels(*self._labels, errno.errorcode.get(code, str(code))).inc()
+            if not isinstance(error, DsfsError | OSError):
+                log.error("request failed unexpectedly", connection=self.name, opcode=opcode, exc_info=error)
+            else:
+                log.info(
+                    "request failed",
+                    connection=self.name,
+                    operation=Opcode(opcode).name.lower(),
+                    nodeid=nodeid,
+                    errno=errno.errorcode.get(code, str(code)),
+                    reason=str(error),
+                )
+        self.device.reply_error(unique, code)
+
+    # -- handlers -------------------------------------------------------------------------------------------------
+
+    def on_init(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        major, minor, _max_readahead, flags = INIT_IN.unpack_from(body)
+        if major != KERNEL_VERSION:
+            raise OSError(errno.EPROTO, f"the kernel speaks FUSE {major}")
+        if flags & InitFlag.INIT_EXT and len(body) >= INIT_IN.size + INIT_IN_FLAGS2.size:
+            flags |= INIT_IN_FLAGS2.unpack_from(body, INIT_IN.size)[0] << 32
+        self.offered = InitFlag(flags)
+        chosen = self.offered & (
+            InitFlag.ASYNC_READ
+            | InitFlag.BIG_WRITES
+            | InitFlag.DO_READDIRPLUS
+            | InitFlag.READDIRPLUS_AUTO
+            | InitFlag.ASYNC_DIO
+            | InitFlag.PARALLEL_DIROPS
+            | InitFlag.MAX_PAGES
+            | InitFlag.CACHE_SYMLINKS
+            | InitFlag.NO_OPENDIR_SUPPORT
+            | InitFlag.EXPLICIT_INVAL_DATA
+            | InitFlag.INIT_EXT
+            | self.init_flags()
+        )
+        reply = INIT_OUT.pack(
+            KERNEL_VERSION,
+            min(minor, KERNEL_MINOR_VERSION),
+            16 * MiB,  # max_readahead: the mount's bdi decides
+            chosen & 0xFFFFFFFF,
+            64,  # max_background: read-ahead requests that the kernel keeps in flight
+            48,  # congestion_threshold
+            _PAGE,  # max_write: nothing is written
+            1,  # time_gran, ns
+            LARGEST_READ_BYTES // _PAGE,
+            0,
+            chosen >> 32,
+            self.stack_depth(),
+            0,  # request_timeout: ours are shorter and end in an errno
+        )
+        self._initialised(int(self.offered))
+        return reply
+
+    def init_flags(self) -> InitFlag:
+        """What a subclass wants besides."""
+        return InitFlag(0)
+
+    def stack_depth(self) -> int:
+        return 0
+
+    def on_lookup(self, unique: int, nodeid: int, body: memoryview) -> Answer:
+        name = bytes(body[:-1])  # NUL-terminated
+        entry = self._tree.try_lookup(nodeid, name)
+        return self._wait_lookup(nodeid, name) if entry is None else pack_entry(entry)
+
+    async def _wait_lookup(self, nodeid: int, name: bytes) -> bytes:
+        return pack_entry(await self._tree.lookup(nodeid, name))
+
+    def on_forget(self, unique: int, nodeid: int, body: memoryview) -> None:
+        return  # nodeids are computed: nothing was kept
+
+    def on_getattr(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        attributes = self._tree.try_getattr(nodeid)
+        return ATTR_OUT.pack(attributes.ttl_s, 0, 0) + pack_attributes(attributes)
+
+    def on_readlink(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        return self._tree.readlink(nodeid)
+
+    def on_opendir(self, unique: int, nodeid: int, body: memoryview) -> None:
+        # Turns OPENDIR and RELEASEDIR off for the connection, and the kernel's cache of listings on: what a directory
+        # shows is computed from nodeid and offset, so a handle would have nothing to hold.
+        self.device.reply_error(unique, errno.ENOSYS)
+
+    def on_readdir(self, unique: int, nodeid: int, body: memoryview) -> Answer:
+        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
+        return self._readdir(nodeid, offset, size, pack_names)
+
+    def on_readdirplus(self, unique: int, nodeid: int, body: memoryview) -> Answer:
+        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
+        return self._readdir(nodeid, offset, size, pack_names_plus)
+
+    def _readdir(self, nodeid: int, offset: int, size: int, pack: Callable[[list[Listed], int], bytes]) -> Answer:
+        limit = size // (DIRENT.size + 8) + 1
+        names = self._tree.try_readdir(nodeid, offset, limit)
+        return self._wait_readdir(nodeid, offset, size, limit, pack) if names is None else pack(names, size)
+
+    async def _wait_readdir(
+        self, nodeid: int, offset: int, size: int, limit: int, pack: Callable[[list[Listed], int], bytes]
+    ) -> bytes:
+        await self._tree.list(nodeid)
+        return pack(self._tree.try_readdir(nodeid, offset, limit) or [], size)
+
+    def on_statfs(self, unique: int, nodeid: int, body: memoryview) -> Answer:
+        return self._wait_statfs()
+
+    async def _wait_statfs(self) -> bytes:
+        found = await self._tree.statfs()
+        blocks = -(-found.total_bytes // BLOCK_SIZE)
+        return KSTATFS.pack(blocks, 0, 0, found.files, 0, BLOCK_SIZE, 255, BLOCK_SIZE, 0)
+
+    def on_getxattr(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        (size, _pad) = GETXATTR_IN.unpack_from(body)
+        name = bytes(body[GETXATTR_IN.size : -1])
+        if not name.startswith(b"user.dsfs."):
+            raise OSError(errno.ENODATA, "no such attribute")
+        value = self._tree.xattrs(nodeid).get(name)
+        if value is None:
+            raise OSError(errno.ENODATA, "no such attribute")
+        return _sized(value, size)
+
+    def on_listxattr(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        (size, _pad) = GETXATTR_IN.unpack_from(body)
+        return _sized(b"".join(name + b"\0" for name in self._tree.xattrs(nodeid)), size)
+
+    def on_write_like(self, unique: int, nodeid: int, body: memoryview) -> None:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    def on_ioctl(self, unique: int, nodeid: int, body: memoryview) -> None:
+        raise OSError(errno.ENOTTY, "no ioctl is known")
+
+    def on_interrupt(self, unique: int, nodeid: int, body: memoryview) -> None:
+        (target,) = INTERRUPT_IN.unpack_from(body)
+        running = self._running.get(target)
+        if running is not None and wants_out(running[1]):
+            running[0].cancel()
+
+    def on_destroy(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        return b""
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """An attribute's value as the caller's buffer takes it: its length for size 0."""
+    if size == 0:
+        return GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, "the buffer is too small")
+    return value
+
+
+def pack_attributes(attributes: Attributes) -> bytes:
+    seconds, nanoseconds = divmod(attributes.mtime_ns, 1_000_000_000)
+    seconds &= 0xFFFFFFFFFFFFFFFF  # before 1970 the kernel reads it as signed
+    return ATTR.pack(
+        attributes.ino,
+        attributes.size,
+        (attributes.size + 511) // 512,
+        seconds,
+        seconds,
+        seconds,
+        nanoseconds,
+        nanoseconds,
+        nanoseconds,
+        attributes.mode,
+        attributes.nlink,
+        attributes.uid,
+        attributes.gid,
+        0,
+        BLOCK_SIZE,
+        0,
+    )
+
+
+def pack_entry(entry: Entry) -> bytes:
+    if entry.attributes is None:
+        if entry.ttl_s == 0:
+            raise OSError(errno.ENOENT, "no such name")
+        return ENTRY_OUT.pack(0, 0, entry.ttl_s, 0, 0, 0) + bytes(ATTR.size)
+    head = ENTRY_OUT.pack(entry.nodeid, 0, entry.ttl_s, entry.attributes.ttl_s, 0, 0)
+    return head + pack_attributes(entry.attributes)
+
+
+def pack_names(names: list[Listed], size: int) -> bytes:
+    parts: list[bytes] = []
+    for listed in names:
+        record = _dirent(listed)
+        size -= len(record)
+        if size < 0:
+            break
+        parts.append(record)
+    return b"".join(parts)
+
+
+def pack_names_plus(names: list[Listed], size: int) -> bytes:
+    parts: list[bytes] = []
+    for listed in names:
+        record = _dirent(listed)
+        size -= len(record) + len(_NO_ATTR)
+        if size < 0:
+            break
+        # nodeid 0: the kernel takes the name alone, and looks it up when somebody asks
+        head = _NO_ATTR
+        if listed.attributes is not None:
+            head = pack_entry(Entry(listed.nodeid, listed.attributes, FOREVER_S))
+        parts += (head, record)
+    return b"".join(parts)
+
+
+def _dirent(listed: Listed) -> bytes:
+    length = len(listed.name)
+    padding = -(DIRENT.size + length) % 8
+    return DIRENT.pack(listed.nodeid, listed.cookie, length, _DTYPE[Kind(listed.kind)]) + listed.name + b"\0" * padding
+
+
+Connection.handlers = {
+    Opcode.INIT: Connection.on_init,
+    Opcode.LOOKUP: Connection.on_lookup,
+    Opcode.FORGET: Connection.on_forget,
+    Opcode.BATCH_FORGET: Connection.on_forget,
+    Opcode.GETATTR: Connection.on_getattr,
+    Opcode.READLINK: Connection.on_readlink,
+    Opcode.OPENDIR: Connection.on_opendir,
+    Opcode.READDIR: Connection.on_readdir,
+    Opcode.READDIRPLUS: Connection.on_readdirplus,
+    Opcode.STATFS: Connection.on_statfs,
+    Opcode.GETXATTR: Connection.on_getxattr,
+    Opcode.LISTXATTR: Connection.on_listxattr,
+    Opcode.INTERRUPT: Connection.on_interrupt,
+    Opcode.DESTROY: Connection.on_destroy,
+    Opcode.IOCTL: Connection.on_ioctl,
+    # The mount is read-only, so the kernel answers these itself; should one come all the same:
+    **dict.fromkeys(
+        (
+            Opcode.SETATTR,
+            Opcode.SYMLINK,
+            Opcode.MKNOD,
+            Opcode.MKDIR,
+            Opcode.UNLINK,
+            Opcode.RMDIR,
+            Opcode.RENAME,
+            Opcode.RENAME2,
+            Opcode.LINK,
+            Opcode.WRITE,
+            Opcode.SETXATTR,
+            Opcode.REMOVEXATTR,
+            Opcode.CREATE,
+            Opcode.TMPFILE,
+            Opcode.FALLOCATE,
+            Opcode.COPY_FILE_RANGE,
+        ),
+        Connection.on_write_like,
+    ),
+}

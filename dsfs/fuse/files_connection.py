@@ -1,0 +1,166 @@
+"""The connection of one dataset: what Connection answers, and bytes, over the three read paths (DESIGN section 3)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import structlog
+
+from dsfs.cache.complete import CachedObject
+from dsfs.errors import DsfsError
+from dsfs.filesystem.files import DatasetFiles
+from dsfs.filesystem.read_path import Abilities, InodeMode, Listing, choose_read_path, mode_for_open
+from dsfs.fuse.connection import LARGEST_READ_BYTES, Answer, Connection
+from dsfs.fuse.device import Device
+from dsfs.fuse.resume import OpenJournal
+from dsfs.fuse.wire import OPEN_IN, OPEN_OUT, READ_IN, InitFlag, Opcode, OpenFlag
+from dsfs.model import ReadPath
+from dsfs.ranges import ByteRange
+
+log = structlog.get_logger()
+
+_CACHED = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH  # pages stay: an inode number never gets other bytes
+_PASSTHROUGH = (
+    OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH
+)  # with KEEP_CACHE the kernel answers EIO (FOPEN_PASSTHROUGH_MASK)
+
+
+class FilesConnection(Connection):
+    """``read_path`` is what opens get now; once openless, always openless, and the kernel sends no more opens."""
+
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        files: DatasetFiles,
+        *,
+        journal: OpenJournal,
+        can_passthrough: bool,
+        memory_bytes: int,
+        openless: bool,
+        offered: int,
+        initialised: Callable[[int], None],
+        turned_openless: Callable[[], None],
+        stack_depth: int,
+    ) -> None:
+        manifest = files.dataset.manifest
+        super().__init__(name, device, files, (manifest.namespace, manifest.name), offered, initialised)
+        self._files = files
+        self._journal = journal
+        self._can_passthrough = can_passthrough
+        self._memory_bytes = memory_bytes
+        self._openless = openless
+        self._turned_openless = turned_openless
+        self._stack_depth = stack_depth
+        self._read_buffer = memoryview(bytearray(LARGEST_READ_BYTES))
+        self._chosen: tuple[bool, ReadPath] | None = None
+
+    @property
+    def read_path(self) -> ReadPath:
+        """What the next open gets, from what is listed by now."""
+        if self._openless:
+            return ReadPath.OPENLESS
+        catalog = self._files.dataset.catalog
+        if self._chosen is None or self._chosen[0] != catalog.sealed:
+            files, total_bytes, _skipped = catalog.totals() if catalog.sealed else (0, 0, 0)
+            largest = catalog.largest() if catalog.sealed else 0
+            path = choose_read_path(
+                self._files.dataset.manifest.read_path,
+                Abilities(self._can_passthrough and self._offers_passthrough, openless=True),
+                Listing(files, total_bytes, largest, catalog.sealed),
+                self._memory_bytes,
+            )
+            self._chosen = (catalog.sealed, path)
+        return self._chosen[1]
+
+    @property
+    def _offers_passthrough(self) -> bool:
+        return bool(self.offered & InitFlag.PASSTHROUGH)
+
+    def init_flags(self) -> InitFlag:
+        return InitFlag.PASSTHROUGH if self._can_passthrough else InitFlag(0)
+
+    def stack_depth(self) -> int:
+        return self._stack_depth if self._can_passthrough else 0
+
+    # -- open and release -----------------------------------------------------------------------------------------
+
+    def on_open(self, unique: int, nodeid: int, body: memoryview) -> Answer:
+        (flags, _open_flags) = OPEN_IN.unpack_from(body)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, "read-only file system")
+        path = self.read_path
+        if path is ReadPath.OPENLESS and not self._journal.passthrough_handles:
+            self._turn_openless()
+            raise OSError(errno.ENOSYS, "from now on this connection is read without opens")
+        if (
+            self._journal.mode(nodeid) is not None
+            or path is ReadPath.DAEMON
+            or self._files.file(nodeid).size_bytes == 0
+        ):
+            return self._open_as(unique, nodeid, ReadPath.DAEMON if path is ReadPath.DAEMON else path, None)
+        obj = self._files.complete(nodeid)
+        if obj is None:
+            return self._wait_open(unique, nodeid)
+        return self._open_as(unique, nodeid, path, obj)
+
+    async def _wait_open(self, unique: int, nodeid: int) -> bytes:
+        await self._files.prepare(nodeid)
+        # no await from here on: the mode of the inode is decided, written down and answered in one go
+        return self._open_as(unique, nodeid, self.read_path, self._files.complete(nodeid))
+
+    def _open_as(self, unique: int, nodeid: int, path: ReadPath, obj: CachedObject | None) -> bytes:
+        mode = mode_for_open(path, self._journal.mode(nodeid), obj is not None)
+        backing_id = 0
+        if mode is InodeMode.PASSTHROUGH:
+            if obj is None:
+                backing_id = self._journal.backing_id(nodeid)
+            else:
+                try:
+                    backing_id = self.device.open_backing(obj.fd)
+                except OSError as error:
+                    self._can_passthrough = False
+                    self._chosen = None
+                    log.warning("no passthrough, the daemon reads", connection=self.name, reason=str(error))
+        self._journal.opened(unique, nodeid, backing_id)
+        if backing_id == 0:
+            return OPEN_OUT.pack(0, _CACHED, 0)
+        file = self._files.file(nodeid)
+        file.origin.kernel_opened_bytes.inc(file.size_bytes)
+        return OPEN_OUT.pack(0, _PASSTHROUGH, backing_id)
+
+    def on_release(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        backing_id = self._journal.released(unique, nodeid)
+        if backing_id:
+            self.device.close_backing(backing_id)
+        return b""
+
+    def _turn_openless(self) -> None:
+        self._openless = True
+        self._turned_openless()
+
+    # -- read -----------------------------------------------------------------------------------------------------
+
+    def on_read(self, unique: int, nodeid: int, body: memoryview) -> Answer:
+        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
+        count = self._files.try_read(nodeid, offset, self._read_buffer[:size])
+        if count is None:
+            return self._wait_read(nodeid, offset, size)
+        return self._read_buffer[:count]
+
+    async def _wait_read(self, nodeid: int, offset: int, size: int) -> bytes | bytearray:
+        try:
+            return await self._files.read(nodeid, ByteRange(offset, offset + size))
+        except DsfsError as error:
+            self._files.note_error(error)
+            raise
+
+
+FilesConnection.handlers = {
+    **Connection.handlers,
+    Opcode.OPEN: FilesConnection.on_open,  # type: ignore[dict-item]  # the table is looked up through the same class
+    Opcode.RELEASE: FilesConnection.on_release,  # type: ignore[dict-item]
+    Opcode.READ: FilesConnection.on_read,  # type: ignore[dict-item]
+}

@@ -1,0 +1,255 @@
+"""The portable session: pyfuse3 over libfuse, the whole tree on one connection, for unprivileged users too.
+
+It has everything but passthrough, openless and resume: libfuse 3.14 knows neither of the three.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import pyfuse3
+import structlog
+import trio
+
+from dsfs import metrics
+from dsfs.errors import DsfsError
+from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
+from dsfs.filesystem.errnos import errno_of
+from dsfs.filesystem.files import DatasetFiles
+from dsfs.filesystem.nodes import ROOT_ID, slot_of
+from dsfs.filesystem.tree import Directories, NamespaceTree
+from dsfs.ranges import ByteRange
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+_NAMES_AT_ONCE = 256
+_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.ERANGE}
+
+
+class Operations(pyfuse3.Operations):
+    """Requests of libfuse, answered by the trees. ``tree`` None: the one dataset is the root."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, tree: NamespaceTree | None, datasets: Mapping[int, DatasetFiles]) -> None:
+        super().__init__()
+        self._tree = tree
+        self._datasets = datasets  # by slot
+        self._open: dict[int, int] = {}  # fh → nodeid; pyfuse3 gives read nothing else
+        self._next_fh = 1
+
+    def _of(self, nodeid: int) -> Directories:
+        if self._tree is not None and nodeid in self._tree:
+            return self._tree
+        return self._files(nodeid)
+
+    def _files(self, nodeid: int) -> DatasetFiles:
+        if self._tree is None:
+            return next(iter(self._datasets.values()))
+        files = self._datasets.get(slot_of(nodeid))
+        if files is None:
+            raise OSError(errno.EISDIR if nodeid in self._tree else errno.ESTALE, "no such inode")
+        return files
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+        async def answer() -> pyfuse3.EntryAttributes:
+            tree = self._of(parent_inode)
+            entry = tree.try_lookup(parent_inode, name) or await tree.lookup(parent_inode, name)
+            if entry.attributes is None:
+                if entry.ttl_s == 0:
+                    raise OSError(errno.ENOENT, "no such name")
+                absent = pyfuse3.EntryAttributes()
+                absent.st_ino = 0  # a negative entry that the kernel may keep
+                absent.entry_timeout = entry.ttl_s
+                return absent
+            return _entry(entry)
+
+        return await self._run("lookup", parent_inode, answer)
+
+    async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
+        async def answer() -> pyfuse3.EntryAttributes:
+            return _entry(Entry(inode, self._of(inode).try_getattr(inode)))
+
+        return await self._run("getattr", inode, answer)
+
+    async def readlink(self, inode: int, ctx: object) -> bytes:
+        async def answer() -> bytes:
+            return self._of(inode).readlink(inode)
+
+        return await self._run("readlink", inode, answer)
+
+    async def opendir(self, inode: int, ctx: object) -> int:
+        return inode  # what a directory shows is computed from its number
+
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        async def answer() -> None:
+            tree = self._of(fh)
+            cookie = start_id
+            while True:
+                names = tree.try_readdir(fh, cookie, _NAMES_AT_ONCE)
+                if names is None:
+                    await tree.list(fh)
+                    names = tree.try_readdir(fh, cookie, _NAMES_AT_ONCE) or []
+                for listed in names:
+                    if not await self._show(fh, listed, token):
+                        return
+                    cookie = listed.cookie
+                if not names:
+                    return
+
+        await self._run("readdir", fh, answer)
+
+    async def _show(self, directory: int, listed: Listed, token: Any) -> bool:
+        if listed.name in (b".", b".."):
+            return True  # libfuse's kernel side needs neither, and would count a lookup for each
+        tree = self._of(directory)
+        if listed.attributes is not None:
+            entry = Entry(listed.nodeid, listed.attributes)
+        else:
+            entry = tree.try_lookup(directory, listed.name) or await tree.lookup(directory, listed.name)
+            if entry.attributes is None:
+                return True
+        shown: bool = pyfuse3.readdir_reply(token, listed.name, _entry(entry), listed.cookie)
+        return shown
+
+    async def releasedir(self, fh: int) -> None:
+        return
+
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
+        async def answer() -> pyfuse3.FileInfo:
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                raise OSError(errno.EROFS, "read-only file system")
+            self._files(inode).file(inode)  # EISDIR, ESTALE
+            fh, self._next_fh = self._next_fh, self._next_fh + 1
+            self._open[fh] = inode
+            return pyfuse3.FileInfo(fh=fh, keep_cache=True)
+
+        return await self._run("open", inode, answer)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        async def answer() -> bytes:
+            inode = self._open[fh]
+            files = self._files(inode)
+            into = bytearray(size)
+            count = files.try_read(inode, off, memoryview(into))
+            if count is not None:
+                return bytes(memoryview(into)[:count])
+            try:
+                return bytes(await files.read(inode, ByteRange(off, off + size)))
+            except DsfsError as error:
+                files.note_error(error)
+                raise
+
+        return await self._run("read", self._open.get(fh, 0), answer)
+
+    async def release(self, fh: int) -> None:
+        self._open.pop(fh, None)
+
+    async def flush(self, fh: int) -> None:
+        return
+
+    async def forget(self, inode_list: object) -> None:
+        return  # nodeids are computed: nothing was kept
+
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        async def answer() -> pyfuse3.StatvfsData:
+            found = await self._of(ROOT_ID).statfs()
+            data = pyfuse3.StatvfsData()
+            data.f_bsize = data.f_frsize = BLOCK_SIZE
+            data.f_blocks = -(-found.total_bytes // BLOCK_SIZE)
+            data.f_bfree = data.f_bavail = data.f_ffree = data.f_favail = 0
+            data.f_files = found.files
+            data.f_namemax = 255
+            return data
+
+        return await self._run("statfs", ROOT_ID, answer)
+
+    async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+        async def answer() -> bytes:
+            value = self._of(inode).xattrs(inode).get(name) if name.startswith(b"user.dsfs.") else None
+            if value is None:
+                raise OSError(errno.ENODATA, "no such attribute")
+            return value
+
+        return await self._run("getxattr", inode, answer)
+
+    async def listxattr(self, inode: int, ctx: object) -> list[bytes]:
+        async def answer() -> list[bytes]:
+            return list(self._of(inode).xattrs(inode))
+
+        return await self._run("listxattr", inode, answer)
+
+    async def access(self, inode: int, mode: int, ctx: object) -> bool:
+        return True  # default_permissions: the kernel has decided already
+
+    async def _run(self, operation: str, nodeid: int, answer: Callable[[], Awaitable[T]]) -> T:
+        started = time.perf_counter()
+        try:
+            return await answer()
+        except (DsfsError, OSError) as error:
+            code = errno_of(error)
+            if code not in _QUIET:
+                metrics.ERRORS.labels(*self._labels(nodeid), errno.errorcode.get(code, str(code))).inc()
+                log.info("request failed", operation=operation, nodeid=nodeid, reason=str(error))
+            raise pyfuse3.FUSEError(code) from error
+        except Exception as error:
+            log.exception("request failed unexpectedly", operation=operation, nodeid=nodeid)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+        finally:
+            metrics.OPERATION_SECONDS.labels(operation).observe(time.perf_counter() - started)
+
+    def _labels(self, nodeid: int) -> tuple[str, str]:
+        if self._tree is not None and nodeid in self._tree:
+            return "", ""
+        try:
+            manifest = self._files(nodeid).dataset.manifest
+        except OSError:
+            return "", ""
+        return manifest.namespace, manifest.name
+
+
+def _entry(entry: Entry) -> pyfuse3.EntryAttributes:
+    found: Attributes | None = entry.attributes
+    assert found is not None
+    shown = pyfuse3.EntryAttributes()
+    shown.st_ino = entry.nodeid
+    shown.generation = 0
+    shown.entry_timeout = entry.ttl_s
+    shown.attr_timeout = found.ttl_s
+    shown.st_mode = found.mode
+    shown.st_nlink = found.nlink
+    shown.st_uid = found.uid
+    shown.st_gid = found.gid
+    shown.st_rdev = 0
+    shown.st_size = found.size
+    shown.st_blksize = BLOCK_SIZE
+    shown.st_blocks = (found.size + 511) // 512
+    shown.st_atime_ns = shown.st_mtime_ns = shown.st_ctime_ns = found.mtime_ns
+    return shown
+
+
+async def run(
+    mountpoint: str,
+    tree: NamespaceTree | None,
+    datasets: Mapping[int, DatasetFiles],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mount and serve until it is unmounted. Unmounts when it is cancelled."""
+    options = {"fsname=dsfs", "subtype=dsfs", "default_permissions", "ro", "nosuid", "nodev", "max_read=1048576"}
+    if os.getuid() == 0:
+        options.add("allow_other")
+    pyfuse3.init(Operations(tree, datasets), mountpoint, options)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pyfuse3.main)
+            task_status.started()
+    finally:
+        pyfuse3.close(unmount=True)

@@ -1,0 +1,1 @@
+"""Outside text becomes a dataset: manifests in two forms, source URIs, secrets, and the small grammars in them."""

@@ -1,0 +1,184 @@
+"""Files, directories and objects of a cluster become manifests and secrets. A mistake is one line that says where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+
+from dsfs.errors import ConfigError
+from dsfs.manifest import baize, schema
+from dsfs.manifest.names import check_dataset_name, check_namespace, is_secret_name
+from dsfs.manifest.parsing import parse, read_text
+from dsfs.manifest.problems import Place, one_line
+from dsfs.manifest.schema import Manifest, SharedSpec, Spec
+from dsfs.manifest.secrets import secret_values
+
+DEFAULT_NAMESPACE = "default"
+SUFFIXES = (".yaml", ".yml", ".json")
+
+_SPECS: Mapping[str, type[SharedSpec]] = {schema.API_VERSION: Spec, baize.API_VERSION: baize.BaizeSpec}
+_OWN_KEYS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What was read, in the order of the files. ``secrets`` maps (namespace, name) to keys and stripped values."""
+
+    manifests: tuple[Manifest, ...] = ()
+    secrets: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+
+def load_documents(paths: Sequence[str]) -> Documents:
+    """All datasets and secrets of these files and directories.
+
+    Of a directory its files ``*.yaml``, ``*.yml`` and ``*.json`` are read in the order of their names, not those of
+    directories in it. A file that is named twice is read once. Raises ConfigError.
+    """
+    return collect(placed for path in _files(paths) for placed in _objects(read_text(path), path))
+
+
+def parse_documents(text: str, file: str) -> Documents:
+    """As ``load_documents``, of a text that is at hand already; ``file`` names it in errors. Raises ConfigError."""
+    return collect(_objects(text, file))
+
+
+def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
+    """Objects and where each was found, sorted out by their kind. Raises ConfigError."""
+    manifests: dict[tuple[str, str], tuple[Manifest, Place]] = {}
+    secrets: dict[tuple[str, str], tuple[Mapping[str, str], Place]] = {}
+    for place, document in objects:
+        kind = _text(document, "kind", place)
+        if kind == "Dataset":
+            manifest = read_dataset(document, place)
+            key = (manifest.namespace, manifest.name)
+            _refuse_second(manifests.get(key), place, key)
+            manifests[key] = manifest, place
+        elif kind == "Secret":
+            key, values = _read_secret(document, place)
+            _refuse_second(secrets.get(key), place, key)
+            secrets[key] = values, place
+        else:
+            known = "Dataset, Secret and List"
+            raise place.problem("kind", f"{one_line(kind, 60)} is not known here (take it out; known are {known})")
+    return Documents(
+        manifests=tuple(manifest for manifest, _ in manifests.values()),
+        secrets=MappingProxyType({key: values for key, (values, _) in secrets.items()}),
+    )
+
+
+def read_dataset(document: Mapping[Any, Any], place: Place) -> Manifest:
+    """One object of kind Dataset in either form, as a file or the Kubernetes API gives it. Raises ConfigError."""
+    api_version = _text(document, "apiVersion", place)
+    model = _SPECS.get(api_version)
+    if model is None:
+        raise place.problem("apiVersion", f"must be one of {', '.join(_SPECS)}")
+    namespace, name = _identity(document, place)
+    try:
+        check_dataset_name(name)
+    except ValueError as error:
+        raise place.problem("metadata.name", str(error)) from None
+    unknown = [key for key in document if key not in _OWN_KEYS]
+    if unknown and model is Spec:
+        raise place.problem(_key(unknown[0]), f"is not a known field (known: {', '.join(sorted(_OWN_KEYS))})")
+    spec = _mapping(document, "spec", place)
+    if spec is None:
+        raise place.problem("spec", "is missing")
+    try:
+        return model.model_validate(spec).manifest(namespace, name)
+    except ValidationError as error:
+        raise place.rejected(error, model, "spec") from None  # its text may hold values
+
+
+def _files(paths: Sequence[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for path in paths:
+        for file in _files_in(path) if os.path.isdir(path) else [path]:
+            real = os.path.realpath(file)
+            if real not in seen:
+                seen.add(real)
+                yield file
+
+
+def _files_in(directory: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise ConfigError(f"{one_line(directory)}: cannot be read: {error.strerror}") from error
+    files = [os.path.join(directory, name) for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+    files = [file for file in files if not os.path.isdir(file)]
+    if not files:
+        raise ConfigError(f"{one_line(directory)}: has no manifests (put *.yaml, *.yml or *.json files into it)")
+    return files
+
+
+def _objects(text: str, file: str) -> Iterator[tuple[Place, dict[Any, Any]]]:
+    """Every object of a text; those of a List one by one."""
+    for number, document in parse(text, file):
+        place = Place(file, number)
+        if not isinstance(document, dict):
+            raise place.problem("", "must be a mapping with apiVersion, kind, metadata and spec")
+        if document.get("kind") != "List":
+            yield place, document
+            continue
+        items = document.get("items")
+        if not isinstance(items, list):
+            raise place.problem("items", "must be a list")
+        for index, item in enumerate(items, start=1):
+            inside = Place(file, number, index)
+            if not isinstance(item, dict) or item.get("kind") == "List":  # a List in a List could hold itself
+                raise inside.problem("", "must be a Dataset or a Secret")
+            yield inside, item
+
+
+def _read_secret(document: Mapping[Any, Any], place: Place) -> tuple[tuple[str, str], Mapping[str, str]]:
+    if _text(document, "apiVersion", place) != "v1":
+        raise place.problem("apiVersion", "must be v1 for a Secret")
+    namespace, name = _identity(document, place)
+    if not is_secret_name(name):
+        raise place.problem("metadata.name", 'must begin with a letter or digit and hold those, "-", "_" and "." only')
+    return (namespace, name), MappingProxyType(secret_values(document, place))
+
+
+def _identity(document: Mapping[Any, Any], place: Place) -> tuple[str, str]:
+    """Namespace and name; the name is not checked yet. Labels, annotations and whatever else stay unread."""
+    metadata = _mapping(document, "metadata", place)
+    if metadata is None:
+        raise place.problem("metadata.name", "is missing")
+    name = _text(metadata, "name", place, "metadata.")
+    if metadata.get("namespace") in (None, ""):
+        return DEFAULT_NAMESPACE, name
+    namespace = _text(metadata, "namespace", place, "metadata.")
+    try:
+        return check_namespace(namespace), name
+    except ValueError as error:
+        raise place.problem("metadata.namespace", str(error)) from None
+
+
+def _refuse_second(first: tuple[object, Place] | None, place: Place, key: tuple[str, str]) -> None:
+    if first is not None:
+        raise place.problem("metadata.name", f"{'/'.join(key)} is already in {first[1]} (rename or remove one of them)")
+
+
+def _text(mapping: Mapping[Any, Any], key: str, place: Place, prefix: str = "") -> str:
+    value = mapping.get(key)
+    if value is None:
+        raise place.problem(prefix + key, "is missing")
+    if not isinstance(value, str):
+        raise place.problem(prefix + key, "must be text (put it in quotes)")
+    return value
+
+
+def _mapping(mapping: Mapping[Any, Any], key: str, place: Place) -> dict[Any, Any] | None:
+    value = mapping.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise place.problem(key, "must be a mapping")
+    return value
+
+
+def _key(key: object) -> str:
+    return one_line(key, 60) if isinstance(key, str) else "(not text)"

@@ -1,0 +1,67 @@
+"""Every metric: name, unit, labels. Declared here, counted where things happen, exposed by the daemon.
+
+Label values come from closed sets: ``namespace`` and ``dataset`` from manifests, ``tier`` from model.Tier,
+``operation`` from the opcode table, ``outcome`` from OUTCOMES, ``errno`` from errno's names.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+OUTCOMES = ("ok", "refused", "missing", "changed", "timeout", "later", "failed", "cancelled")
+
+_DATASET = ("namespace", "dataset")
+# From a warm open (tens of microseconds) to the default read timeout (30 s).
+_SECONDS = (
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)
+
+READ_BYTES = Counter(
+    "dsfs_read_bytes", "Bytes the daemon gave the kernel, by where they came from.", (*_DATASET, "tier")
+)
+KERNEL_OPENED_BYTES = Counter(
+    "dsfs_kernel_opened_bytes", "Sizes of the files handed to the kernel in passthrough, in bytes.", _DATASET
+)
+ORIGIN_READ_BYTES = Counter("dsfs_origin_read_bytes", "Bytes read from the source.", _DATASET)
+ORIGIN_REQUESTS = Counter("dsfs_origin_requests", "Requests to the source, by how they ended.", (*_DATASET, "outcome"))
+ORIGIN_REQUEST_SECONDS = Histogram(
+    "dsfs_origin_request_seconds", "Duration of requests to the source, in seconds.", _DATASET, buckets=_SECONDS
+)
+OPERATION_SECONDS = Histogram(
+    "dsfs_operation_seconds",
+    "Duration of file system operations in the daemon, in seconds.",
+    ("operation",),
+    buckets=_SECONDS,
+)
+ERRORS = Counter(
+    "dsfs_errors", "Operations that ended in an errno other than ENOENT and ENODATA.", (*_DATASET, "errno")
+)
+CACHE_BYTES = Gauge("dsfs_cache_bytes", "Bytes in use, by tier.", ("tier",))
+CACHE_LIMIT_BYTES = Gauge("dsfs_cache_limit_bytes", "Bytes that may be used, by tier.", ("tier",))
+EVICTED_BYTES = Counter("dsfs_cache_evicted_bytes", "Bytes that were given back to make room.")
+CORRUPT_BLOCKS = Counter("dsfs_cache_corrupt_blocks", "Cached blocks or objects that failed a check and were dropped.")
+DATASET_INFO = Gauge(
+    "dsfs_dataset_info",
+    "1 for each dataset; what it is in the labels.",
+    (*_DATASET, "revision", "phase", "source_type"),
+)
+DATASET_BYTES = Gauge("dsfs_dataset_bytes", "Sum of the sizes of a dataset's files, in bytes.", _DATASET)
+DATASET_CACHED_BYTES = Gauge("dsfs_dataset_cached_bytes", "Bytes of a dataset in the node's cache.", _DATASET)
+SERVER_RESTARTS = Counter("dsfs_server_restarts", "How often the keeper started another server.")

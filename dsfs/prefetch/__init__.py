@@ -1,0 +1,1 @@
+"""What will be wanted next. Pure policy: events in, wants out; no clock, no disk, no network."""

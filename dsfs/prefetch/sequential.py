@@ -1,0 +1,66 @@
+"""Read-ahead for readers that go forward, several of them in one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsfs.ranges import ByteRange, MiB
+
+STREAMS_PER_FILE = 4
+FIRST_WINDOW_BYTES = 16 * MiB  # a file that is read from its start is mostly read to its end: no slow ramp-up
+RAMP_WINDOW_BYTES = 4 * MiB  # what a second read right behind a first one in the middle is worth
+STEP_BYTES = 8 * MiB  # ahead is asked for in steps of one long request
+SLACK_BYTES = 4 * MiB  # the kernel's own read-ahead sends several requests at once, and they arrive in any order
+
+
+@dataclass(slots=True)
+class Stream:
+    """One reader of one file. All in bytes: where it is, how far was asked ahead, how far it may go."""
+
+    position: int
+    ahead: int
+    window: int
+    sequential: bool
+
+
+class Streams:
+    """The readers of one file, the latest first."""
+
+    __slots__ = ("_streams",)
+
+    def __init__(self) -> None:
+        self._streams: list[Stream] = []
+
+    def on_read(self, wanted: ByteRange, size_bytes: int, longest_window: int) -> ByteRange | None:
+        """A range was read; what to bring in ahead of the next read, if anything."""
+        stream = self._stream_of(wanted)
+        stream.position = max(stream.position, wanted.stop)
+        if not stream.sequential:
+            return None
+        stream.ahead = max(stream.ahead, wanted.stop)
+        goal = min(size_bytes, stream.position + stream.window)
+        if goal - stream.ahead < min(STEP_BYTES, size_bytes - stream.ahead):
+            return None
+        stop = goal if goal == size_bytes else max(goal // STEP_BYTES * STEP_BYTES, stream.ahead)
+        if stop <= stream.ahead:
+            return None
+        ahead = ByteRange(stream.ahead, stop)
+        stream.ahead = stop
+        stream.window = min(stream.window * 2, longest_window)
+        return ahead
+
+    def _stream_of(self, wanted: ByteRange) -> Stream:
+        for stream in self._streams:
+            reach = stream.position + max(SLACK_BYTES, stream.window if stream.sequential else 0)
+            if stream.position - SLACK_BYTES <= wanted.start <= reach:
+                if not stream.sequential and wanted.start >= stream.position:
+                    stream.sequential = True
+                    stream.window = RAMP_WINDOW_BYTES
+                self._streams.remove(stream)
+                self._streams.insert(0, stream)
+                return stream
+        at_start = wanted.start == 0
+        stream = Stream(wanted.start, wanted.stop, FIRST_WINDOW_BYTES if at_start else 0, at_start)
+        self._streams.insert(0, stream)
+        del self._streams[STREAMS_PER_FILE:]
+        return stream

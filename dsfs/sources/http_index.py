@@ -1,0 +1,72 @@
+"""The HTML page that a web server makes of a directory → the names in it.
+
+Made for nginx, Apache, Caddy, Python's http.server and `rclone serve http`, who agree on ``<a href>`` and little else.
+"""
+
+from __future__ import annotations
+
+import os
+from html.parser import HTMLParser
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+
+from dsfs.model import Kind, SourceObject
+
+
+class IndexParser(HTMLParser):
+    """Fed with pieces of a page, gives out children. A name that is linked twice (icon and text) counts once."""
+
+    def __init__(self, url: str, directory: str) -> None:
+        """``url`` is where the page came from, after redirects; ``directory`` the path that children get in front."""
+        super().__init__(convert_charrefs=True)
+        self._base = url
+        place = urlsplit(url)
+        self._origin = (place.scheme, place.netloc)
+        self._parts = _decoded_parts(place.path)[:-1]  # behind the last "/" is the page's own name
+        self._prefix = f"{directory}/" if directory else ""
+        self._seen: set[str] = set()
+        self._found: list[SourceObject] = []
+
+    def take(self) -> list[SourceObject]:
+        """What was found since the last call."""
+        found, self._found = self._found, []
+        return found
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """See HTMLParser."""
+        href = next((value for key, value in attrs if key == "href"), None)
+        if href is None:
+            return
+        if tag == "base":
+            self._base = urljoin(self._base, href)
+        elif tag == "a":
+            child = self._child(href.strip())
+            if child is not None and child.path not in self._seen:
+                self._seen.add(child.path)
+                self._found.append(child)
+
+    def _child(self, href: str) -> SourceObject | None:
+        """None for what is no child: the parent, a sort order, another host, a place further down."""
+        try:
+            link = urlsplit(urljoin(self._base, href))
+        except ValueError:
+            return None
+        # "?" and "#" in a name are written %3F and %23, so what stands behind a bare one is no name.
+        if (link.scheme, link.netloc) != self._origin or "?" in href or "#" in href:
+            return None
+        parts = _decoded_parts(link.path)
+        directory = parts[-1] == ""
+        if directory:
+            parts.pop()
+        if len(parts) != len(self._parts) + 1 or parts[:-1] != self._parts:
+            return None
+        name = parts[-1]
+        if name == "" or "/" in name:  # an encoded "/" (%2F) is no name and must not look like two
+            return None
+        if directory:
+            return SourceObject(self._prefix + name, Kind.DIRECTORY)
+        return SourceObject(self._prefix + name, Kind.FILE, None)
+
+
+def _decoded_parts(path: str) -> list[str]:
+    """Names are bytes: percent-decoded, and what is not UTF-8 is carried as surrogate escapes."""
+    return [os.fsdecode(unquote_to_bytes(part.encode("utf-8", "surrogateescape"))) for part in path.split("/")]

@@ -1,0 +1,58 @@
+"""From a manifest's ``source`` to the source that reads it: one line per type, imported on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+from dsfs.errors import ConfigError
+from dsfs.manifest.schema import SourceSpec, SourceType
+from dsfs.sources.base import Source
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKind:
+    """``builder`` is ``module:function``; ``why_not`` says why a type has none."""
+
+    builder: str = ""
+    why_not: str = ""
+
+
+_LATER: Final = SourceKind(why_not="is not available in this version of dsfs (copy it to S3, HTTP or a directory)")
+_BUILT: Final = SourceKind(why_not="is built, not read (build it, and name the directory as type PVC)")
+
+SOURCES: Final[Mapping[SourceType, SourceKind]] = {
+    SourceType.S3: SourceKind("dsfs.sources.s3:s3_source"),
+    SourceType.HTTP: SourceKind("dsfs.sources.http:http_source"),
+    SourceType.NFS: SourceKind("dsfs.sources.directory:directory_source"),
+    SourceType.PVC: SourceKind("dsfs.sources.directory:directory_source"),
+    SourceType.FSSPEC: SourceKind("dsfs.sources.generic:fsspec_source"),
+    SourceType.GIT: _LATER,
+    SourceType.HADOOP: _LATER,
+    SourceType.HUGGING_FACE: _LATER,
+    SourceType.MODEL_SCOPE: _LATER,
+    SourceType.REFERENCE: _LATER,
+    SourceType.MANUAL: _LATER,
+    SourceType.CONDA: _BUILT,
+    SourceType.DATABASE: _BUILT,
+}
+
+
+def build_source(
+    spec: SourceSpec, credentials: Mapping[str, str], *, pvc_root: str | None = None, namespace: str = "default"
+) -> Source:
+    """The source of a dataset. Touches no network and no disk but to look where a claim lies.
+
+    ``credentials`` are keys and values of the dataset's Secret; ``pvc_root`` is where claims lie on this node. Raises
+    ConfigError.
+    """
+    kind = SOURCES[spec.type]
+    if kind.why_not:
+        raise ConfigError(f"source type {spec.type} {kind.why_not}")
+    module, _, name = kind.builder.partition(":")
+    build: Any = getattr(import_module(module), name)
+    stripped = {key: value.strip() for key, value in credentials.items()}
+    source: Source = build(spec, stripped, pvc_root=pvc_root, namespace=namespace)
+    return source

@@ -1,0 +1,259 @@
+"""``s3://bucket/prefix``: listings and single names. ``s3_client`` has the way there, ``s3_read`` the bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from datetime import datetime
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
+
+from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
+from dsfs.manifest.schema import SourceSpec
+from dsfs.model import Kind, ListingPage, SourceObject, path_parts
+from dsfs.ranges import ByteRange
+from dsfs.sources.base import Sink
+from dsfs.sources.s3_client import S3Connection, S3Options, translated
+from dsfs.sources.s3_read import S3Reader, tag_of
+from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
+
+T = TypeVar("T")
+
+_FAILURES: Final = (BotoCoreError, ClientError, aiohttp.ClientError, TimeoutError, OSError)
+NO_OPTIONS: Final = S3Options()
+_ACCEPTED_OPTIONS: Final = "endpoint, region, anonymous, provider, syncMode"
+
+
+def s3_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> S3Source:
+    """Raises ConfigError."""
+    bucket, _slash, prefix = spec.uri.removeprefix("s3://").partition("/")
+    if not spec.uri.startswith("s3://") or not bucket:
+        raise ConfigError(f"S3: {spec.uri} names no bucket (write s3://bucket/prefix)")
+    options = _options(spec.options)
+    given = {key: credentials[key] for key in ("access-key", "secret-key") if credentials.get(key)}
+    if len(given) == 1:
+        missing = ({"access-key", "secret-key"} - given.keys()).pop()
+        raise ConfigError(f"S3: the Secret of {spec.uri} has no {missing} (give access-key and secret-key, or neither)")
+    return S3Source(bucket, prefix, options, given)
+
+
+def _options(given: Mapping[str, str]) -> S3Options:
+    try:
+        # An empty value is what a template leaves behind for "not set".
+        options = S3Options.model_validate({key: value for key, value in given.items() if value})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"S3: option {key!r} is not known (known are {_ACCEPTED_OPTIONS})") from None
+        raise ConfigError(f"S3: option {key}: {first['msg']}") from None
+    if options.endpoint is not None:
+        try:
+            url = urlsplit(options.endpoint)
+            usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ConfigError("S3: option endpoint must be a URL (such as http://127.0.0.1:9000)")
+    return options
+
+
+class S3Source:
+    """Objects under a prefix. Version tag: the ETag, which S3 changes with the content."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        options: S3Options = NO_OPTIONS,
+        credentials: Mapping[str, str] | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+        self._connection = S3Connection(bucket, options, credentials or {}, timeouts)
+        self._reader = S3Reader(self._connection)
+        self.uri = f"s3://{bucket}/{self._prefix}"
+        self.identity = f"s3:{options.endpoint or ''}:{bucket}/{self._prefix}"
+
+    async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+        """See ``Source``."""
+        prefix = self._key(directory) + "/" if directory else self._prefix
+        found = False
+        async for page in self._pages(Prefix=prefix, Delimiter="/"):
+            objects = [
+                SourceObject(self._path(item["Prefix"].removesuffix("/")), Kind.DIRECTORY)
+                for item in page.get("CommonPrefixes", ())
+            ]
+            for item in page.get("Contents", ()):
+                found = True
+                if item["Key"] != prefix:  # the marker of this directory itself
+                    objects.append(self._object(item))
+            found = found or bool(objects)
+            yield ListingPage(tuple(objects))
+        if not found and prefix:
+            raise SourceMissing(f"s3://{self._bucket}/{prefix}: there is nothing under this prefix")
+        yield ListingPage((), (directory,))
+
+    async def list_tree(self) -> AsyncIterator[ListingPage]:
+        """See ``Source``. One flat listing: a request for a thousand keys, not one for each directory."""
+        tree = _FlatTree()
+        found = False
+        async for page in self._pages(Prefix=self._prefix):
+            for item in page.get("Contents", ()):
+                found = True
+                if item["Key"] != self._prefix:
+                    tree.add(self._object(item))
+            yield tree.take_page()
+        if not found and self._prefix:
+            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+        tree.finish()
+        yield tree.take_page()
+
+    async def stat(self, path: str) -> SourceObject | None:
+        """See ``Source``. Both questions at once: is it a prefix, is it a key."""
+        if not path:
+            return SourceObject("", Kind.DIRECTORY)
+        try:
+            async with asyncio.TaskGroup() as group:
+                inside = group.create_task(self._has_keys(f"{self._key(path)}/"))
+                object_ = group.create_task(self._head(path))
+        except* SourceError as errors:
+            raise errors.exceptions[0] from errors.exceptions[0].__cause__
+        return SourceObject(path, Kind.DIRECTORY) if inside.result() else object_.result()
+
+    async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+        """See ``Source``."""
+        await self._reader.read(self._key(obj.path), obj, wanted, sink)
+
+    async def close(self) -> None:
+        """See ``Source``."""
+        await self._connection.close()
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    async def _pages(self, **asked: str) -> AsyncIterator[dict[str, Any]]:
+        client = (await self._connection.opened()).client
+        what = f"s3://{self._bucket}/{asked['Prefix']}"
+        token: dict[str, str] = {}
+        while True:
+            page = await self._call(client.list_objects_v2(Bucket=self._bucket, **asked, **token), what)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            following = {"ContinuationToken": page.get("NextContinuationToken") or ""}
+            if not following["ContinuationToken"] or following == token:
+                raise SourceUnavailable(f"{what}: the listing is cut off and says not where it goes on")
+            token = following
+
+    async def _has_keys(self, prefix: str) -> bool:
+        client = (await self._connection.opened()).client
+        asked = client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
+        page = await self._call(asked, f"s3://{self._bucket}/{prefix}")
+        return bool(page.get("Contents"))
+
+    async def _head(self, path: str) -> SourceObject | None:
+        client = (await self._connection.opened()).client
+        key = self._key(path)
+        try:
+            item = await self._call(client.head_object(Bucket=self._bucket, Key=key), f"s3://{self._bucket}/{key}")
+        except SourceMissing:
+            return None  # a HEAD has no document that would tell a missing bucket; the listing beside it does
+        return self._file(path, item["ContentLength"], item.get("ETag"), item.get("LastModified"))
+
+    async def _call(self, request: Awaitable[T], what: str) -> T:
+        try:
+            return await request
+        except _FAILURES as error:
+            raise translated(error, what) from error
+
+    # -- keys and paths -------------------------------------------------------------------------------------------
+
+    def _key(self, path: str) -> str:
+        return self._prefix + path
+
+    def _path(self, key: str) -> str:
+        return key[len(self._prefix) :]
+
+    def _object(self, item: Mapping[str, Any]) -> SourceObject:
+        path = self._path(item["Key"])
+        if path.endswith("/"):
+            return SourceObject(path.removesuffix("/"), Kind.DIRECTORY)
+        return self._file(path, item["Size"], item.get("ETag"), item.get("LastModified"))
+
+    def _file(self, path: str, size: int, etag: str | None, modified: datetime | None) -> SourceObject:
+        # Whole seconds: listings have milliseconds and answers do not, and the two must give one tag.
+        mtime_ns = 0 if modified is None else int(modified.timestamp()) * 10**9
+        return SourceObject(path, Kind.FILE, size, mtime_ns, tag_of(etag, size, mtime_ns))
+
+
+class _FlatTree:
+    """Directories out of a flat listing: shown when first seen, complete when the listing leaves them.
+
+    S3 lists in the order of bytes, so what is in a directory stands together, and it is complete at the first key
+    behind it. For a server that does not keep to that (directory buckets say so) all is complete at the end.
+    """
+
+    def __init__(self) -> None:
+        self._objects: list[SourceObject] = []
+        self._complete: list[str] = []
+        self._open: list[str] = []  # paths, from the outermost in
+        self._seen: set[str] = set()
+        self._done_earlier: set[str] = set()  # complete, and on a page that was handed out
+        self._pending: list[str] = []  # complete, but of a listing out of order: told at the end
+        self._in_order = True
+        self._last = b""
+
+    def add(self, obj: SourceObject) -> None:
+        parts = path_parts(obj.path)
+        if parts is None:
+            self._objects.append(obj)  # the catalog counts it; it says nothing about directories
+            return
+        self._check_order(obj)
+        depth = len(parts) if obj.kind is Kind.DIRECTORY else len(parts) - 1
+        directories = ["/".join(parts[: i + 1]) for i in range(depth)]
+        shared = 0
+        while shared < min(len(self._open), depth) and self._open[shared] == directories[shared]:
+            shared += 1
+        self._leave_below(shared)
+        for directory in directories[shared:]:
+            self._enter(directory)
+        if obj.kind is not Kind.DIRECTORY:
+            self._objects.append(obj)
+
+    def take_page(self) -> ListingPage:
+        complete = self._complete if self._in_order else []
+        if not self._in_order:
+            self._pending += self._complete
+        page = ListingPage(tuple(self._objects), tuple(complete))
+        self._done_earlier.update(complete)
+        self._objects, self._complete = [], []
+        return page
+
+    def finish(self) -> None:
+        self._in_order = True
+        self._leave_below(0)
+        self._complete = [*dict.fromkeys(self._pending + self._complete), ""]
+
+    def _check_order(self, obj: SourceObject) -> None:
+        slash = "/" if obj.kind is Kind.DIRECTORY else ""
+        key = f"{obj.path}{slash}".encode("utf-8", "surrogateescape")
+        if key < self._last:
+            self._in_order = False
+        self._last = key
+
+    def _enter(self, directory: str) -> None:
+        self._open.append(directory)
+        if directory not in self._seen:
+            self._seen.add(directory)
+            self._objects.append(SourceObject(directory, Kind.DIRECTORY))
+        elif directory in self._done_earlier:
+            raise SourceUnavailable(f"the listing comes back to {directory!r}, which it had left: it is not in order")
+
+    def _leave_below(self, depth: int) -> None:
+        while len(self._open) > depth:
+            self._complete.append(self._open.pop())

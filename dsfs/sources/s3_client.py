@@ -1,0 +1,203 @@
+"""The way to one bucket: credentials as boto finds them, the region, an aiobotocore client, and S3's errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import structlog
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore import UNSIGNED
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+from pydantic import BaseModel, ConfigDict
+
+from dsfs.errors import (
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+)
+from dsfs.sources.answers import retry_after_s
+from dsfs.sources.timeouts import Timeouts
+
+log = structlog.get_logger()
+
+DEFAULT_REGION: Final = "us-east-1"
+CONNECTIONS: Final = 64
+
+_REFUSED_CODES: Final = frozenset(
+    {
+        "AccessDenied",
+        "AllAccessDisabled",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+        "401",
+        "403",
+    }
+)
+_LATER_CODES: Final = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "503", "429"})
+_MISSING_CODES: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
+
+
+class S3Options(BaseModel):
+    """``source.options`` of type S3. ``provider`` and ``syncMode`` are BaizeAI/dataset's and change nothing here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    endpoint: str | None = None
+    region: str | None = None
+    anonymous: Literal["true", "false"] = "false"
+    provider: str = ""
+    syncMode: str = ""  # noqa: N815  # the key as users write it
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A client that stands, and what a second library needs to ask the same bucket. ``keys`` is None for anonymous."""
+
+    client: Any
+    endpoint: str
+    region: str
+    keys: Any | None
+
+
+class S3Connection:
+    """Opens on first use, once; also again after it failed."""
+
+    def __init__(self, bucket: str, options: S3Options, credentials: Mapping[str, str], timeouts: Timeouts) -> None:
+        self.bucket = bucket
+        self.timeouts = timeouts
+        self._options = options
+        self._credentials = credentials
+        self._lock = asyncio.Lock()
+        self._stack = AsyncExitStack()
+        self._opened: Opened | None = None
+
+    @property
+    def place(self) -> str:
+        """Bucket and endpoint, for messages."""
+        return f"bucket {self.bucket}" + (f" at {self._options.endpoint}" if self._options.endpoint else "")
+
+    async def opened(self) -> Opened:
+        if self._opened is not None:
+            return self._opened
+        async with self._lock:
+            if self._opened is None:
+                try:
+                    self._opened = await self._open()
+                except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: an endpoint that is no URL
+                    raise translated(error, self.place) from error
+            return self._opened
+
+    async def close(self) -> None:
+        self._opened = None
+        await self._stack.aclose()
+
+    async def _open(self) -> Opened:
+        session = get_session()
+        if key := self._credentials.get("access-key"):
+            session.set_credentials(key, self._credentials.get("secret-key"))
+        keys = None if self._options.anonymous == "true" else await session.get_credentials()
+        if keys is None and self._options.anonymous != "true":
+            log.info("no S3 credentials found, reading anonymously", bucket=self.bucket)
+        region = self._options.region or session.get_config_variable("region")
+        client = await self._client(session, keys, region or DEFAULT_REGION)
+        if region is None and ".amazonaws.com" in client.meta.endpoint_url:
+            found = await self._region_of_bucket(client)
+            if found not in (None, DEFAULT_REGION):
+                region = found
+                client = await self._client(session, keys, region)
+        return Opened(client, client.meta.endpoint_url, region or DEFAULT_REGION, keys)
+
+    async def _client(self, session: Any, keys: Any | None, region: str) -> Any:
+        endpoint = self._options.endpoint
+        config = AioConfig(
+            connect_timeout=self.timeouts.connect_s,
+            read_timeout=self.timeouts.idle_s,
+            max_pool_connections=CONNECTIONS,
+            retries={"total_max_attempts": 1, "mode": "standard"},  # sources.retry is the one that retries
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            # A range has no checksum of its own, and third-party servers stumble over the question.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            **({"signature_version": UNSIGNED} if keys is None else {}),
+        )
+        maker = session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+        return await self._stack.enter_async_context(maker)
+
+    async def _region_of_bucket(self, client: Any) -> str | None:
+        """AWS says it to everybody, even with a refusal; asked because obstore does not follow its redirects."""
+        try:
+            answer = await client.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            answer = error.response
+        headers: Mapping[str, str] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return headers.get("x-amz-bucket-region")
+
+
+def translated(error: Exception, what: str, *, reading: bool = False) -> SourceError:
+    """What botocore raised, as a SourceError. ``reading``: a listed object was asked for, so "none" means "changed"."""
+    if isinstance(error, ClientError):
+        return _of_answer(error, what, reading)
+    if isinstance(error, (ConnectTimeoutError, ReadTimeoutError, TimeoutError)):
+        return SourceTimeout(f"{what}: nothing answered in time")
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
+        return SourceRefused(f"{what}: {error} (give access-key and secret-key in a Secret, or set AWS_…)")
+    if isinstance(error, (BotoConnectionError, HTTPClientError)):
+        return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")
+    if isinstance(error, (BotoCoreError, ValueError)):
+        return SourceUnsupported(f"{what}: {error}")
+    return SourceUnavailable(f"{what}: {type(error).__name__}: {error}")
+
+
+def _of_answer(error: ClientError, what: str, reading: bool) -> SourceError:
+    said = error.response.get("Error", {})
+    metadata = error.response.get("ResponseMetadata", {})
+    code, status = str(said.get("Code", "")), int(metadata.get("HTTPStatusCode", 0))
+    headers = {key.title(): value for key, value in metadata.get("HTTPHeaders", {}).items()}
+    return of_status(status, code, what, reading=reading, retry_after=retry_after_s(headers))
+
+
+def of_status(
+    status: int, code: str, what: str, *, reading: bool = False, retry_after: float | None = None
+) -> SourceError:
+    """The error behind an HTTP status and the ``<Code>`` in S3's error document."""
+    shown = f"{code or 'no error code'}, HTTP {status}"
+    if code == "NoSuchBucket":
+        return SourceMissing(f"{what}: there is no such bucket ({shown})")
+    if code in _LATER_CODES or status in (429, 503):
+        return RetryLater(f"{what}: the server asks for patience ({shown})", retry_after)
+    if code in _REFUSED_CODES or status in (401, 403):
+        return SourceRefused(f"{what}: access refused ({shown}); check access-key and secret-key, or anonymous")
+    if status in (412, 416) or code in ("PreconditionFailed", "InvalidRange"):
+        return SourceChanged(f"{what}: another version is there now ({shown})")
+    if code in _MISSING_CODES or status in (404, 410):
+        return (
+            SourceChanged(f"{what}: is gone ({shown})") if reading else SourceMissing(f"{what}: is not there ({shown})")
+        )
+    if 300 <= status < 400:
+        return SourceUnsupported(f"{what}: is elsewhere ({shown}); set the option region or endpoint")
+    return SourceUnavailable(f"{what}: the server failed ({shown})")

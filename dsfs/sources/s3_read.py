@@ -1,0 +1,224 @@
+"""Byte ranges of S3 objects: through obstore, or through aiobotocore for servers and keys that obstore does not take.
+
+obstore is the fast one. It wants 206 with a matching Content-Range, and it tidies keys (``a/`` becomes ``a``), so
+it is asked only for keys that its tidying leaves alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import aiohttp
+import obstore
+import structlog
+from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import S3Store
+
+from dsfs.errors import SourceChanged, SourceError, SourceTimeout, SourceUnavailable
+from dsfs.model import SourceObject, path_parts
+from dsfs.ranges import ByteRange, MiB
+from dsfs.sources.answers import body_place, copy_body, http_date_ns
+from dsfs.sources.base import Sink
+from dsfs.sources.s3_client import Opened, S3Connection, of_status, translated
+
+log = structlog.get_logger()
+
+# How much obstore gathers before Python hears of it: one hop between the runtimes a MiB.
+PIECE_BYTES: Final = 1 * MiB
+_CREDENTIALS_LIVE: Final = timedelta(minutes=10)  # obstore asks again when less than 5 minutes are left
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,60})</Code>")
+# Debug output of object_store for answers whose headers it does not accept (object_store::client::get::GetResultError).
+_HEADERS_NOT_LIKED = re.compile(
+    r"source: (?:NotPartial|NoContentRange|ParseContentRange|UnexpectedRange|InvalidRangeRequest|Header\b|Invalid\w+)"
+    r"|non-partial response|Content-Range|[Hh]eader"
+)
+
+
+def plain_etag(text: str | None) -> str:
+    """An ETag without its quotes: servers disagree on them between a listing and an answer."""
+    return (text or "").strip().strip('"')
+
+
+def tag_of(etag: str | None, size: int, mtime_ns: int) -> str:
+    """The ETag; size and time for a server without (``rclone serve s3`` over a store without hashes)."""
+    return plain_etag(etag) or f"{size}@{mtime_ns}"
+
+
+def _etag_in(tag: str) -> str | None:
+    return None if "@" in tag else tag
+
+
+class S3Reader:
+    """Reads ranges of one bucket. Which library it uses for a server is decided once and kept."""
+
+    def __init__(self, connection: S3Connection) -> None:
+        self._connection = connection
+        self._store: S3Store | None = None
+        self.obstore_refused = False
+
+    async def read(self, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+        """See ``Source.read``."""
+        what = f"s3://{self._connection.bucket}/{key}"
+        opened = await self._connection.opened()
+        if self.obstore_refused or path_parts(key) is None or not key.isprintable():
+            await self._read_with_client(opened, key, obj, wanted, sink, what)
+            return
+        try:
+            await self._read_with_obstore(opened, key, obj, wanted, sink, what)
+        except _NotLikedError as refusal:
+            # Nothing is written yet. The client checks the same answer by its own rules; if they hold, it stays.
+            await self._read_with_client(opened, key, obj, wanted, sink, what)
+            if not self.obstore_refused:
+                self.obstore_refused = True
+                log.info(
+                    "the slower S3 client is used for this server", bucket=self._connection.bucket, reason=str(refusal)
+                )
+
+    # -- obstore --------------------------------------------------------------------------------------------------
+
+    async def _read_with_obstore(
+        self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
+    ) -> None:
+        etag = _etag_in(obj.version_tag)
+        options: dict[str, Any] = {"range": (wanted.start, wanted.stop)}
+        if etag is not None:
+            options["if_match"] = f'"{etag}"'
+        try:
+            # The store has no limit for the answer's head alone, and its own clock stops while Python is busy.
+            async with asyncio.timeout(self._connection.timeouts.connect_s + self._connection.timeouts.idle_s):
+                result = await obstore.get_async(self._store_for(opened), key, options=options)  # type: ignore[arg-type]  # a TypedDict that exists in stubs only
+        except TimeoutError as error:
+            raise SourceTimeout(f"{what}: nothing answered in time") from error
+        except ValueError as error:
+            raise _NotLikedError(str(error).splitlines()[0]) from error
+        except (BaseError, OSError) as error:
+            raise _translated_obstore(error, what) from error
+        meta = result.meta
+        mtime_ns = int(meta["last_modified"].timestamp()) * 10**9
+        _check_version(obj, tag_of(meta["e_tag"] if etag is not None else None, meta["size"], mtime_ns), what)
+        if meta["size"] != obj.size:
+            raise SourceChanged(f"{what} has {meta['size']} bytes now, {obj.size} when it was listed")
+        if tuple(result.range) != tuple(wanted):
+            raise SourceUnavailable(f"{what}: asked for bytes {wanted.start}-{wanted.stop}, got {result.range}")
+        await copy_body(_pieces(result, what), wanted, wanted, sink, what)
+
+    def _store_for(self, opened: Opened) -> S3Store:
+        if self._store is None:
+            timeouts = self._connection.timeouts
+            access: dict[str, Any] = {"skip_signature": True}
+            if opened.keys is not None:
+                access = {"credential_provider": _provider(opened.keys)}
+            self._store = S3Store(
+                self._connection.bucket,
+                endpoint=opened.endpoint,
+                region=opened.region,
+                virtual_hosted_style_request=False,
+                client_options={
+                    "allow_http": True,
+                    "connect_timeout": timedelta(seconds=timeouts.connect_s),
+                    "read_timeout": timedelta(seconds=timeouts.idle_s),
+                    "timeout": timedelta(days=1),  # of a whole request; it cannot be switched off
+                },
+                retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
+                **access,
+            )
+        return self._store
+
+    # -- aiobotocore ----------------------------------------------------------------------------------------------
+
+    async def _read_with_client(
+        self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
+    ) -> None:
+        etag = _etag_in(obj.version_tag)
+        condition = {"IfMatch": f'"{etag}"'} if etag is not None else {}
+        try:
+            answer = await opened.client.get_object(
+                Bucket=self._connection.bucket, Key=key, Range=f"bytes={wanted.start}-{wanted.stop - 1}", **condition
+            )
+        except (BotoCoreError, ClientError, TimeoutError, OSError) as error:
+            raise translated(error, what, reading=True) from error
+        async with answer["Body"] as body:
+            headers = answer["ResponseMetadata"]["HTTPHeaders"]
+            # A Content-Encoding belongs to the object: S3 hands out the stored bytes and so do we.
+            length = headers.get("content-length")
+            place = body_place(
+                answer["ResponseMetadata"]["HTTPStatusCode"],
+                headers.get("content-range"),
+                int(length) if length and length.isdecimal() else None,
+                obj.size or 0,
+                wanted,
+                what,
+            )
+            modified_ns = http_date_ns(headers.get("last-modified"))
+            _check_version(
+                obj, tag_of(headers.get("etag") if etag is not None else None, obj.size or 0, modified_ns), what
+            )
+            await copy_body(_chunks(body, what), place, wanted, sink, what)
+
+
+class _NotLikedError(Exception):
+    """obstore does not take this answer or this key; nothing was read of it."""
+
+
+def _check_version(obj: SourceObject, tag: str, what: str) -> None:
+    if tag != obj.version_tag:
+        raise SourceChanged(f"{what}: version {tag} is there now, {obj.version_tag} was listed")
+
+
+async def _pieces(result: obstore.GetResult, what: str) -> AsyncIterator[bytes]:
+    try:
+        async for piece in result.stream(min_chunk_size=PIECE_BYTES):
+            yield piece
+    except (BaseError, OSError) as error:
+        raise _translated_obstore(error, what, begun=True) from error
+
+
+async def _chunks(body: Any, what: str) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in body.iter_chunks(PIECE_BYTES):  # up to so much, whatever is here
+            yield chunk
+    except (aiohttp.ClientError, BotoCoreError, TimeoutError, OSError) as error:
+        timed_out = isinstance(error, (TimeoutError, ReadTimeoutError))
+        kind = SourceTimeout if timed_out else SourceUnavailable
+        raise kind(f"{what}: {'the answer stopped' if timed_out else 'the answer broke off'}") from error
+
+
+def _translated_obstore(error: Exception, what: str, *, begun: bool = False) -> SourceError | _NotLikedError:
+    """obstore tells its failures apart in text only: the status, S3's code, and the debug form of its source."""
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if status is not None:
+        return of_status(int(status[1]), code[1] if code else "", what, reading=True)
+    if isinstance(error, PreconditionError):
+        return of_status(412, "", what)
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        return of_status(403, "", what)
+    if isinstance(error, FileNotFoundError):
+        return of_status(404, code[1] if code else "", what, reading=True)
+    if "kind: Timeout" in text or "TimedOut" in text:
+        return SourceTimeout(f"{what}: nothing answered in time")
+    if not begun and "HTTP error" not in text and _HEADERS_NOT_LIKED.search(text):
+        return _NotLikedError(text.splitlines()[0])
+    return SourceUnavailable(f"{what}: {'the answer broke off' if begun else 'cannot be reached or broke off'}")
+
+
+def _provider(keys: Any) -> Any:
+    """obstore's way to credentials that boto's chain found and refreshes."""
+
+    async def ask() -> dict[str, Any]:
+        frozen = await keys.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LIVE,
+        }
+
+    return ask

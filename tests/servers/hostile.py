@@ -1,0 +1,318 @@
+"""A web server that misbehaves as told, one request at a time. Speaks HTTP and as much of S3 as reading takes.
+
+It runs in a thread with an event loop of its own, so that tests may use it from any loop. For each path there is a list
+of behaviours that the next GETs use up; when it is empty, the server behaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import re
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from tests.servers.process import HOST
+
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+LAST_MODIFIED = "Tue, 03 Mar 2026 10:00:00 GMT"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a good server would say; behaviours change it. ``content_length`` None: what the body has."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    content_length: int | None = None
+    reset_after: int | None = None  # bytes of the body, then RST
+    stall_after: int | None = None  # bytes of the body, then nothing until the server stops
+
+    def with_headers(self, **changed: str | None) -> Answer:
+        """Underscores stand for dashes; None takes a header away."""
+        headers = dict(self.headers)
+        for key, value in changed.items():
+            name = key.replace("_", "-")
+            headers.pop(name, None)
+            if value is not None:
+                headers[name] = value
+        return replace(self, headers=headers)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    range: tuple[int, int] | None
+    """First and last byte, as HTTP counts."""
+
+
+Behaviour = Callable[[Asked, bytes, Answer], Answer]
+
+
+class Gate:
+    """Holds one response after so many bytes of its body until ``open``."""
+
+    def __init__(self, after_bytes: int) -> None:
+        self.after_bytes = after_bytes
+        self.reached = threading.Event()
+        self._opened = threading.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def wait_opened(self) -> None:
+        self._opened.wait(30)
+
+
+@dataclass
+class Hostile:
+    """The handle. ``files`` may be changed while it runs; counts are by path."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: Counter[str] = field(default_factory=Counter)
+    sent_bytes: Counter[str] = field(default_factory=Counter)
+    asked: list[Asked] = field(default_factory=list)
+    _behaviours: defaultdict[str, deque[Behaviour]] = field(default_factory=lambda: defaultdict(deque))
+    _always: dict[str, Behaviour] = field(default_factory=dict)
+    _gates: defaultdict[str, deque[Gate]] = field(default_factory=lambda: defaultdict(deque))
+
+    def behave(self, path: str, *behaviours: Behaviour) -> None:
+        """For the next GETs of this path, one each."""
+        self._behaviours[path].extend(behaviours)
+
+    def always(self, path: str, behaviour: Behaviour) -> None:
+        """For each GET and HEAD of this path."""
+        self._always[path] = behaviour
+
+    def gate(self, path: str, after_bytes: int) -> Gate:
+        """For the next GET of this path."""
+        gate = Gate(after_bytes)
+        self._gates[path].append(gate)
+        return gate
+
+    def answer(self, asked: Asked) -> Answer:
+        data = self.files.get(asked.path)
+        if data is None:
+            answer = Answer(404, {}, b"")
+            data = b""
+        else:
+            answer = good(asked, data)
+        if asked.path in self._always:
+            answer = self._always[asked.path](asked, data, answer)
+        if asked.method == "GET" and self._behaviours[asked.path]:
+            answer = self._behaviours[asked.path].popleft()(asked, data, answer)
+        return answer
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while (asked := await _request(reader)) is not None:
+                self.requests[asked.path] += 1
+                self.asked.append(asked)
+                if not await self._send(asked, self.answer(asked), writer):
+                    return
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return  # the other side went; that is its right
+        except asyncio.CancelledError:
+            return  # the server stops; asyncio.streams would log what is raised here
+        finally:
+            writer.close()
+
+    async def _send(self, asked: Asked, answer: Answer, writer: asyncio.StreamWriter) -> bool:
+        """False when the connection is of no use any more."""
+        length = len(answer.body) if answer.content_length is None else answer.content_length
+        lines = [f"HTTP/1.1 {answer.status} X"]
+        if "Transfer-Encoding" not in answer.headers:
+            lines.append(f"Content-Length: {length}")
+        lines += [f"{key}: {value}" for key, value in answer.headers.items()]
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        body = b"" if asked.method == "HEAD" else answer.body
+        sent = 0
+        if asked.method == "GET" and self._gates[asked.path]:
+            gate = self._gates[asked.path].popleft()
+            sent = min(gate.after_bytes, len(body))
+            writer.write(body[:sent])
+            await writer.drain()
+            gate.reached.set()
+            await asyncio.to_thread(gate.wait_opened)
+        stop = len(body)
+        for limit in (answer.reset_after, answer.stall_after):
+            stop = stop if limit is None or asked.method == "HEAD" else min(stop, limit)
+        writer.write(body[sent:stop])
+        await writer.drain()
+        self.sent_bytes[asked.path] += stop
+        if answer.stall_after is not None:
+            await asyncio.Event().wait()  # until the server stops
+        if answer.reset_after is not None:
+            writer.transport.abort()
+            return False
+        return asked.method == "HEAD" or answer.content_length in (None, len(body))
+
+
+def good(asked: Asked, data: bytes) -> Answer:
+    """What RFC 9110 wants."""
+    headers = {"ETag": etag_of(data), "Last-Modified": LAST_MODIFIED, "Content-Type": "application/octet-stream"}
+    if asked.headers.get("if-match", etag_of(data)) != etag_of(data):
+        return Answer(412, headers, b"")
+    if asked.range is None:
+        return Answer(200, {**headers, "Accept-Ranges": "bytes"}, data)
+    first, last = asked.range
+    if first >= len(data):
+        return Answer(416, {**headers, "Content-Range": f"bytes */{len(data)}"}, b"")
+    body = data[first : last + 1]
+    return Answer(206, {**headers, "Content-Range": f"bytes {first}-{first + len(body) - 1}/{len(data)}"}, body)
+
+
+def etag_of(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
+
+
+# -- behaviours -------------------------------------------------------------------------------------------------------
+
+
+def other_range(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """A byte further than asked, and honest about it."""
+    first, last = asked.range or (0, len(data) - 1)
+    shifted = (first + 1, min(last + 1, len(data) - 1))
+    return good(replace(asked, range=shifted), data)
+
+
+def other_bytes_count(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """Half of what was asked, and honest about it."""
+    first, last = asked.range or (0, len(data) - 1)
+    return good(replace(asked, range=(first, (first + last) // 2)), data)
+
+
+def whole_for_range(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """200 with everything: allowed, ranges are optional."""
+    return good(replace(asked, range=None), data)
+
+
+def part_under_200(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """The right part and Content-Range under the wrong status, as `rclone serve s3` does."""
+    return replace(answer, status=200)
+
+
+def part_under_200_unsaid(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """The right part under 200 and nothing that says so."""
+    return replace(answer, status=200).with_headers(Content_Range=None)
+
+
+def no_content_range(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return answer.with_headers(Content_Range=None)
+
+
+def wrong_total(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    first, last = asked.range or (0, 0)
+    return answer.with_headers(Content_Range=f"bytes {first}-{last}/{len(data) + 1}")
+
+
+def nonsense_range(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return answer.with_headers(Content_Range="bytes banana")
+
+
+def short_body(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """Fewer bytes than announced, then the end of the connection."""
+    return replace(answer, body=answer.body[:-7], content_length=len(answer.body))
+
+
+def short_length(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """Content-Length and body shorter than the Content-Range says."""
+    return replace(answer, body=answer.body[:-7])
+
+
+def compressed(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return replace(answer, body=gzip.compress(answer.body)).with_headers(Content_Encoding="gzip")
+
+
+def reset_midway(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return replace(answer, reset_after=len(answer.body) // 2)
+
+
+def stall_midway(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return replace(answer, stall_after=len(answer.body) // 2)
+
+
+def stall_at_once(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return replace(answer, stall_after=0)
+
+
+def other_etag(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """Another version under the name, from a server that does not look at If-Match."""
+    return answer.with_headers(ETag='"another"')
+
+
+def other_version(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """Another version of the same length, headers and all; If-Match is not looked at."""
+    changed = bytes(byte ^ 0xFF for byte in data)
+    headers = {key: value for key, value in asked.headers.items() if key != "if-match"}
+    return good(replace(asked, headers=headers), changed)
+
+
+def redirect_to_itself(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return Answer(302, {"Location": asked.path}, b"")
+
+
+def status(code: int, **headers: str) -> Behaviour:
+    """Only this status, with headers (underscores stand for dashes)."""
+
+    def behave(asked: Asked, data: bytes, answer: Answer) -> Answer:
+        return Answer(code, {key.replace("_", "-"): value for key, value in headers.items()}, b"")
+
+    return behave
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+async def _request(reader: asyncio.StreamReader) -> Asked | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    method, target, _version = head[0].split(" ", 2)
+    headers = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in head[1:] if line)}
+    match = _RANGE.fullmatch(headers.get("range", ""))
+    return Asked(method, target.partition("?")[0], headers, (int(match[1]), int(match[2])) if match else None)
+
+
+@contextmanager
+def hostile() -> Iterator[Hostile]:
+    """A server on a free port, in a thread that is gone behind the block."""
+    server = Hostile()
+    ready: threading.Event = threading.Event()
+    stop: list[Callable[[], object]] = []
+
+    async def run() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        listener = await asyncio.start_server(server.serve, HOST, 0, limit=2**20)
+        server.url = f"http://{HOST}:{listener.sockets[0].getsockname()[1]}/"
+        stop.append(lambda: loop.call_soon_threadsafe(stopping.set))
+        ready.set()
+        await stopping.wait()
+        listener.close()
+        others: list[asyncio.Task[object]] = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="hostile-server")
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield server
+    finally:
+        for call in stop:
+            call()
+        thread.join(10)
+

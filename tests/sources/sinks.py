@@ -1,0 +1,62 @@
+"""A sink that keeps what a source writes, and is as strict as the Protocol."""
+
+from __future__ import annotations
+
+from dsfs.errors import SourceUnavailable
+from dsfs.model import Kind, SourceObject
+from dsfs.ranges import ByteRange
+from dsfs.sources.base import Buffer, Source
+
+
+class KeepingSink:
+    """Offsets must go on without gaps and stay inside of ``wanted``."""
+
+    def __init__(self, wanted: ByteRange) -> None:
+        self.wanted = wanted
+        self.data = bytearray()
+        self.writes = 0
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        if offset != self.wanted.start + len(self.data) or offset + len(data) > self.wanted.stop:
+            raise SourceUnavailable(f"wrote {offset}+{len(data)} into {self.wanted}, {len(self.data)} are there")
+        self.data += data
+        self.writes += 1
+
+
+async def read_range(source: Source, obj: SourceObject, start: int, stop: int) -> bytes:
+    """All of a range."""
+    sink = KeepingSink(ByteRange(start, stop))
+    await source.read(obj, ByteRange(start, stop), sink)
+    assert len(sink.data) == stop - start
+    return bytes(sink.data)
+
+
+async def tree_of(source: Source) -> dict[str, SourceObject]:
+    """Everything that ``list_tree`` shows, sizes resolved; checks the rules of ``complete`` on the way."""
+    found: dict[str, SourceObject] = {}
+    complete: set[str] = set()
+    async for page in source.list_tree():
+        for obj in page.objects:
+            parent = obj.path.rpartition("/")[0]
+            assert parent not in complete, f"{obj.path!r} comes after its directory was complete"
+            found[obj.path] = obj
+        complete.update(page.complete)
+    directories = {path for path, obj in found.items() if obj.kind is Kind.DIRECTORY}
+    assert complete == directories | {""}
+    for path, obj in found.items():
+        if obj.size is None:
+            resolved = await source.stat(path)
+            assert resolved is not None
+            found[path] = resolved
+    return found
+
+
+async def names_in(source: Source, directory: str) -> dict[str, Kind]:
+    """What ``list_directory`` shows."""
+    found: dict[str, Kind] = {}
+    last: tuple[str, ...] = ()
+    async for page in source.list_directory(directory):
+        found |= {obj.path: obj.kind for obj in page.objects}
+        last = page.complete
+    assert last == (directory,)
+    return found

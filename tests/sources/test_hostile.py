@@ -1,0 +1,299 @@
+"""Servers that lie, break off and hang: the right bytes or the right error in bounded time, never wrong bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from dsfs.errors import (
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+)
+from dsfs.model import Kind, SourceObject
+from dsfs.ranges import ByteRange, MiB
+from dsfs.sources.base import Source
+from dsfs.sources.http import HttpSource
+from dsfs.sources.retry import read_retried
+from dsfs.sources.s3 import S3Options, S3Source
+from dsfs.sources.timeouts import Timeouts
+from tests.servers import hostile as h
+from tests.sources.sinks import KeepingSink
+
+SHORT: Final = Timeouts(connect_s=1.0, idle_s=0.5)
+DATA: Final = random.Random(3).randbytes(3 * MiB)
+PATH: Final = "/bucket/f"
+RIGHT: Final = None  # no error: the bytes
+
+# Behaviour, what HttpSource may do, what S3Source may do.
+CASES: Final = [
+    (h.other_range, SourceUnavailable, SourceUnavailable),
+    (h.other_bytes_count, SourceUnavailable, SourceUnavailable),
+    (h.whole_for_range, RIGHT, RIGHT),
+    (h.part_under_200, RIGHT, RIGHT),
+    (h.part_under_200_unsaid, SourceChanged, SourceChanged),
+    (h.no_content_range, SourceUnavailable, SourceUnavailable),
+    (h.nonsense_range, SourceUnavailable, SourceUnavailable),
+    (h.wrong_total, SourceChanged, SourceChanged),
+    (h.short_body, SourceUnavailable, SourceUnavailable),
+    (h.short_length, SourceUnavailable, SourceUnavailable),
+    (h.reset_midway, SourceUnavailable, SourceUnavailable),
+    (h.stall_midway, SourceTimeout, SourceTimeout),
+    (h.stall_at_once, SourceTimeout, SourceTimeout),
+    (h.other_etag, SourceChanged, SourceChanged),
+    (h.other_version, SourceChanged, SourceChanged),
+    (h.redirect_to_itself, SourceUnavailable, SourceUnavailable),
+    (h.status(403), SourceRefused, SourceRefused),
+    (h.status(404), SourceChanged, SourceChanged),
+    (h.status(410), SourceChanged, SourceChanged),
+    (h.status(412), SourceChanged, SourceChanged),
+    (h.status(416, Content_Range="bytes */5"), SourceChanged, SourceChanged),
+    (h.status(429), RetryLater, RetryLater),
+    (h.status(500), SourceUnavailable, SourceUnavailable),
+    (h.status(503), RetryLater, RetryLater),
+]
+
+
+@pytest.fixture
+def server() -> Iterator[h.Hostile]:
+    with h.hostile() as server:
+        server.files[PATH] = DATA
+        yield server
+
+
+def http(server: h.Hostile) -> HttpSource:
+    return HttpSource(f"{server.url}bucket/", timeouts=SHORT)
+
+
+def s3(server: h.Hostile) -> S3Source:
+    options = S3Options(endpoint=server.url.rstrip("/"), region="us-east-1", anonymous="true")
+    return S3Source("bucket", "", options, timeouts=SHORT)
+
+
+def s3_with_client(server: h.Hostile) -> S3Source:
+    source = s3(server)
+    source._reader.obstore_refused = True
+    return source
+
+
+def listed(source: Source) -> SourceObject:
+    etag = h.etag_of(DATA)
+    return SourceObject("f", size=len(DATA), version_tag=etag if isinstance(source, HttpSource) else etag.strip('"'))
+
+
+@pytest.mark.parametrize("make", [http, s3, s3_with_client])
+@pytest.mark.parametrize(("behaviour", "from_http", "from_s3"), CASES)
+@pytest.mark.parametrize("wanted", [ByteRange(MiB - 5, 2 * MiB), ByteRange(0, 1000), ByteRange(0, len(DATA))])
+def test_the_right_bytes_or_the_right_error(
+    server: h.Hostile,
+    make: type[HttpSource],
+    behaviour: h.Behaviour,
+    from_http: type[SourceError] | None,
+    from_s3: type[SourceError] | None,
+    wanted: ByteRange,
+) -> None:
+    # Not only one request: S3Source may ask a second time, by its other library.
+    server.always(PATH, behaviour)
+
+    async def run() -> None:
+        source = make(server)
+        expected = from_http if isinstance(source, HttpSource) else from_s3
+        whole_object = wanted.length == len(DATA)
+        if whole_object and behaviour in (h.part_under_200_unsaid,):
+            expected = RIGHT  # then 200 is true
+        sink = KeepingSink(wanted)
+        started = time.monotonic()
+        try:
+            if expected is RIGHT:
+                await source.read(listed(source), wanted, sink)
+                assert len(sink.data) == wanted.length
+            else:
+                with pytest.raises(expected) as caught:
+                    await source.read(listed(source), wanted, sink)
+                assert type(caught.value) is expected
+                assert "\n" not in str(caught.value)
+        finally:
+            await source.close()
+        assert time.monotonic() - started < 4
+        assert bytes(sink.data) == DATA[wanted.start : wanted.start + len(sink.data)]
+
+    asyncio.run(run())
+
+
+def test_http_refuses_compressed_answers(server: h.Hostile) -> None:
+    server.always(PATH, h.compressed)
+
+    async def run() -> None:
+        source = http(server)
+        sink = KeepingSink(ByteRange(0, 100))
+        with pytest.raises(SourceUnavailable, match="compressed"):
+            await source.read(listed(source), ByteRange(0, 100), sink)
+        assert not sink.data
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("make", [s3, s3_with_client])
+def test_s3_gives_stored_bytes_whatever_their_encoding_is_called(server: h.Hostile, make: type[S3Source]) -> None:
+    """An object stored with Content-Encoding: gzip is listed with its stored size, so its stored bytes are the file."""
+    server.always(PATH, lambda asked, data, answer: answer.with_headers(Content_Encoding="gzip"))
+
+    async def run() -> None:
+        source = make(server)
+        sink = KeepingSink(ByteRange(10, 5000))
+        await source.read(listed(source), ByteRange(10, 5000), sink)
+        assert sink.data == DATA[10:5000]
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("make", [http, s3_with_client, s3])
+def test_retry_after(server: h.Hostile, make: type[HttpSource]) -> None:
+    server.behave(PATH, h.status(429, Retry_After="7"))
+
+    async def run() -> None:
+        source = make(server)
+        with pytest.raises(RetryLater) as caught:
+            await source.read(listed(source), ByteRange(0, 10), KeepingSink(ByteRange(0, 10)))
+        # obstore does not show headers of failures
+        assert caught.value.retry_after_s == (None if make is s3 else 7.0)
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("make", [http, s3, s3_with_client])
+def test_a_retry_goes_on_where_the_last_one_ended(server: h.Hostile, make: type[HttpSource]) -> None:
+    server.behave(PATH, h.reset_midway, h.short_body, h.status(500))
+
+    async def run() -> None:
+        source = make(server)
+        sink = KeepingSink(ByteRange(5, len(DATA)))
+        await read_retried(source, listed(source), ByteRange(5, len(DATA)), sink)
+        assert sink.data == DATA[5:]
+        await source.close()
+
+    asyncio.run(run())
+    starts = [asked.range[0] for asked in server.asked if asked.range]
+    assert starts == sorted(starts)
+    assert starts[-1] > MiB
+
+
+@pytest.mark.parametrize("make", [http, s3, s3_with_client])
+def test_the_first_bytes_do_not_wait_for_the_last(server: h.Hostile, make: type[HttpSource]) -> None:
+    gate = server.gate(PATH, after_bytes=2 * MiB)
+
+    class Opening(KeepingSink):
+        async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+            await super().write(offset, data)
+            if len(self.data) >= MiB:
+                gate.open()
+
+    async def run() -> None:
+        source = make(server)
+        sink = Opening(ByteRange(0, len(DATA)))
+        await source.read(listed(source), sink.wanted, sink)
+        assert sink.data == DATA
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_the_fallback_is_kept_and_only_after_it_helped(server: h.Hostile) -> None:
+    async def run() -> None:
+        source = s3(server)
+        obj = listed(source)
+        server.always(PATH, h.nonsense_range)
+        with pytest.raises(SourceUnavailable):
+            await source.read(obj, ByteRange(0, 10), KeepingSink(ByteRange(0, 10)))
+        assert not source._reader.obstore_refused
+        server.always(PATH, h.part_under_200)
+        for expected in (2, 1, 1):
+            before = server.requests[PATH]
+            await source.read(obj, ByteRange(0, 10), KeepingSink(ByteRange(0, 10)))
+            assert server.requests[PATH] - before == expected
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_credentials_and_headers_stay_with_their_host(server: h.Hostile) -> None:
+    with h.hostile() as elsewhere:
+        elsewhere.files["/f"] = DATA
+        server.always(PATH, lambda asked, data, answer: h.Answer(302, {"Location": f"{elsewhere.url}f"}, b""))
+
+        async def run() -> None:
+            source = HttpSource(
+                f"{server.url}bucket/", headers={"X-Team": "vision"}, authorization="Bearer s3cret", timeouts=SHORT
+            )
+            obj = await source.stat("f")
+            assert obj is not None
+            assert obj.size == len(DATA)
+            sink = KeepingSink(ByteRange(3, 30))
+            await source.read(obj, sink.wanted, sink)
+            assert sink.data == DATA[3:30]
+            await source.close()
+
+        asyncio.run(run())
+        assert all(asked.headers["authorization"] == "Bearer s3cret" for asked in server.asked)
+        assert all(asked.headers["x-team"] == "vision" for asked in server.asked)
+        assert elsewhere.asked
+        assert not any({"authorization", "x-team"} & asked.headers.keys() for asked in elsewhere.asked)
+
+
+@pytest.mark.parametrize("code", [403, 405, 501])
+def test_stat_asks_with_get_where_head_is_refused(server: h.Hostile, code: int) -> None:
+    def no_head(asked: h.Asked, data: bytes, answer: h.Answer) -> h.Answer:
+        return h.Answer(code, {}, b"") if asked.method == "HEAD" else answer
+
+    server.files["/bucket/empty"] = b""
+    server.always(PATH, no_head)
+    server.always("/bucket/empty", no_head)
+
+    async def run() -> None:
+        source = http(server)
+        found, empty = await source.stat("f"), await source.stat("empty")
+        assert found is not None
+        assert (found.size, found.version_tag) == (len(DATA), h.etag_of(DATA))
+        assert empty is not None
+        assert empty.size == 0
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_stat_where_get_is_refused_too(server: h.Hostile) -> None:
+    server.always(PATH, h.status(403))
+
+    async def run() -> None:
+        source = http(server)
+        with pytest.raises(SourceRefused):
+            await source.stat("f")
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_a_url_of_one_file(server: h.Hostile) -> None:
+    async def run() -> None:
+        source = HttpSource(f"{server.url}bucket/f", timeouts=SHORT)
+        pages = [page async for page in source.list_tree()]
+        (obj,) = [obj for page in pages for obj in page.objects]
+        assert (obj.path, obj.kind, obj.size) == ("f", Kind.FILE, len(DATA))
+        sink = KeepingSink(ByteRange(1, 9))
+        await source.read(obj, sink.wanted, sink)
+        assert sink.data == DATA[1:9]
+        assert await source.stat("g") is None
+        await source.close()
+
+    asyncio.run(run())

@@ -1,0 +1,138 @@
+"""Manifests of BaizeAI/dataset, as their users have them."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from dsfs.errors import ConfigError
+from dsfs.manifest.documents import parse_documents
+from dsfs.manifest.schema import MountOptions, Preheat, SourceType
+
+S3 = """
+apiVersion: dataset.baizeai.io/v1alpha1
+kind: Dataset
+metadata:
+  name: imagenet
+  namespace: vision
+  labels: {team: vision}
+  annotations: {owner: someone}
+  finalizers: [dataset-controller]
+spec:
+  dataSyncRound: 2
+  mountOptions: {gid: 2000, mode: "0750", path: /, uid: 0}
+  source:
+    type: S3
+    uri: s3://bucket/models/
+    options: {region: us-east-1, provider: AWS, bandwidthLimit: 5M, syncMode: copy, whatever: kept}
+  secretRef: s3-credentials
+  share: true
+  shareToNamespaceSelector: {matchLabels: {kubernetes.io/metadata.name: nlp}}
+  volumeClaimTemplate:
+    metadata: {name: imagenet-volume}
+    spec: {storageClassName: nfs, resources: {requests: {storage: 1Ti}}}
+  resources: {limits: {cpu: "1"}}
+  aFieldOfALaterVersion: 5
+status:
+  phase: READY
+  conditions: [{type: Config, status: "True"}]
+"""
+
+
+def read(text):
+    (manifest,) = parse_documents(text, "f.yaml").manifests
+    return manifest
+
+
+def spec(**fields):
+    source = {"type": "GIT", "uri": "https://host/owner/repo.git"}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "dataset.baizeai.io/v1alpha1",
+            "kind": "Dataset",
+            "metadata": {"name": "a"},
+            "spec": {"source": source, **fields},
+        }
+    )
+
+
+def test_a_whole_manifest():
+    manifest = read(S3)
+    assert manifest.id == "vision/imagenet"
+    assert manifest.source.type is SourceType.S3
+    assert manifest.source.options == {
+        "region": "us-east-1",
+        "provider": "AWS",
+        "bandwidthLimit": "5M",
+        "syncMode": "copy",
+        "whatever": "kept",
+    }
+    assert manifest.secret_ref == "s3-credentials"
+    assert manifest.share
+    assert manifest.share_to_namespace_selector == {"matchLabels": {"kubernetes.io/metadata.name": "nlp"}}
+    assert manifest.mount_options == MountOptions(path="/", uid=0, gid=2000, mode="0750")
+    assert manifest.data_sync_round == 2
+
+
+def test_their_defaults_are_not_ours():
+    for fields in [{}, {"mountOptions": {}}, {"mountOptions": None}, {"mountOptions": {"uid": None, "mode": None}}]:
+        manifest = read(spec(**fields))
+        assert manifest.mount_options == MountOptions(path="/", uid=1000, gid=1000, mode="0774")
+        assert manifest.data_sync_round == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "uri"),
+    [
+        ("GIT", "git://host/owner/repo"),
+        ("S3", "s3://bucket/prefix"),
+        ("HTTP", "http://host/dir/?a=b"),
+        ("PVC", "pvc://claim/dir"),
+        ("NFS", "nfs://host/export"),
+        ("CONDA", "conda://env?python=3.11"),
+        ("REFERENCE", "dataset://ns/name"),
+        ("HUGGING_FACE", "huggingface://Owner/Name?repoType=DATASET"),
+        ("MODEL_SCOPE", "modelscope://ns/Model"),
+        ("DATABASE", "database://10.0.0.1:3306"),
+        ("HADOOP", "hdfs://host:9000"),
+        ("MANUAL", "manual://"),
+    ],
+)
+def test_all_twelve_types(kind, uri):
+    source = read(spec(source={"type": kind, "uri": uri})).source
+    assert (source.type, source.uri) == (SourceType(kind), uri)
+
+
+def test_a_claim_is_accepted_and_kept_out():
+    assert read(spec(volumeClaimRef={"name": "claim", "subPath": "a", "more": 1})) == read(spec())
+
+
+def test_unknown_fields_are_pruned_as_their_api_server_does():
+    pruned = spec(preheat="required", mountOptions={"x": 1}, source={"type": "S3", "uri": "s3://a", "x": 1})
+    manifest = read(pruned)
+    assert manifest.preheat is Preheat.NONE
+    assert manifest.mount_options.mode == "0774"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"source": {"type": "FSSPEC", "uri": "x://y"}}, "spec.source.type: must be one of S3, HTTP, GIT"),
+        ({"source": {"type": ["S3"], "uri": "x://y"}}, "spec.source.type: must be one of S3, HTTP, GIT"),
+        ({"source": None}, "spec.source: is missing"),
+        ({"share": "true"}, "spec.share: must be true or false"),
+        ({"mountOptions": {"uid": "0"}}, "spec.mountOptions.uid: must be a whole number"),
+        ({"mountOptions": {"mode": "0999"}}, "spec.mountOptions.mode: must be 3 or 4 octal digits"),
+        ({"dataSyncRound": 0}, "spec.dataSyncRound: must be at least 1"),
+        ({"volumeClaimTemplate": "x"}, "spec.volumeClaimTemplate: must be a mapping"),
+        ({"volumeClaimRef": {"subPath": "x"}}, "spec.volumeClaimRef.name: is missing"),
+        ({"resources": [1]}, "spec.resources: must be a mapping"),
+        ({"shareToNamespaceSelector": {"matchLables": {"a": "b"}}}, "(did you mean matchLabels?)"),
+    ],
+)
+def test_a_wrong_type_or_value_is_refused(fields, expected):
+    with pytest.raises(ConfigError) as caught:
+        read(spec(**fields))
+    assert str(caught.value).startswith("f.yaml: document 1: field spec.")
+    assert expected in str(caught.value)
+    assert "FSSPEC" not in str(caught.value)
