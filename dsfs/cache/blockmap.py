@@ -58,7 +58,11 @@ class BlockMap:
         self.blocks = block_count(size_bytes, block_bytes)
         self.unlinked = False
         self._map_fd = map_fd
-        self._map = mmap.mmap(map_fd, map_bytes(self.blocks))
+        try:
+            self._map = mmap.mmap(map_fd, map_bytes(self.blocks))
+        except BaseException:
+            self._map_fd = self.fd = -1  # theirs who opened them, as there is no object now
+            raise
         whole = memoryview(self._map)
         self._states = whole[STATES_AT : STATES_AT + self.blocks]
         at = checksums_at(self.blocks)
@@ -92,17 +96,31 @@ class BlockMap:
             os.close(fd)
             os.close(map_fd)
             raise DamagedObject(f"data of {key} is not {size_bytes} bytes long")
-        obj = cls(fd, map_fd, key, size_bytes, block_bytes)
+        try:
+            obj = cls(fd, map_fd, key, size_bytes, block_bytes)
+        except BaseException:
+            os.close(fd)
+            os.close(map_fd)
+            raise
         if bytes(obj._boot) != boot:
             obj._distrust(boot)
         return obj
 
     @classmethod
     def create(cls, path: str, key: str, size_bytes: int, block_bytes: int, boot: bytes) -> BlockMap:
-        """A new object without any block. The map appears last, so an object is there if its map is."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        """A new object without any block. The map appears last, so an object is there if its map is.
+
+        Data under this name is replaced and never written to: it may be a complete object that is being evicted in
+        another thread, and be read in the kernel through a passthrough handle. A map goes before its data does, or a
+        crash in between would leave one that says "present" beside a file of zeros.
+        """
+        new_data = f"{path}.{os.getpid()}.new"
+        fd = os.open(new_data, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, size_bytes)
+            if os.path.exists(f"{path}.map"):
+                os.unlink(f"{path}.map")
+            os.rename(new_data, path)
             temporary = f"{path}.map.{os.getpid()}.new"
             map_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
@@ -110,6 +128,7 @@ class BlockMap:
                 os.posix_fallocate(map_fd, 0, map_bytes(block_count(size_bytes, block_bytes)))
                 os.pwrite(map_fd, pack_header(key, size_bytes, block_bytes, boot), 0)
                 os.rename(temporary, f"{path}.map")
+                return cls(fd, map_fd, key, size_bytes, block_bytes)
             except BaseException:
                 os.close(map_fd)
                 if os.path.exists(temporary):
@@ -117,10 +136,13 @@ class BlockMap:
                 raise
         except BaseException:
             os.close(fd)
+            if os.path.exists(new_data):
+                os.unlink(new_data)
             raise
-        return cls(fd, map_fd, key, size_bytes, block_bytes)
 
     def __del__(self) -> None:
+        if self._map_fd < 0:
+            return
         for view in (self._states, self._checksums, self._generation, self._boot, self._whole):
             view.release()
         self._map.close()
@@ -129,9 +151,15 @@ class BlockMap:
 
     @property
     def complete(self) -> bool:
-        """Whether every block is present (and checked): such an object is never punched."""
+        """Whether every block is present (and checked): such an object is never punched.
+
+        The generation is compared as in ``read``: another process may take one block back and bring another while
+        the states are copied, and then no moment had all of them.
+        """
         if not self._complete:
-            self._complete = bytes(self._states).count(State.PRESENT) == self.blocks
+            generation = self._generation[0]
+            present = bytes(self._states).count(State.PRESENT)
+            self._complete = present == self.blocks and self._generation[0] == generation
         return self._complete
 
     @property
@@ -198,15 +226,17 @@ class BlockMap:
         finally:
             os.close(lock_fd)
 
-    def _publish(self, block: int, data: bytes | bytearray | memoryview) -> None:
-        if self._states[block] == State.PRESENT:
-            return
+    def _publish(self, block: int, data: bytes | bytearray | memoryview) -> bool:
+        before = self._states[block]
+        if before == State.PRESENT:
+            return False
         place = block_range(block, self.size_bytes, self.block_bytes)
         if len(data) != place.length:
             raise ValueError(f"block {block} of {self.key} has {place.length} bytes, not {len(data)}")
         _pwrite_all(self.fd, data, place.start)  # 1. the bytes
         self._checksums[block] = crc32c(data)  # 2. the proof
         self._states[block] = State.PRESENT  # 3. only now may a reader look
+        return bool(before == State.ABSENT)
 
     def retract(self, blocks: Iterable[int]) -> int | None:
         """Take blocks back and give their space to the disk; the bytes that were freed.
@@ -275,9 +305,12 @@ class Writer:
     def __init__(self, obj: BlockMap) -> None:
         self._obj = obj
 
-    def publish(self, block: int, data: bytes | bytearray | memoryview) -> None:
-        """Make one block readable. ``data`` is the whole block. Raises OSError when the disk refuses."""
-        self._obj._publish(block, data)
+    def publish(self, block: int, data: bytes | bytearray | memoryview) -> bool:
+        """Make one block readable; whether it takes space that it did not take before.
+
+        ``data`` is the whole block. Raises OSError when the disk refuses.
+        """
+        return self._obj._publish(block, data)
 
 
 def _pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

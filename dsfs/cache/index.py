@@ -7,6 +7,8 @@ one transaction a second: a transaction takes about as long as a small object ta
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +31,36 @@ class _Pending:
     owners: set[str] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Totals:
+    """Bytes in rows, of all objects and by owner."""
+
+    all: int
+    by_owner: dict[str, int]
+
+    def count(self, owners: tuple[str, ...], size_bytes: int) -> None:
+        self.all += size_bytes
+        for owner in owners:
+            self.by_owner[owner] = self.by_owner.get(owner, 0) + size_bytes
+
+
+def _joined(first: dict[str, _Pending], then: dict[str, _Pending]) -> dict[str, _Pending]:
+    """What happened to each object, from two times that follow each other."""
+    joined = dict(first)
+    for key, change in then.items():
+        before = first.get(key)
+        if before is not None:
+            lost_bytes = before.lost_bytes + change.lost_bytes
+            if change.removed:
+                change = _Pending(True, lost_bytes + before.added_bytes, change.added_bytes, change.owners)
+            else:
+                change = _Pending(
+                    before.removed, lost_bytes, before.added_bytes + change.added_bytes, before.owners | change.owners
+                )
+        joined[key] = change
+    return joined
+
+
 class Index:
     """Safe to use from several threads. ``used_bytes`` and ``owner_bytes`` are kept exact in memory."""
 
@@ -39,7 +71,7 @@ class Index:
         self._pending: dict[str, _Pending] = {}
         totals: dict[str, int] = self._cache.get(_TOTALS) or {}
         self._owner_bytes = {owner: size for owner, size in totals.items() if owner}
-        self._used_bytes = totals.get("", 0)
+        self._used_bytes = self._row_bytes = totals.get("", 0)
         self.was_clean = bool(self._cache.pop(_CLEAN, default=False))
         """False: the last server did not end in order, and objects/ may hold what the index does not know."""
 
@@ -60,6 +92,12 @@ class Index:
             pending.added_bytes += size_bytes
             pending.owners.add(owner)
 
+    def shrink(self, key: str, size_bytes: int) -> None:
+        """Note that so many bytes of an object are gone, and the rest of it is not."""
+        with self._lock:
+            self._used_bytes -= size_bytes
+            self._pending.setdefault(key, _Pending()).added_bytes -= size_bytes
+
     def use(self, key: str, owner: str) -> None:
         """Note that a dataset used an object just now."""
         with self._lock:
@@ -72,34 +110,46 @@ class Index:
             self._pending[key] = _Pending(removed=True, lost_bytes=before.lost_bytes + before.added_bytes)
 
     def flush(self, now_s: float) -> None:
-        """Write what was noted since the last flush. Blocks on the disk."""
+        """Write what was noted since the last flush. Blocks on the disk.
+
+        Raises OSError when the disk refuses; then nothing of it counts as written, and the next flush tries again.
+        """
         with self._flushing:
             with self._lock:
                 pending, self._pending = self._pending, {}
             if not pending:
                 return
-            with self._cache.transact():
-                for key, change in pending.items():
-                    self._apply(key, change, now_s)
-                self._cache.set(_TOTALS, {**self._owner_bytes, "": self._used_bytes})
+            after = _Totals(self._row_bytes, dict(self._owner_bytes))
+            lost_bytes = 0
+            try:
+                with self._cache.transact():
+                    for key, change in pending.items():
+                        lost_bytes += self._apply(key, change, now_s, after)
+                    # What is in rows, not what is in use: after a crash, what came meanwhile is found in objects/.
+                    self._cache.set(_TOTALS, {**after.by_owner, "": after.all})
+            except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+                with self._lock:
+                    self._pending = _joined(pending, self._pending)
+                raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
+            with self._lock:
+                self._row_bytes, self._owner_bytes = after.all, after.by_owner
+                self._used_bytes -= lost_bytes
 
-    def _apply(self, key: str, change: _Pending, now_s: float) -> None:
-        old_bytes, old_owners, _last = self._cache.pop(key, default=(0, (), 0.0))
-        with self._lock:
-            if change.removed:
-                self._used_bytes -= old_bytes + change.lost_bytes
-                self._count(old_owners, -old_bytes)
-                old_bytes, old_owners = 0, ()
-            new_owners = tuple(sorted(change.owners.union(old_owners)))
-            size_bytes = old_bytes + change.added_bytes
-            self._count(old_owners, -old_bytes)
-            self._count(new_owners, size_bytes)
-        if size_bytes > 0:  # a use of what was evicted meanwhile is no object
-            self._cache.set(key, (size_bytes, new_owners, now_s))
-
-    def _count(self, owners: tuple[str, ...], size_bytes: int) -> None:
-        for owner in owners:
-            self._owner_bytes[owner] = self._owner_bytes.get(owner, 0) + size_bytes
+    def _apply(self, key: str, change: _Pending, now_s: float, totals: _Totals) -> int:
+        """Write one row, inside a transaction; how many bytes of those in use are not any more."""
+        row_bytes, row_owners, _last = self._cache.pop(key, default=(0, (), 0.0))
+        totals.count(row_owners, -row_bytes)
+        lost_bytes = change.lost_bytes
+        if change.removed:
+            lost_bytes += row_bytes
+            row_bytes, row_owners = 0, ()
+        size_bytes = row_bytes + change.added_bytes
+        if size_bytes > 0:
+            owners = tuple(sorted(change.owners.union(row_owners)))
+            totals.count(owners, size_bytes)
+            self._cache.set(key, (size_bytes, owners, now_s))
+            return lost_bytes
+        return lost_bytes + size_bytes  # a use of what was evicted meanwhile; or more was taken back than was known
 
     def oldest_first(self) -> Iterator[Cached]:
         """Every object, least recently used first; as of the last flush."""
@@ -119,8 +169,8 @@ class Index:
         with self._flushing, self._lock:
             self._pending.clear()
             self._cache.clear()
-            self._used_bytes = 0
-            self._owner_bytes.clear()
+            self._used_bytes = self._row_bytes = 0
+            self._owner_bytes = {}
 
     def close(self, now_s: float) -> None:
         """Flush, and say that this end was in order."""

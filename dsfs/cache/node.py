@@ -15,7 +15,7 @@ from cachetools import LRUCache
 
 from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap, DamagedObject
-from dsfs.cache.complete import CachedObject, CompleteObject, open_object
+from dsfs.cache.complete import CachedObject, open_object
 from dsfs.cache.eviction import choose_victims
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
@@ -109,12 +109,15 @@ class NodeTier:
     # -- bringing in --------------------------------------------------------------------------------------------
 
     def put_whole(self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str) -> None:
-        """Store an object that is wholly in memory: two files, written aside and renamed, the map last.
+        """Store an object that is wholly in memory: its data under a new inode, then its map, renamed into place.
+
+        Data without a map counts for nothing; what an earlier try left, a passthrough reader may still hold, so it is
+        unlinked and never written into.
 
         Raises OSError when the disk refuses; then nothing of it is left.
         """
         path = self.layout.object_path(key)
-        suffix = f".{threading.get_ident()}.new"
+        map_aside = f"{path}.map.{threading.get_ident()}.new"
         view = memoryview(data)
         sums = [
             crc32c(view[place.start : place.stop])
@@ -124,22 +127,24 @@ class NodeTier:
             )
         ]
         try:
-            _write_file(path + suffix, view)
-            _write_file(f"{path}.map{suffix}", pack_complete(key, size_bytes, self.block_bytes, self._boot, sums))
-            os.rename(path + suffix, path)
-            os.rename(f"{path}.map{suffix}", f"{path}.map")
+            replaced = _write_new_file(path, view)
+            _write_new_file(map_aside, pack_complete(key, size_bytes, self.block_bytes, self._boot, sums))
+            os.rename(map_aside, f"{path}.map")
         except OSError:
-            for leftover in (path + suffix, f"{path}.map{suffix}"):
-                if os.path.exists(leftover):
-                    os.unlink(leftover)
+            if os.path.exists(map_aside):
+                os.unlink(map_aside)
+            self.drop(key)
             raise
+        if replaced:  # what lacked a block, or its map: whoever holds it keeps it, whoever comes now gets the new one
+            self._forget(key)
         self.index.add(key, space_of(size_bytes) + _PAGE, owner)
 
     def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         """Store one block of a larger object. Raises OSError when the disk refuses."""
         with obj.writer() as writer:
-            writer.publish(block, data)
-        self.index.add(obj.key, space_of(len(data)), owner)
+            takes_space = writer.publish(block, data)
+        if takes_space and not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
+            self.index.add(obj.key, space_of(len(data)), owner)
 
     # -- room ---------------------------------------------------------------------------------------------------
 
@@ -184,8 +189,12 @@ class NodeTier:
         with self._lock:
             obj = self._open.get(key)
         if isinstance(obj, BlockMap) and not obj.complete:
-            freed = obj.retract(range(obj.blocks))
-            if not freed:
+            try:
+                freed = obj.retract(range(obj.blocks))
+            except OSError as error:  # a file system that cannot punch: its blocks are taken back, its space is not
+                self.note_trouble(error)
+                return self.drop(key)
+            if freed is None:
                 return 0
             self.index.remove(key)
             return freed
@@ -203,20 +212,31 @@ class NodeTier:
             except OSError as error:
                 self.note_trouble(error)
                 return 0
+        self._forget(key)
+        return freed
+
+    def _forget(self, key: str) -> None:
         with self._lock:
             obj = self._open.pop(key, None)
             self._recent.pop(key, None)
         if obj is not None:
             obj.unlinked = True
         self.index.remove(key)
-        return freed
 
     def drop_bad_block(self, obj: CachedObject, block: int) -> None:
         """A block did not match its checksum: take it back, or the whole object if it is complete."""
         metrics.CORRUPT_BLOCKS.inc()
         log.warning("corrupt block dropped", key=obj.key, block=block)
-        if isinstance(obj, CompleteObject) or obj.complete or obj.retract([block]) is None:
+        freed = None
+        if isinstance(obj, BlockMap) and not obj.complete:
+            try:
+                freed = obj.retract([block])
+            except OSError as error:
+                self.note_trouble(error)
+        if freed is None:
             self.drop(obj.key)
+        else:
+            self.index.shrink(obj.key, space_of(freed))
 
     # -- health and upkeep --------------------------------------------------------------------------------------
 
@@ -257,14 +277,23 @@ def map_space(size_bytes: int, block_bytes: int) -> int:
     return space_of(map_bytes(block_count(size_bytes, block_bytes)))
 
 
-def _write_file(path: str, data: bytes | memoryview) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def _write_new_file(path: str, data: bytes | memoryview) -> bool:
+    """Whether another file had this name."""
+    replaced = False
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileExistsError:
+        replaced = True
+        os.unlink(path)
+        fd = os.open(path, flags, 0o600)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
     finally:
         os.close(fd)
+    return replaced
 
 
 def _files_in(directory: str) -> Iterable[os.DirEntry[str]]:

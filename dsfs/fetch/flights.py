@@ -15,7 +15,7 @@ from dsfs.errors import CacheFull, SourceError, SourceTimeout, SourceUnavailable
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.fetch.queue import FetchQueue, Priority, Ticket
-from dsfs.fetch.sink import FlightSink
+from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole
 from dsfs.ranges import ByteRange, block_count, block_range, runs
 
 log = structlog.get_logger()
@@ -131,22 +131,52 @@ class Flights:
     async def _fetch_and_keep(self, flight: Flight) -> None:
         file, tier = flight.file, self._tier
         wanted = self._range(file, flight.blocks)
-        whole = wanted.length == file.size_bytes and block_count(file.size_bytes, tier.block_bytes) <= SMALL_BLOCKS
+        whole = wanted.length == file.size_bytes and len(flight.blocks) <= SMALL_BLOCKS
         space = space_of(wanted.length) + map_space(file.size_bytes, tier.block_bytes)
         reserved = await self._reserve(space)
         try:
-            target = self._target(flight) if reserved and not whole else None
-            sink = FlightSink(
-                self._bridge, tier, file, wanted, target, lambda block, data: self._landed(flight, block, data)
-            )
-            await self._fetch(flight, wanted, sink)
-            if whole and reserved:
-                await self._bridge.call(sink.store_whole, b"".join(flight.data[block] for block in flight.blocks))
-            if reserved and sink.keep:
-                tier.note_success()
+            if whole:
+                await self._bring_whole(flight, keep=reserved)
+            else:
+                await self._bring_blocks(flight, wanted, self._target(flight) if reserved else None)
+            file.origin.count_fetched(wanted.length)
         finally:
             if reserved:
                 tier.release(space)
+
+    async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
+        file, tier = flight.file, self._tier
+        sink = WholeSink(file)
+        data, trouble = await patiently(
+            file.origin,
+            lambda: self._bridge.call(bring_whole, self._bridge, tier, file, sink, keep),
+            self._deadline_s,
+        )
+        if trouble is not None:
+            tier.note_trouble(trouble)
+        elif keep:
+            tier.note_success()
+        for block in flight.blocks:
+            place = block_range(block, file.size_bytes, tier.block_bytes)
+            flight.data[block] = data[place.start : place.stop]
+
+    async def _bring_blocks(self, flight: Flight, wanted: ByteRange, target: BlockMap | None) -> None:
+        file = flight.file
+
+        def landed(block: int, data: memoryview) -> None:
+            flight.data[block] = data
+            flight.changed.unpark_all()
+
+        sink = BlockSink(self._bridge, self._tier, file, wanted, target, landed)
+
+        async def read_rest() -> None:  # a retry goes on where the last try ended
+            rest = ByteRange(sink.position, wanted.stop)
+            if rest.length:
+                await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
+
+        await patiently(file.origin, read_rest, self._deadline_s)
+        if sink.keep:
+            self._tier.note_success()
 
     async def _reserve(self, space: int) -> bool:
         if self._tier.reserve(space):
@@ -166,18 +196,3 @@ class Flights:
             except OSError as error:
                 self._tier.note_trouble(error)
         return obj if isinstance(obj, BlockMap) else None
-
-    async def _fetch(self, flight: Flight, wanted: ByteRange, sink: FlightSink) -> None:
-        """Ask the source until all of it is here; a retry goes on where the last try ended."""
-        file = flight.file
-
-        async def read_rest() -> None:
-            rest = ByteRange(sink.position, wanted.stop)
-            await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
-
-        await patiently(file.origin, read_rest, self._deadline_s)
-        file.origin.count_fetched(wanted.length)
-
-    def _landed(self, flight: Flight, block: int, data: memoryview) -> None:
-        flight.data[block] = data
-        flight.changed.unpark_all()

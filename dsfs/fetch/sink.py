@@ -1,7 +1,8 @@
-"""Where one flight's bytes land: cut into blocks, shown to those who wait, written to the node tier."""
+"""Where a flight's bytes land, on the network side: cut into blocks for a large object, as a whole for a small one."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from dsfs.bridge import Bridge
@@ -9,16 +10,55 @@ from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceUnavailable
 from dsfs.fetch.origin import RemoteFile
-from dsfs.ranges import ByteRange, block_range
+from dsfs.ranges import ByteRange, KiB, block_range
 from dsfs.sources.base import Buffer
 
+INLINE_BYTES = 512 * KiB
+"""What is stored without a thread of its own: handing 110 kB to one and waiting costs more than the writing."""
 
-class FlightSink:
-    """Takes one range, contiguous from its start, on the network side.
 
-    ``target`` is the partial object that blocks are published into; None for an object that is stored whole once all
-    of it is here (``store_whole``), or not at all. ``position`` is how far the source came, so a retry can go on there.
-    """
+class RangeSink(ABC):
+    """Takes one range, contiguous from its start. ``position`` is how far it came: a retry goes on there."""
+
+    def __init__(self, file: RemoteFile, wanted: ByteRange) -> None:
+        self.position = wanted.start
+        self._file = file
+        self._wanted = wanted
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """See ``sources.base.Sink``."""
+        if offset != self.position or offset + len(data) > self._wanted.stop:
+            raise SourceUnavailable(
+                f"{self._file.origin.source.uri}: the source wrote bytes {offset}-{offset + len(data)} where "
+                f"{self.position}-{self._wanted.stop} were due"
+            )
+        await self.take(memoryview(data).toreadonly())
+
+    @abstractmethod
+    async def take(self, view: memoryview) -> None:
+        """Take bytes that belong at ``position``, and move it."""
+
+
+class WholeSink(RangeSink):
+    """Keeps all of a small object in memory."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        super().__init__(file, ByteRange(0, file.size_bytes))
+        self._pieces: list[memoryview] = []
+
+    async def take(self, view: memoryview) -> None:
+        self._pieces.append(view)
+        self.position += len(view)
+
+    def whole(self) -> memoryview:
+        """The object, once ``position`` is at its end."""
+        if len(self._pieces) != 1:
+            self._pieces = [memoryview(b"".join(self._pieces))]
+        return self._pieces[0]
+
+
+class BlockSink(RangeSink):
+    """Shows each block to those who wait as soon as it is whole, and publishes it into ``target``, if there is one."""
 
     def __init__(
         self,
@@ -29,28 +69,19 @@ class FlightSink:
         target: BlockMap | None,
         landed: Callable[[int, memoryview], None],
     ) -> None:
-        self.position = wanted.start
-        self.keep = True
+        super().__init__(file, wanted)
+        self.keep = target is not None
         self._bridge = bridge
         self._tier = tier
-        self._file = file
-        self._wanted = wanted
         self._target = target
         self._landed = landed
-        self._block_bytes = tier.block_bytes
         self._partial = bytearray()
 
-    async def write(self, offset: int, data: Buffer) -> None:
-        """See ``sources.base.Sink``."""
-        if offset != self.position or offset + len(data) > self._wanted.stop:
-            raise SourceUnavailable(
-                f"{self._file.origin.source.uri}: the source wrote bytes {offset}-{offset + len(data)} where "
-                f"{self.position}-{self._wanted.stop} were due"
-            )
-        view = memoryview(data).toreadonly()
+    async def take(self, view: memoryview) -> None:
+        block_bytes = self._tier.block_bytes
         while view:
-            block = self.position // self._block_bytes
-            place = block_range(block, self._file.size_bytes, self._block_bytes)
+            block = self.position // block_bytes
+            place = block_range(block, self._file.size_bytes, block_bytes)
             count = min(place.stop - self.position, len(view))
             if not self._partial and count == place.length:
                 await self._land(block, view[:count])
@@ -71,11 +102,25 @@ class FlightSink:
                 self.keep = False
                 self._bridge.soon(self._tier.note_trouble, error)
 
-    async def store_whole(self, data: Buffer) -> None:
-        """Keep a small object that was fetched as a whole."""
+
+async def bring_whole(
+    bridge: Bridge, tier: NodeTier, file: RemoteFile, sink: WholeSink, keep: bool
+) -> tuple[memoryview, OSError | None]:
+    """Read a small object to its end and store it: one trip to the network side for all of it.
+
+    Stored before it is shown, as a passthrough open needs the file. A disk that refuses costs the copy, not the read:
+    its error comes beside the bytes.
+    """
+    rest = ByteRange(sink.position, file.size_bytes)
+    if rest.length:
+        await file.origin.source.read(file.obj, rest, sink)
+    data = sink.whole()
+    if keep:
         try:
-            await self._bridge.to_disk(
-                self._tier.put_whole, self._file.key, self._file.size_bytes, data, self._file.origin.id
-            )
+            if len(data) <= INLINE_BYTES:
+                tier.put_whole(file.key, file.size_bytes, data, file.origin.id)
+            else:
+                await bridge.to_disk(tier.put_whole, file.key, file.size_bytes, data, file.origin.id)
         except OSError as error:
-            self._bridge.soon(self._tier.note_trouble, error)
+            return data, error
+    return data, None
