@@ -7,7 +7,8 @@ server answers them.
     python -m daemon.keeper RUNTIME_DIR READY_FD
 
 RUNTIME_DIR holds ``keeper.json`` (mountpoint, server_argv, own_mounts) and gets ``keeper.sock``. READY_FD takes one
-line of JSON: {"ok": true} once the first server is ready, or {"error": "…"}.
+line of JSON: {"ok": true} once the first server is ready, or {"error": "…"}, with "unexpected": true when only the
+log says why.
 
 The protocol on ``keeper.sock`` (unix, SOCK_SEQPACKET; one JSON object a message; version 1):
 
@@ -127,7 +128,7 @@ class Keeper:
             return 0
         code = self._server.returncode
         if not self._told:
-            self._tell({"error": f"the server ended with status {code} before it was ready"})
+            self._tell({"error": f"the server ended with status {code} before it was ready", "unexpected": True})
             self._stopping = True
             return 1
         if not self._own_mounts:

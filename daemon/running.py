@@ -77,6 +77,14 @@ def forget(runtime_dir: str) -> None:
     shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
+def forget_all_but_log(runtime_dir: str) -> None:
+    """As ``forget``, for a start of which nothing but the log can say why it failed."""
+    for name in os.listdir(runtime_dir):
+        if name != "server.log":
+            path = f"{runtime_dir}/{name}"
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
 def mounted_at(mountpoint: str) -> list[str]:
     """File system types mounted at a place, the outermost first; reads the table, never touches the place."""
     found = []

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 import trio
+from prometheus_client import disable_created_metrics
 
 from daemon import logs
 from daemon.control.listen import control_interface
@@ -26,13 +27,13 @@ from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
 from dsfs import metrics
 from dsfs.bridge import Bridge, network_side
 from dsfs.cache.index import Index
-from dsfs.cache.layout import boot_id, open_layout
+from dsfs.cache.layout import Layout, boot_id, open_layout
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import rebuild_index
 from dsfs.datasets.access import visible
 from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import ConfigError, DsfsError, MountError
+from dsfs.errors import CacheDirectoryBusy, ConfigError, DsfsError, MountError
 from dsfs.fetch.flights import DISK, Flights
 from dsfs.fetch.origin import Origin
 from dsfs.fetch.queue import FetchQueue, Limits
@@ -51,6 +52,7 @@ from dsfs.manifest.uri import manifest_from_uri
 from dsfs.model import Phase, ReadPath
 from dsfs.ranges import MiB
 from dsfs.sources.base import Source
+from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.registry import build_source
 from dsfs.sources.unusable import UnusableSource
 
@@ -58,6 +60,7 @@ log = structlog.get_logger()
 
 _FIRST_ANSWERS_S = 0.5  # how long a mount of many datasets waits for their sources before it says "ready"
 _SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "ready" means it
+_PREDECESSOR_S = 2.0
 _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
 _LONGEST_WINDOW = 64 * MiB
@@ -116,7 +119,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
         source = await _source(settings, bridge, wanted, manifest)
         stack.push_async_callback(_close, bridge, source)
         slot = store.number(f"dataset {manifest.id}")
-        origin = Origin(source, manifest.namespace, manifest.name)
+        origin = Origin(source, manifest.namespace, manifest.name, manifest.cache.quota)
         dataset = Dataset(manifest, slot, store, bridge, origin, settings.read_timeout_s)
         dataset.open_revision(session.resumed_revision(manifest.id) if session else None)
         datasets[manifest.id] = dataset
@@ -184,7 +187,7 @@ async def _first_answers(datasets: dict[str, Dataset], patience_s: float) -> Non
 
 @asynccontextmanager
 async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]]:
-    layout = open_layout(settings.cache_dir)
+    layout = await _locked_layout(settings.cache_dir)
     try:
         index = _open_index(layout.index)
         boot = boot_id()
@@ -197,6 +200,18 @@ async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]
                 await trio.to_thread.run_sync(index.close, trio.current_time(), limiter=DISK)
     finally:
         layout.release()
+
+
+async def _locked_layout(directory: str) -> Layout:
+    """The cache directory, once a server that is just ending has let go of it."""
+    deadline = trio.current_time() + _PREDECESSOR_S
+    while True:
+        try:
+            return open_layout(directory)
+        except CacheDirectoryBusy:
+            if trio.current_time() > deadline:
+                raise
+        await trio.sleep(0.1)
 
 
 def _open_index(directory: str) -> Index:
@@ -219,7 +234,9 @@ async def _source(settings: Settings, bridge: Bridge, wanted: Wanted, manifest: 
                 f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
                 "(add the Secret to the manifests, or its directory with --secrets)"
             )
-        return build_source(manifest.source, credentials, pvc_root=settings.pvc_root, namespace=manifest.namespace)
+        source = build_source(manifest.source, credentials, pvc_root=settings.pvc_root, namespace=manifest.namespace)
+        prefix = manifest.mount_options.path.strip("/")
+        return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
 
     try:
         return await bridge.call(build)
@@ -310,6 +327,7 @@ def _first(group: BaseExceptionGroup[DsfsError]) -> BaseException:
 def main(runtime_dir: str) -> int:
     settings = Settings.load(runtime_dir)
     logs.configure(debug=settings.debug)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

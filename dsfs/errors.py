@@ -15,6 +15,10 @@ class CacheDirectoryError(DsfsError):
     """The cache directory cannot be used: not writable, of an unknown layout, or in use by another server."""
 
 
+class CacheDirectoryBusy(CacheDirectoryError):
+    """Another server uses the cache directory."""
+
+
 class MountError(DsfsError):
     """The kernel or the mount point refused."""
 

@@ -75,6 +75,7 @@ def mount(
         raise typer.BadParameter("--option goes with SOURCE_URI; in a manifest it is spec.source.options")
     if namespace and not file:
         raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
+    options = _options(option or [])
     mountpoint = os.path.abspath(where[-1])
     chosen = capabilities.choose_session(session, capabilities.look())
     check_mountpoint(mountpoint)
@@ -86,7 +87,7 @@ def mount(
         cache_size=cache_size,
         session=chosen,
         source_uri=None if file else where[0],
-        source_options=_options(option or []),
+        source_options=options,
         manifest_paths=tuple(os.path.abspath(path) for path in file or []),
         base_dir=os.getcwd(),
         http=http,
@@ -102,6 +103,11 @@ def mount(
     keeper, answer = _start_keeper(settings, foreground=foreground)
     if "error" in answer:
         keeper.wait()
+        log = f"{runtime_dir}/server.log"
+        if answer.get("unexpected") and os.path.exists(log):
+            running.forget_all_but_log(runtime_dir)
+            raise MountError(f"{answer['error']} (see {log})")
+        running.forget(runtime_dir)  # or `dsfs status` would go on to show what never was
         raise MountError(str(answer["error"]))
     if foreground:
         say(f"dsfs: mounted at {mountpoint}")
@@ -211,7 +217,7 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
         keeper.wait()
         raise
     if not line:
-        return keeper, {"error": f"the keeper ended before it was ready (see {settings.runtime_dir}/server.log)"}
+        return keeper, {"error": "the keeper ended before it was ready", "unexpected": True}
     answer: dict[str, object] = json.loads(line)
     return keeper, answer
 

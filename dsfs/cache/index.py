@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -69,6 +70,7 @@ class Index:
         self._lock = threading.Lock()  # guards everything below; never held while the disk is waited for
         self._flushing = threading.Lock()
         self._pending: dict[str, _Pending] = {}
+        self._unflushed_bytes: Counter[str] = Counter()  # by owner: added since the last flush
         totals: dict[str, int] = self._cache.get(_TOTALS) or {}
         self._owner_bytes = {owner: size for owner, size in totals.items() if owner}
         self._used_bytes = self._row_bytes = totals.get("", 0)
@@ -82,7 +84,7 @@ class Index:
 
     def owner_bytes(self, owner: str) -> int:
         """Bytes cached of what this dataset has used; an object that two datasets use counts for both."""
-        return self._owner_bytes.get(owner, 0)
+        return self._owner_bytes.get(owner, 0) + self._unflushed_bytes[owner]
 
     def add(self, key: str, size_bytes: int, owner: str) -> None:
         """Note that so many more bytes of an object are here, brought by this dataset."""
@@ -91,6 +93,7 @@ class Index:
             pending = self._pending.setdefault(key, _Pending())
             pending.added_bytes += size_bytes
             pending.owners.add(owner)
+            self._unflushed_bytes[owner] += size_bytes
 
     def shrink(self, key: str, size_bytes: int) -> None:
         """Note that so many bytes of an object are gone, and the rest of it is not."""
@@ -117,6 +120,7 @@ class Index:
         with self._flushing:
             with self._lock:
                 pending, self._pending = self._pending, {}
+                self._unflushed_bytes.clear()
             if not pending:
                 return
             after = _Totals(self._row_bytes, dict(self._owner_bytes))
@@ -137,7 +141,8 @@ class Index:
 
     def _apply(self, key: str, change: _Pending, now_s: float, totals: _Totals) -> int:
         """Write one row, inside a transaction; how many bytes of those in use are not any more."""
-        row_bytes, row_owners, _last = self._cache.pop(key, default=(0, (), 0.0))
+        row: tuple[int, tuple[str, ...], float] = self._cache.pop(key, default=(0, (), 0.0))
+        row_bytes, row_owners, _last = row
         totals.count(row_owners, -row_bytes)
         lost_bytes = change.lost_bytes
         if change.removed:

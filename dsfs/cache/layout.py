@@ -7,7 +7,7 @@ import fcntl
 import os
 from dataclasses import dataclass
 
-from dsfs.errors import CacheDirectoryError
+from dsfs.errors import CacheDirectoryBusy, CacheDirectoryError
 
 LAYOUT_VERSION = 1
 _FANOUT = [f"{byte:02x}" for byte in range(256)]
@@ -46,7 +46,7 @@ class Layout:
 def open_layout(root: str) -> Layout:
     """Make or open a cache directory, for this process alone (flock on ``lock``, gone with the process).
 
-    Raises CacheDirectoryError: cannot be made or written, is of another layout, or is used by another server.
+    Raises CacheDirectoryError: cannot be made or written, is of another layout, or (CacheDirectoryBusy) used by another server.
     """
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
@@ -60,7 +60,7 @@ def open_layout(root: str) -> Layout:
     except BlockingIOError as error:
         holder = os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip()
         os.close(lock_fd)
-        raise CacheDirectoryError(
+        raise CacheDirectoryBusy(
             f"cache directory {root} is used by another dsfs server (pid {holder or 'unknown'}); "
             "unmount that one or choose another with --cache-dir"
         ) from error

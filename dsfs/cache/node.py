@@ -173,10 +173,10 @@ class NodeTier:
             # a little more than asked for, or every block of a full cache would pay for an eviction of its own
             need = self.used_bytes + self._reserved_bytes + size_bytes - limit + limit // 64
             if size_bytes <= limit:
-                self.index.flush(time.time())
+                self._flush_index()
                 for victim in choose_victims(self.index.oldest_first(), need):
                     metrics.EVICTED_BYTES.inc(self.evict(victim.key))
-                self.index.flush(time.time())
+                self._flush_index()
             if not self.reserve(size_bytes):
                 raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")
 
@@ -255,9 +255,16 @@ class NodeTier:
             log.info("cache directory works again", cache=self.layout.root)
             self._trouble = ""
 
+    def _flush_index(self) -> None:
+        """A disk that is too full for the index is one more reason to evict, and no reason to stop."""
+        try:
+            self.index.flush(time.time())
+        except OSError as error:
+            self.note_trouble(error)
+
     def upkeep(self) -> None:
         """Write the index, measure catalogs and index, set the gauges. Once a second; blocks on the disk."""
-        self.index.flush(time.time())
+        self._flush_index()
         self._overhead_bytes = sum(
             entry.stat(follow_symlinks=False).st_blocks * 512
             for directory, _names, _files in os.walk(self.layout.catalogs)

@@ -152,13 +152,11 @@ class CatalogWriter:
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))
-                self._db.execute(
-                    "UPDATE meta SET value = (SELECT count(*) FROM entry WHERE kind = 0) WHERE key = 'files'"
+                totals = "SELECT count(*), coalesce(sum(size), 0) FROM entry WHERE kind = 0"
+                files, size_bytes = self._db.execute(totals).fetchone()
+                self._db.executemany(
+                    "UPDATE meta SET value = ? WHERE key = ?", [(files, "files"), (size_bytes, "bytes"), (1, "sealed")]
                 )
-                self._db.execute(
-                    "UPDATE meta SET value = (SELECT coalesce(sum(size), 0) FROM entry WHERE kind = 0) WHERE key = 'bytes'"
-                )
-                self._db.execute("UPDATE meta SET value = 1 WHERE key = 'sealed'")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._db.close()

@@ -12,7 +12,7 @@ from dsfs.bridge import Bridge
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier, map_space, space_of
 from dsfs.errors import CacheFull, SourceError, SourceTimeout, SourceUnavailable
-from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.fetch.queue import FetchQueue, Priority, Ticket
 from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole
@@ -133,7 +133,7 @@ class Flights:
         wanted = self._range(file, flight.blocks)
         whole = wanted.length == file.size_bytes and len(flight.blocks) <= SMALL_BLOCKS
         space = space_of(wanted.length) + map_space(file.size_bytes, tier.block_bytes)
-        reserved = await self._reserve(space)
+        reserved = await self._reserve(file.origin, space)
         try:
             if whole:
                 await self._bring_whole(flight, keep=reserved)
@@ -178,13 +178,19 @@ class Flights:
         if sink.keep:
             self._tier.note_success()
 
-    async def _reserve(self, space: int) -> bool:
+    async def _reserve(self, origin: Origin, space: int) -> bool:
+        """Room in the node tier; False: what comes is served without being kept."""
+        quota = origin.quota_bytes
+        # A dataset beyond its quota keeps what it has. Read in a new order each epoch, a part that stays is hit
+        # quota/size of the time, where one that turns over is hit hardly ever.
+        if quota is not None and self._tier.index.owner_bytes(origin.id) + space > quota:
+            return False
         if self._tier.reserve(space):
             return True
         try:
             await trio.to_thread.run_sync(self._tier.make_room, space, limiter=DISK)
         except (CacheFull, OSError):
-            return False  # served without being kept
+            return False
         return True
 
     def _target(self, flight: Flight) -> BlockMap | None:

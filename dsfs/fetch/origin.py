@@ -33,8 +33,9 @@ class LastError:
 class Origin:
     """One dataset's source. Belongs to the file side, but for ``source``."""
 
-    def __init__(self, source: Source, namespace: str, dataset: str) -> None:
+    def __init__(self, source: Source, namespace: str, dataset: str, quota_bytes: int | None = None) -> None:
         self.source = source
+        self.quota_bytes = quota_bytes
         self.namespace = namespace
         self.dataset = dataset
         self.id = f"{namespace}/{dataset}"

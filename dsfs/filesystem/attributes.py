@@ -84,5 +84,7 @@ def attributes_of(row: Row, nodeid: int, owner: Ownership) -> Attributes:
             owner.gid,
             FOREVER_S if row.listed else 0,
         )
-    mode = 0o777 if row.kind == Kind.SYMLINK else owner.file_mode
-    return Attributes(nodeid, row.size or 0, row.mtime_ns, _TYPE[Kind(row.kind)] | mode, 1, owner.uid, owner.gid)
+    mode, size = owner.file_mode, row.size or 0
+    if row.kind == Kind.SYMLINK:
+        mode, size = 0o777, len(row.target or b"")  # lstat(2): the length of the path that it holds
+    return Attributes(nodeid, size, row.mtime_ns, _TYPE[Kind(row.kind)] | mode, 1, owner.uid, owner.gid)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from dsfs.errors import (
+    CacheDirectoryBusy,
     CacheDirectoryError,
     CacheFull,
     CatalogError,
@@ -38,6 +39,7 @@ ERRNO_OF: Final[Mapping[type[DsfsError], int]] = {
     SourceError: errno.EIO,
     CacheFull: errno.EIO,
     CacheDirectoryError: errno.EIO,
+    CacheDirectoryBusy: errno.EIO,
     CatalogError: errno.EIO,
     ConfigError: errno.EIO,
     MountError: errno.EIO,

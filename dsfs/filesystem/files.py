@@ -17,6 +17,7 @@ from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import FOREVER_S, Attributes, Entry, Listed, Ownership, attributes_of
 from dsfs.filesystem.nodes import ino_of, nodeid_of, slot_of
 from dsfs.filesystem.statfs import Statfs
+from dsfs.filesystem.tree import check_name
 from dsfs.model import Kind, Phase
 from dsfs.prefetch.completion import worth_completing
 from dsfs.prefetch.sequential import Streams
@@ -81,6 +82,7 @@ class DatasetFiles:
         return attributes_of(row, self._nodeid(row.ino), self._owner)
 
     def try_lookup(self, parent: int, name: bytes) -> Entry | None:
+        check_name(name)
         if not self.dataset.answered.is_set():
             return None
         directory = self._ino(parent)

@@ -10,7 +10,7 @@ from typing import Protocol
 from dsfs.filesystem.attributes import DIRECTORY_BYTES, FOREVER_S, Attributes, Entry, Listed
 from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
 from dsfs.filesystem.statfs import Statfs
-from dsfs.model import Kind
+from dsfs.model import NAME_MAX_BYTES, Kind
 
 _MODE = stat.S_IFDIR | 0o555
 
@@ -26,6 +26,12 @@ class Directories(Protocol):
     async def list(self, nodeid: int) -> None: ...
     async def statfs(self) -> Statfs: ...
     def xattrs(self, nodeid: int) -> dict[bytes, bytes]: ...
+
+
+def check_name(name: bytes) -> None:
+    """Raises OSError for a name that no directory can hold. The kernel's own limit for FUSE is 1024 bytes."""
+    if len(name) > NAME_MAX_BYTES:
+        raise OSError(errno.ENAMETOOLONG, "file name too long")
 
 
 class NamespaceTree:
@@ -52,6 +58,7 @@ class NamespaceTree:
         return nodeid in self._children
 
     def try_lookup(self, parent: int, name: bytes) -> Entry | None:
+        check_name(name)
         nodeid = self._children.get(parent, {}).get(name)
         if nodeid is None:
             return Entry(0, None, 0)

@@ -50,7 +50,7 @@ LARGEST_READ_BYTES = 1 * MiB
 _PAGE = 4096
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
 _DTYPE = {Kind.FILE: 8, Kind.DIRECTORY: 4, Kind.SYMLINK: 10}  # DT_REG, DT_DIR, DT_LNK of <dirent.h>
-_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY}
+_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
 _NO_ATTR = bytes(ENTRY_OUT.size + ATTR.size)
 
 Answer = bytes | memoryview | None | Coroutine[Any, Any, "bytes | bytearray | memoryview | None"]

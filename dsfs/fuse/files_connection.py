@@ -115,9 +115,9 @@ class FilesConnection(Connection):
         mode = mode_for_open(path, self._journal.mode(nodeid), obj is not None)
         backing_id = 0
         if mode is InodeMode.PASSTHROUGH:
-            if obj is None:
-                backing_id = self._journal.backing_id(nodeid)
-            else:
+            if self._journal.mode(nodeid) is InodeMode.PASSTHROUGH:
+                backing_id = self._journal.backing_id(nodeid)  # the kernel refuses a second one while that is open
+            elif obj is not None:
                 try:
                     backing_id = self.device.open_backing(obj.fd)
                 except OSError as error:

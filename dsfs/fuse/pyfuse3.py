@@ -16,11 +16,11 @@ import structlog
 import trio
 
 from dsfs import metrics
-from dsfs.errors import DsfsError
+from dsfs.errors import DsfsError, MountError
 from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.files import DatasetFiles
-from dsfs.filesystem.nodes import ROOT_ID, slot_of
+from dsfs.filesystem.nodes import ROOT_ID, nodeid_of, slot_of
 from dsfs.filesystem.tree import Directories, NamespaceTree
 from dsfs.ranges import ByteRange
 
@@ -28,7 +28,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _NAMES_AT_ONCE = 256
-_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.ERANGE}
+_INIT_S = 10
+_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.ERANGE, errno.ENAMETOOLONG}
 
 
 class Operations(pyfuse3.Operations):
@@ -44,6 +45,10 @@ class Operations(pyfuse3.Operations):
         self._datasets = datasets  # by slot
         self._open: dict[int, int] = {}  # fh → nodeid; pyfuse3 gives read nothing else
         self._next_fh = 1
+        self.initialised = trio.Event()
+
+    def init(self) -> None:
+        self.initialised.set()
 
     def _of(self, nodeid: int) -> Directories:
         if self._tree is not None and nodeid in self._tree:
@@ -58,6 +63,13 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EISDIR if nodeid in self._tree else errno.ESTALE, "no such inode")
         return files
 
+    def _own(self, entry: Entry) -> Entry:
+        """A dataset's directory shows the dataset's own mode and owner, not those of the tree it is found in."""
+        files = self._datasets.get(slot_of(entry.nodeid))
+        if self._tree is None or files is None or entry.nodeid != nodeid_of(files.dataset.slot, ROOT_ID):
+            return entry
+        return entry._replace(attributes=files.try_getattr(entry.nodeid))
+
     async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
         async def answer() -> pyfuse3.EntryAttributes:
             tree = self._of(parent_inode)
@@ -69,7 +81,7 @@ class Operations(pyfuse3.Operations):
                 absent.st_ino = 0  # a negative entry that the kernel may keep
                 absent.entry_timeout = entry.ttl_s
                 return absent
-            return _entry(entry)
+            return _entry(self._own(entry))
 
         return await self._run("lookup", parent_inode, answer)
 
@@ -107,11 +119,11 @@ class Operations(pyfuse3.Operations):
         await self._run("readdir", fh, answer)
 
     async def _show(self, directory: int, listed: Listed, token: Any) -> bool:
-        if listed.name in (b".", b".."):
-            return True  # libfuse's kernel side needs neither, and would count a lookup for each
         tree = self._of(directory)
-        if listed.attributes is not None:
-            entry = Entry(listed.nodeid, listed.attributes)
+        if listed.name in (b".", b".."):
+            entry = Entry(directory, tree.try_getattr(directory))  # the kernel takes nothing but the number
+        elif listed.attributes is not None:
+            entry = self._own(Entry(listed.nodeid, listed.attributes))
         else:
             entry = tree.try_lookup(directory, listed.name) or await tree.lookup(directory, listed.name)
             if entry.attributes is None:
@@ -243,13 +255,19 @@ async def run(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount and serve until it is unmounted. Unmounts when it is cancelled."""
-    options = {"fsname=dsfs", "subtype=dsfs", "default_permissions", "ro", "nosuid", "nodev", "max_read=1048576"}
+    # no max_read: libfuse wants the same number from init(), where pyfuse3 sets none, and ends the session otherwise
+    options = {"fsname=dsfs", "subtype=dsfs", "default_permissions", "ro", "nosuid", "nodev"}
     if os.getuid() == 0:
         options.add("allow_other")
-    pyfuse3.init(Operations(tree, datasets), mountpoint, options)
+    operations = Operations(tree, datasets)
+    pyfuse3.init(operations, mountpoint, options)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pyfuse3.main)
+            with trio.move_on_after(_INIT_S) as scope:
+                await operations.initialised.wait()
+            if scope.cancelled_caught:
+                raise MountError(f"{mountpoint}: the kernel sent no INIT within {_INIT_S} s")
             task_status.started()
     finally:
         pyfuse3.close(unmount=True)

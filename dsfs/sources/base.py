@@ -32,7 +32,7 @@ class Source(Protocol):
     """
 
     identity: str
-    """What cached bytes are addressed by: the same for two datasets of one origin, different for two origins. No secrets."""
+    """What cached bytes are addressed by: the same for two datasets of one origin, else different. No secrets."""
 
     uri: str
     """For people: where a dataset comes from, without secrets."""
@@ -53,7 +53,7 @@ class Source(Protocol):
         """One name, or None when it is certain that there is none. A name that is file and prefix is the directory."""
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
-        """Write exactly ``wanted`` (not empty, inside the object) of exactly the version ``obj.version_tag`` to the sink.
+        """Write exactly ``wanted`` (not empty, inside the object) of the version ``obj.version_tag`` to the sink.
 
         ``sink.write`` publishes: it is called only with bytes whose version is proven already (a response whose
         headers carry the ETag, a piece of a local file after another fstat). Raises SourceChanged when the origin has

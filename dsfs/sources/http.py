@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import structlog
@@ -269,7 +270,7 @@ class HttpSource:
             sent = {"Accept-Encoding": "identity", **headers, **(self._headers if own else {})}
             try:
                 answer = await self._opened().request(
-                    method, URL(target, encoded=True), headers=sent, allow_redirects=False
+                    method, URL(target, encoded=True), headers=sent, allow_redirects=False, proxy=self._proxy(target)
                 )
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise _translated(error, url) from error
@@ -286,6 +287,13 @@ class HttpSource:
                 raise SourceUnsupported(f"{url} leads to something that is not HTTP")
         raise SourceUnavailable(f"{url} leads in a circle (more than {REDIRECTS_MAX} redirects)")
 
+    def _proxy(self, url: str) -> str | None:
+        """The proxy of the environment, for when aiohttp is told not to look there."""
+        parts = urlsplit(url)
+        if "Authorization" not in self._headers or proxy_bypass(parts.netloc):
+            return None
+        return getproxies().get(parts.scheme)
+
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -293,7 +301,8 @@ class HttpSource:
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.idle_s
                 ),
-                trust_env=True,  # proxies and netrc
+                # Proxies and netrc. With a header of our own netrc must not be asked: aiohttp takes two for an error.
+                trust_env="Authorization" not in self._headers,
                 auto_decompress=False,  # the bytes of the file as they are, or none
                 read_bufsize=256 * KiB,
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
@@ -23,7 +24,7 @@ from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 T = TypeVar("T")
 
-_FAILURES: Final = (BotoCoreError, ClientError, aiohttp.ClientError, TimeoutError, OSError)
+_FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
 NO_OPTIONS: Final = S3Options()
 _ACCEPTED_OPTIONS: Final = "endpoint, region, anonymous, provider, syncMode"
 
@@ -122,8 +123,11 @@ class S3Source:
             async with asyncio.TaskGroup() as group:
                 inside = group.create_task(self._has_keys(f"{self._key(path)}/"))
                 object_ = group.create_task(self._head(path))
-        except* SourceError as errors:
-            raise errors.exceptions[0] from errors.exceptions[0].__cause__
+        except BaseExceptionGroup as errors:
+            ours = errors.subgroup(SourceError)
+            if ours is None:
+                raise
+            raise ours.exceptions[0] from ours.exceptions[0].__cause__  # one is enough: the other was cancelled
         return SourceObject(path, Kind.DIRECTORY) if inside.result() else object_.result()
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
@@ -137,13 +141,12 @@ class S3Source:
     # -- requests -------------------------------------------------------------------------------------------------
 
     async def _pages(self, **asked: str) -> AsyncIterator[dict[str, Any]]:
-        client = (await self._connection.opened()).client
         what = f"s3://{self._bucket}/{asked['Prefix']}"
         token: dict[str, str] = {}
         while True:
-            page = await self._call(client.list_objects_v2(Bucket=self._bucket, **asked, **token), what)
+            page = await self._list(what, **asked, **token)
             yield page
-            if not page.get("IsTruncated"):
+            if not page["IsTruncated"]:
                 return
             following = {"ContinuationToken": page.get("NextContinuationToken") or ""}
             if not following["ContinuationToken"] or following == token:
@@ -151,10 +154,16 @@ class S3Source:
             token = following
 
     async def _has_keys(self, prefix: str) -> bool:
-        client = (await self._connection.opened()).client
-        asked = client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
-        page = await self._call(asked, f"s3://{self._bucket}/{prefix}")
+        page = await self._list(f"s3://{self._bucket}/{prefix}", Prefix=prefix, MaxKeys=1)
         return bool(page.get("Contents"))
+
+    async def _list(self, what: str, **asked: Any) -> dict[str, Any]:
+        client = (await self._connection.opened()).client
+        page: dict[str, Any] = await self._call(client.list_objects_v2(Bucket=self._bucket, **asked), what)
+        if "IsTruncated" not in page:
+            # botocore takes any document for a listing: a log-in page of a proxy would be an empty bucket.
+            raise SourceUnavailable(f"{what}: the answer is no listing (check the endpoint)")
+        return page
 
     async def _head(self, path: str) -> SourceObject | None:
         client = (await self._connection.opened()).client
@@ -183,6 +192,8 @@ class S3Source:
         path = self._path(item["Key"])
         if path.endswith("/"):
             return SourceObject(path.removesuffix("/"), Kind.DIRECTORY)
+        if item.get("Size") is None:
+            raise SourceUnavailable(f"s3://{self._bucket}/{item['Key']}: the listing does not say how large it is")
         return self._file(path, item["Size"], item.get("ETag"), item.get("LastModified"))
 
     def _file(self, path: str, size: int, etag: str | None, modified: datetime | None) -> SourceObject:

@@ -170,7 +170,7 @@ def translated(error: Exception, what: str, *, reading: bool = False) -> SourceE
         return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")
     if isinstance(error, (BotoCoreError, ValueError)):
         return SourceUnsupported(f"{what}: {error}")
-    return SourceUnavailable(f"{what}: {type(error).__name__}: {error}")
+    return SourceUnavailable(f"{what}: the answer broke off or is no answer of an S3 server ({type(error).__name__})")
 
 
 def _of_answer(error: ClientError, what: str, reading: bool) -> SourceError:

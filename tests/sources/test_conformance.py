@@ -22,7 +22,14 @@ T = TypeVar("T")
 
 BIG = random.Random(1).randbytes(3 * MiB + 4321)
 FILES = {"a.txt": b"first", "big.bin": BIG, "sub/b.txt": b"second", "sub/deep/er/c.txt": b"third", "sub-way.txt": b"4"}
-PLAIN_NAMES = ["with space.txt", "per%cent%20.txt", "plus+and&amp;.txt", "ünï-日本.txt", "q?uest#hash.txt", "semi;colon.txt"]
+PLAIN_NAMES = [
+    "with space.txt",
+    "per%cent%20.txt",
+    "plus+and&amp;.txt",
+    "ünï-日本.txt",
+    "q?uest#hash.txt",
+    "semi;colon.txt",
+]
 ODD_NAMES = ["line\nbreak.txt", "tab\there.txt", 'quote"and<tag>.txt']
 
 

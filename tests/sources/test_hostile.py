@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -14,15 +16,16 @@ from dsfs.errors import (
     RetryLater,
     SourceChanged,
     SourceError,
+    SourceMissing,
     SourceRefused,
     SourceTimeout,
     SourceUnavailable,
+    SourceUnsupported,
 )
-from dsfs.model import Kind, SourceObject
+from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Source
 from dsfs.sources.http import HttpSource
-from dsfs.sources.retry import read_retried
 from dsfs.sources.s3 import S3Options, S3Source
 from dsfs.sources.timeouts import Timeouts
 from tests.servers import hostile as h
@@ -179,7 +182,10 @@ def test_a_retry_goes_on_where_the_last_one_ended(server: h.Hostile, make: type[
     async def run() -> None:
         source = make(server)
         sink = KeepingSink(ByteRange(5, len(DATA)))
-        await read_retried(source, listed(source), ByteRange(5, len(DATA)), sink)
+        for _failure in range(3):
+            with pytest.raises(SourceUnavailable):
+                await source.read(listed(source), ByteRange(5 + len(sink.data), len(DATA)), sink)
+        await source.read(listed(source), ByteRange(5 + len(sink.data), len(DATA)), sink)
         assert sink.data == DATA[5:]
         await source.close()
 
@@ -294,6 +300,99 @@ def test_a_url_of_one_file(server: h.Hostile) -> None:
         await source.read(obj, sink.wanted, sink)
         assert sink.data == DATA[1:9]
         assert await source.stat("g") is None
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_netrc_is_honoured_and_a_secret_wins(
+    server: h.Hostile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password fromnetrc\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+
+    async def run() -> None:
+        for authorization in (None, "Bearer t"):
+            source = HttpSource(f"{server.url}bucket/", authorization=authorization, timeouts=SHORT)
+            await source.stat("f")
+            await source.close()
+
+    asyncio.run(run())
+    sent = [asked.headers.get("authorization") for asked in server.asked]
+    assert sent == [f"Basic {b64encode(b'me:fromnetrc').decode()}", "Bearer t"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (h.Answer(200, {"Content-Type": "text/html"}, b"<html>Please log in to the network</html>"), SourceUnavailable),
+        (h.Answer(200, {"Content-Type": "application/xml"}, b"<ListBucketResult><IsTru"), SourceUnavailable),
+        (
+            h.Answer(200, {}, b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"),
+            SourceUnavailable,
+        ),
+        (h.Answer(500, {}, b""), SourceUnavailable),
+        (h.Answer(503, {"Retry-After": "3"}, b"<Error><Code>SlowDown</Code></Error>"), RetryLater),
+        (h.Answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>"), SourceRefused),
+        (h.Answer(404, {}, b"<Error><Code>NoSuchBucket</Code></Error>"), SourceMissing),
+        (h.Answer(200, {}, b"<ListBucketResult>", content_length=500, stall_after=10), SourceTimeout),
+        (h.Answer(200, {}, b"<ListBucketResult>", content_length=500, reset_after=10), SourceUnavailable),
+    ],
+)
+def test_s3_listings_that_are_none(server: h.Hostile, answer: h.Answer, kind: type[SourceError]) -> None:
+    server.files["/bucket"] = b""
+    server.always("/bucket", lambda *_: answer)
+
+    async def run() -> None:
+        source = s3(server)
+        for listing in (source.list_directory(""), source.list_tree()):
+            with pytest.raises(kind) as caught:
+                await completed(listing)
+            assert type(caught.value) is kind
+            assert "\n" not in str(caught.value)
+        if b"true" not in answer.body:
+            with pytest.raises(kind):
+                await source.stat("f")
+        await source.close()
+
+    asyncio.run(run())
+
+
+async def completed(listing: AsyncIterator[ListingPage]) -> None:
+    """To the end of it; a page that calls anything complete is a lie here."""
+    async for page in listing:
+        assert not page.complete
+
+
+INDEX: Final = b'<html><a href="a">a</a> <a href="b/">b/</a>' + b" " * 1000
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (h.Answer(200, {"Content-Type": "text/html"}, INDEX, content_length=5000), SourceUnavailable),
+        (h.Answer(200, {"Content-Type": "text/html"}, INDEX, content_length=5000, stall_after=500), SourceTimeout),
+        (h.Answer(200, {"Content-Type": "text/html"}, INDEX, content_length=5000, reset_after=500), SourceUnavailable),
+        (h.Answer(200, {"Content-Type": "application/json"}, b"[]"), SourceUnsupported),
+        (h.Answer(404, {}, b""), SourceMissing),
+        (h.Answer(403, {}, b""), SourceRefused),
+        (h.Answer(429, {"Retry-After": "3"}, b""), RetryLater),
+        (h.Answer(502, {}, b""), SourceUnavailable),
+        (h.Answer(301, {"Location": "/bucket/"}, b""), SourceUnavailable),
+        (h.Answer(301, {"Location": "ftp://x/"}, b""), SourceUnsupported),
+    ],
+)
+def test_http_listings_that_are_none(server: h.Hostile, answer: h.Answer, kind: type[SourceError]) -> None:
+    server.always("/bucket/", lambda *_: answer)
+
+    async def run() -> None:
+        source = http(server)
+        for listing in (source.list_directory(""), source.list_tree()):
+            with pytest.raises(kind) as caught:
+                await completed(listing)
+            assert type(caught.value) is kind
         await source.close()
 
     asyncio.run(run())

@@ -1,0 +1,90 @@
+"""fsspec beyond memory://: local files, archives, chained URLs, and what it does not know."""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from dsfs.errors import ConfigError, SourceMissing
+from dsfs.manifest.schema import SourceSpec, SourceType
+from dsfs.model import Kind
+from dsfs.sources.base import Source
+from dsfs.sources.registry import build_source
+from tests.sources.sinks import names_in, read_range, tree_of
+
+
+def using(uri: str, use: Callable[[Source], Awaitable[None]], **options: str) -> None:
+    async def run() -> None:
+        source = build_source(SourceSpec(type=SourceType.FSSPEC, uri=uri, options=options), {})
+        await use(source)
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("form", ["fsspec+file://{}", "file://{}"])
+def test_local(tmp_path: Path, form: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/f").write_bytes(b"content")
+
+    async def use(source: Source) -> None:
+        tree = await tree_of(source)
+        assert {path: obj.kind for path, obj in tree.items()} == {"sub": Kind.DIRECTORY, "sub/f": Kind.FILE}
+        assert tree["sub/f"].mtime_ns
+        assert await read_range(source, tree["sub/f"], 1, 7) == b"ontent"
+        assert await source.stat("sub/f") == tree["sub/f"]
+
+    using(form.format(tmp_path), use)
+
+
+@pytest.mark.parametrize("form", ["zip://*::file://{}", "fsspec+zip://::file://{}"])
+def test_archive(tmp_path: Path, form: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.txt", b"first")
+        archive.writestr("sub/b.txt", b"second")
+
+    async def use(source: Source) -> None:
+        tree = await tree_of(source)
+        assert set(tree) == {"a.txt", "sub", "sub/b.txt"}
+        assert await read_range(source, tree["sub/b.txt"], 0, 6) == b"second"
+        assert await names_in(source, "sub") == {"sub/b.txt": Kind.FILE}
+        assert await source.stat("none") is None
+
+    using(form.format(tmp_path / "x.zip"), use)
+
+
+def test_inside_of_an_archive_and_one_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("sub/b.txt", b"second")
+
+    async def directory(source: Source) -> None:
+        assert set(await tree_of(source)) == {"b.txt"}
+
+    async def file(source: Source) -> None:
+        tree = await tree_of(source)
+        assert set(tree) == {"b.txt"}
+        assert await read_range(source, tree["b.txt"], 0, 6) == b"second"
+
+    using(f"zip://sub::file://{tmp_path}/x.zip", directory)
+    using(f"zip://sub/b.txt::file://{tmp_path}/x.zip", file)
+
+
+def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
+    async def use(source: Source) -> None:
+        with pytest.raises(SourceMissing):
+            await tree_of(source)
+
+    using(f"zip://*::file://{tmp_path}/none.zip", use)
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [("nosuch://x", "knows no protocol 'nosuch'"), ("dropbox://x", "dropbox://.*(install|requires)")],
+)
+def test_protocols_that_are_not_here(uri: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build_source(SourceSpec(type=SourceType.FSSPEC, uri=uri), {})

@@ -1,0 +1,101 @@
+"""Directory indexes as five servers write them.
+
+nginx, Python and rclone were recorded; Apache and Caddy, which do not run here, are written after their templates.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsfs.model import Kind
+from dsfs.sources.http_index import IndexParser
+
+INDEXES = Path(__file__).parent / "indexes"
+URL = "http://127.0.0.1:8080/d%201/"
+FILES = {"a b.txt", "amp&semi;.txt", "col:on.txt", "per%cent.txt", "q?h#.txt", "ü.txt"}
+
+
+def parsed(html: str, url: str = URL, directory: str = "", piece: int = 1 << 20) -> dict[str, Kind]:
+    parser = IndexParser(url, directory)
+    for start in range(0, len(html), piece):
+        parser.feed(html[start : start + piece])
+    parser.close()
+    found = parser.take()
+    assert len({obj.path for obj in found}) == len(found)
+    assert all(obj.size is None for obj in found if obj.kind is Kind.FILE)
+    return {obj.path: obj.kind for obj in found}
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 7])
+@pytest.mark.parametrize(
+    ("server", "more_files", "more_directories"),
+    [
+        ("nginx", {"latin-\udce9.txt", "new\nline"}, set()),
+        ("python", set(), {"link"}),
+        ("apache", set(), set()),
+        ("caddy", set(), set()),
+        ("rclone", set(), set()),
+    ],
+)
+def test_children_and_nothing_else(server: str, more_files: set[str], more_directories: set[str], piece: int) -> None:
+    html = (INDEXES / f"{server}.html").read_text("utf-8", "surrogateescape")
+    found = parsed(html, piece=piece)
+    assert {name for name, kind in found.items() if kind is Kind.FILE} == FILES | more_files
+    assert {name for name, kind in found.items() if kind is Kind.DIRECTORY} == {"sub dir"} | more_directories
+
+
+def test_children_carry_the_path_of_their_directory() -> None:
+    assert set(parsed('<a href="x">', directory="a/b")) == {"a/b/x"}
+
+
+@pytest.mark.parametrize(
+    "href",
+    [
+        "",
+        ".",
+        "./",
+        "..",
+        "../",
+        "../other",
+        "/",
+        "/d%201/",
+        "/d%201",
+        "?C=N;O=D",
+        "#top",
+        "x#part",
+        "x?download=1",
+        "sub/further",
+        "http://elsewhere/d%201/x",
+        "https://127.0.0.1:8080/d%201/x",
+        "http://127.0.0.1:8081/d%201/x",
+        "//elsewhere/x",
+        "mailto:someone@example.org",
+        "javascript:void(0)",
+        "a%2Fb",
+        "http://[broken/x",
+    ],
+)
+def test_what_is_no_child(href: str) -> None:
+    assert parsed(f'<a href="{href}">x</a>') == {}
+
+
+@pytest.mark.parametrize(
+    "href", ["x", "./x", "/d%201/x", "/d 1/x", "http://127.0.0.1:8080/d%201/x", "../d%201/x", "sub/../x"]
+)
+def test_the_same_child_in_many_words(href: str) -> None:
+    assert parsed(f"<a href='{href}'>one</a> <A HREF='{href}'>two</A>") == {"x": Kind.FILE}
+
+
+def test_base_is_honoured() -> None:
+    assert parsed('<base href="/d%201/"><a href="x">', url="http://127.0.0.1:8080/d%201/index.html") == {"x": Kind.FILE}
+    assert parsed('<base href="/other/"><a href="x">') == {}
+
+
+@given(st.text(max_size=300))
+def test_no_page_breaks_the_parser(html: str) -> None:
+    parsed(html)
+    parsed(f'<a href="{html}">')

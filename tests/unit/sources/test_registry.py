@@ -1,0 +1,59 @@
+"""Every type has a source or a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsfs.errors import ConfigError
+from dsfs.manifest.schema import SourceSpec, SourceType
+from dsfs.sources.registry import SOURCES, build_source
+
+URIS = {
+    SourceType.S3: "s3://bucket/prefix",
+    SourceType.HTTP: "http://127.0.0.1/dir/",
+    SourceType.NFS: "/mnt/nfs",
+    SourceType.PVC: "/mnt/pvc",
+    SourceType.FSSPEC: "memory://x",
+}
+
+
+def test_no_type_is_forgotten() -> None:
+    assert set(SOURCES) == set(SourceType)
+
+
+@pytest.mark.parametrize("kind", SourceType)
+def test_a_source_or_a_sentence(kind: SourceType) -> None:
+    spec = SourceSpec(type=kind, uri=URIS.get(kind, "x://y"))
+    if kind in URIS:
+        source = build_source(spec, {})
+        assert source.identity
+        assert source.uri
+        return
+    with pytest.raises(ConfigError, match=r"not available in this version|built, not read") as caught:
+        build_source(spec, {})
+    assert "\n" not in str(caught.value)
+    assert ("built" in str(caught.value)) == (kind in (SourceType.CONDA, SourceType.DATABASE))
+
+
+@pytest.mark.parametrize(
+    ("options", "secret", "says"),
+    [
+        ({"Range": "bytes=0-1"}, {}, "sets itself"),
+        ({"bad name": "x"}, {}, "cannot be sent"),
+        ({"X-A": "b\r\nHost: c"}, {}, "cannot be sent"),
+        ({}, {"token": "a\nb"}, "not plain ASCII"),
+    ],
+)
+def test_http_headers_that_are_refused(options: dict[str, str], secret: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        build_source(SourceSpec(type=SourceType.HTTP, uri="http://127.0.0.1/", options=options), secret)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_datasets_of_one_origin_share_their_cache_and_others_do_not() -> None:
+    def identity(uri: str, **options: str) -> str:
+        return build_source(SourceSpec(type=SourceType.S3, uri=uri, options=options), {}).identity
+
+    assert identity("s3://b/p") == identity("s3://b/p/")
+    assert len({identity("s3://b/p"), identity("s3://b/q"), identity("s3://c/p"), identity("s3://b")}) == 4
+    assert identity("s3://b/p") != identity("s3://b/p", endpoint="http://127.0.0.1:1")
