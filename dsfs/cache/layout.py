@@ -46,7 +46,7 @@ class Layout:
 def open_layout(root: str) -> Layout:
     """Make or open a cache directory, for this process alone (flock on ``lock``, gone with the process).
 
-    Raises CacheDirectoryError: cannot be made or written, is of another layout, or (CacheDirectoryBusy) used by another server.
+    Raises CacheDirectoryError: cannot be made or written, or is of another layout; CacheDirectoryBusy: another uses it.
     """
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)

@@ -22,6 +22,8 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
     """
     async for page in source.list_tree():
         await asyncio.to_thread(writer.add, page)
+        if source.revision:
+            await asyncio.to_thread(writer.name_revision, source.revision)
         answered()
     while unresolved := await asyncio.to_thread(writer.unresolved, _RESOLVE_BATCH):
         paths = await asyncio.to_thread(_paths, writer, unresolved)

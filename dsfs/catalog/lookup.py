@@ -44,13 +44,18 @@ class Catalog:
         self.file = path
         self._paths: LRUCache[int, str] = LRUCache(4096)
         self._db = _connect(path, immutable=False)
-        self.revision = str(self._meta("revision"))
         self.created_ns = int(self._meta("created_ns"))
         self.sealed = False
         self.refresh()
 
+    @property
+    def name(self) -> str:
+        """What the file is called, which stays when the revision gets its source's name."""
+        return os.path.basename(self.file).removesuffix(".sqlite")
+
     def refresh(self) -> None:
-        """Look whether the catalog was sealed. A sealed one is read without any lock from then on."""
+        """Look what the revision is called and whether it was sealed; a sealed one is read without any lock."""
+        self.revision = str(self._meta("revision"))
         if not self.sealed and int(self._meta("sealed")):
             self._db.close()
             self._db = _connect(self.file, immutable=True)

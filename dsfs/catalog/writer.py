@@ -45,6 +45,7 @@ class CatalogWriter:
         (self._created_ns,) = self._db.execute("SELECT value FROM meta WHERE key = 'created_ns'").fetchone()
         self._directories: LRUCache[tuple[str, ...], _Directory] = LRUCache(8192)
         self._said_skipped = False
+        self._revision = ""
 
     @classmethod
     def create(cls, path: str, revision: str, created_ns: int) -> CatalogWriter:
@@ -135,6 +136,13 @@ class CatalogWriter:
                 "SELECT parent, name FROM entry WHERE parent = ? AND name >= ? AND size IS NULL ORDER BY name LIMIT ?"
             )
             return self._db.execute(query, (parent, after, limit)).fetchall()
+
+    def name_revision(self, revision: str) -> None:
+        """Take the source's own name for what is listed, instead of the time."""
+        with self._lock:
+            if revision != self._revision:
+                self._db.execute("UPDATE meta SET value = ? WHERE key = 'revision'", (revision,))
+                self._revision = revision
 
     def path_of(self, ino: int) -> str:
         """The path of a directory, from its number."""

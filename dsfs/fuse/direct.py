@@ -90,7 +90,7 @@ class DirectSession:
                     return connection
 
                 await self._start(nursery, name, path, f"dsfs:{name}", make)
-                self._remember(nursery, name, _STATE_REVISION, files.dataset.catalog.revision)
+                self._remember(nursery, name, _STATE_REVISION, files.dataset.catalog.name)
             task_status.started()
 
     async def _start(

@@ -37,6 +37,10 @@ class Source(Protocol):
     uri: str
     """For people: where a dataset comes from, without secrets."""
 
+    @property
+    def revision(self) -> str:
+        """What is listed, where the source has a name for it (a commit), known once something was listed; else ""."""
+
     def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """The names directly in a directory ("" is the root). The last page has the directory in ``complete``.
 

@@ -80,6 +80,8 @@ def tag_of(status: os.stat_result) -> str:
 class DirectorySource:
     """Looks at nothing outside of its root: parts below it are opened one by one and never through a symbolic link."""
 
+    revision = ""  # a listing has no name of its own here
+
     def __init__(self, root: str, uri: str | None = None, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self._root = root.rstrip("/") or "/"
         self._threads = Threads(THREADS, timeouts.idle_s, self._root)

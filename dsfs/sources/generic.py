@@ -86,6 +86,8 @@ def _value(text: str) -> Any:
 class FsspecSource:
     """One fsspec file system below one path. It is made at the first call, for some connect when they are made."""
 
+    revision = ""  # a listing has no name of its own here
+
     def __init__(self, uri: str, options: Mapping[str, Any], timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self._options = dict(options)
         self._threads = Threads(THREADS, timeouts.idle_s * _LIMIT_FACTOR, uri)

@@ -72,6 +72,8 @@ def http_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -
 class HttpSource:
     """A tree of files under one URL. Redirects are followed; headers and credentials stay with the host of the URL."""
 
+    revision = ""  # a listing has no name of its own here
+
     def __init__(
         self,
         url: str,

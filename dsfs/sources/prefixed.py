@@ -22,6 +22,10 @@ class PrefixedSource:
         parts = prefix.split("/")
         self._above = ["/".join(parts[:count]) for count in range(len(parts))]  # "", "a", … without the prefix itself
 
+    @property
+    def revision(self) -> str:
+        return self._source.revision
+
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         if directory in self._above:
             yield self._leading(directory)

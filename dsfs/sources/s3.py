@@ -66,6 +66,8 @@ def _options(given: Mapping[str, str]) -> S3Options:
 class S3Source:
     """Objects under a prefix. Version tag: the ETag, which S3 changes with the content."""
 
+    revision = ""  # a listing has no name of its own here
+
     def __init__(
         self,
         bucket: str,

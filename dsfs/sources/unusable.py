@@ -13,6 +13,8 @@ from dsfs.sources.base import Sink
 class UnusableSource:
     """Answers everything with the reason why it cannot be used."""
 
+    revision = ""
+
     def __init__(self, uri: str, reason: str) -> None:
         self.uri = uri
         self.identity = f"unusable:{uri}"
