@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import trio
 
 from daemon.settings import Settings
+from daemon.shown import Shown
 from dsfs import metrics
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import Verified, verify
@@ -17,11 +18,11 @@ from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.errors import ConfigError
 from dsfs.fetch.flights import DISK
-from dsfs.model import Kind, ReadPath, object_key
+from dsfs.model import Kind, object_key
 
 
 class Node:
-    """File side only. ``read_path`` tells what a dataset's opens get now."""
+    """File side only."""
 
     def __init__(
         self,
@@ -29,15 +30,13 @@ class Node:
         keeper_pid: int,
         tier: NodeTier,
         boot: bytes,
-        datasets: Mapping[str, Dataset],
-        read_path: Callable[[str], ReadPath],
+        shown: Shown,
     ) -> None:
         self._settings = settings
         self._keeper_pid = keeper_pid
         self._tier = tier
         self._boot = boot
-        self._datasets = datasets
-        self._read_path = read_path
+        self._shown = shown
         self._last_info: dict[str, tuple[str, ...]] = {}
 
     async def status(self) -> dict[str, Any]:
@@ -54,7 +53,7 @@ class Node:
             "cache_size": tier.limit_bytes,
             "cache_used": tier.used_bytes,
             "healthy": not tier.trouble,
-            "datasets": [await self._dataset(dataset) for dataset in self._datasets.values()],
+            "datasets": [await self._dataset(dataset) for dataset in self._shown.datasets.values()],
         }
 
     async def _dataset(self, dataset: Dataset) -> dict[str, Any]:
@@ -73,7 +72,7 @@ class Node:
             "cached_bytes": cached,
             "pinned_bytes": 0,
             "skipped": status.skipped,
-            "read_path": str(self._read_path(manifest.id)),
+            "read_path": str(self._shown.read_path(manifest.id)),
         }
 
     async def show(self, selector: str) -> dict[str, Any]:
@@ -95,13 +94,31 @@ class Node:
             freed += self._tier.evict(object_key(identity, path, tag))
         return freed
 
+    async def resync(self, selector: str) -> dict[str, str]:
+        """List a dataset's source anew and show that."""
+        dataset, _glob = self._select(selector)
+        return {"revision": await dataset.resync()}
+
+    async def apply(self, text: str) -> dict[str, list[str]]:
+        """Take in manifests."""
+        return {"done": await self._shown.apply(text)}
+
+    async def delete(self, selector: str) -> dict[str, str]:
+        """Show a dataset no longer."""
+        dataset, _glob = self._select(selector)
+        labels = self._last_info.pop(dataset.manifest.id, None)
+        await self._shown.delete(dataset.manifest.id)
+        if labels is not None:
+            metrics.DATASET_INFO.remove(*labels)
+        return {"deleted": dataset.manifest.id}
+
     async def verify(self) -> Verified:
         """Check every cached block."""
         return await trio.to_thread.run_sync(verify, self._tier, self._boot, limiter=DISK)
 
     async def set_gauges(self) -> None:
         """What a dataset is and how much of it is here, for /metrics."""
-        for dataset in self._datasets.values():
+        for dataset in self._shown.datasets.values():
             manifest, status = dataset.manifest, await dataset.status()
             labels = (manifest.namespace, manifest.name)
             metrics.DATASET_BYTES.labels(*labels).set(status.bytes)
@@ -117,14 +134,15 @@ class Node:
     def _select(self, selector: str) -> tuple[Dataset, str]:
         """``[NAMESPACE/]DATASET[/GLOB]``: a namespace that is known goes first, else it is ``default``."""
         parts = selector.strip("/").split("/")
+        datasets = self._shown.datasets
         for count in (2, 1):
             name = "/".join(parts[:count]) if count == 2 else f"default/{parts[0]}"
-            if len(parts) >= count and name in self._datasets:
-                return self._datasets[name], "/".join(parts[count:])
-        alone = [dataset for dataset in self._datasets.values() if dataset.manifest.name == parts[0]]
+            if len(parts) >= count and name in datasets:
+                return datasets[name], "/".join(parts[count:])
+        alone = [dataset for dataset in datasets.values() if dataset.manifest.name == parts[0]]
         if len(alone) == 1:
             return alone[0], "/".join(parts[1:])
-        known = ", ".join(sorted(self._datasets)) or "none"
+        known = ", ".join(sorted(datasets)) or "none"
         raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
 
 

@@ -12,9 +12,10 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -24,37 +25,27 @@ from daemon import logs
 from daemon.control.listen import control_interface
 from daemon.node import Node
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
+from daemon.shown import Shown, Wanted, read_wanted
 from dsfs import metrics
-from dsfs.bridge import Bridge, network_side
+from dsfs.bridge import network_side
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout, boot_id, open_layout
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import rebuild_index
-from dsfs.datasets.access import visible
 from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import CacheDirectoryBusy, ConfigError, DsfsError, MountError
+from dsfs.errors import CacheDirectoryBusy, DsfsError, MountError
 from dsfs.fetch.flights import DISK, Flights
-from dsfs.fetch.origin import Origin
 from dsfs.fetch.queue import FetchQueue, Limits
 from dsfs.fetch.reader import Reader
-from dsfs.filesystem.attributes import Ownership
-from dsfs.filesystem.files import DatasetFiles
-from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
 from dsfs.filesystem.tree import NamespaceTree
 from dsfs.fuse import capabilities
 from dsfs.fuse.direct import DirectSession, SessionOptions
 from dsfs.fuse.keeper_client import KeeperClient, connect
-from dsfs.manifest.documents import load_documents
-from dsfs.manifest.schema import Manifest
-from dsfs.manifest.secrets import Secrets
-from dsfs.manifest.uri import manifest_from_uri
-from dsfs.model import Phase, ReadPath
-from dsfs.ranges import MiB
-from dsfs.sources.base import Source
-from dsfs.sources.prefixed import PrefixedSource
-from dsfs.sources.registry import build_source
-from dsfs.sources.unusable import UnusableSource
+from dsfs.model import Phase
+
+if TYPE_CHECKING:
+    from dsfs.fuse.pyfuse3 import PortableSession
 
 log = structlog.get_logger()
 
@@ -63,26 +54,6 @@ _SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "
 _PREDECESSOR_S = 2.0
 _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
-_LONGEST_WINDOW = 64 * MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be mounted. ``single``: one dataset, whose files lie directly at the mount point."""
-
-    manifests: tuple[Manifest, ...]
-    secrets: Secrets
-    single: bool
-
-
-def read_wanted(settings: Settings) -> Wanted:
-    """Manifests and secrets, as they are written down now. Raises ConfigError."""
-    if settings.source_uri is not None:
-        manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
-        return Wanted((manifest,), Secrets(None, settings.secrets_dirs), single=True)
-    documents = load_documents(settings.manifest_paths)
-    seen = tuple(manifest for manifest in documents.manifests if visible(manifest, settings.namespaces))
-    return Wanted(seen, Secrets(documents.secrets, settings.secrets_dirs), single=False)
 
 
 async def serve(settings: Settings) -> None:
@@ -112,76 +83,72 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     flights = Flights(background, bridge, tier, queue, settings.read_timeout_s)
     reader = Reader(tier, flights)
     store = DatasetStore(tier.layout.catalogs)
-    session = DirectSession(_session_options(settings), keeper) if settings.session == "direct" else None
-
-    datasets: dict[str, Dataset] = {}
-    for manifest in wanted.manifests:
-        source = await _source(settings, bridge, wanted, manifest)
-        stack.push_async_callback(_close, bridge, source)
-        slot = store.number(f"dataset {manifest.id}")
-        origin = Origin(source, manifest.namespace, manifest.name, manifest.cache.quota)
-        dataset = Dataset(manifest, slot, store, bridge, origin, settings.read_timeout_s)
-        dataset.open_revision(session.resumed_revision(manifest.id) if session else None)
-        datasets[manifest.id] = dataset
-        background.start_soon(dataset.run)
-
-    files = {name: _files(settings, dataset, reader, wanted.single) for name, dataset in datasets.items()}
-    tree = None if wanted.single else _tree(settings, datasets, store)
-
-    def read_path(name: str) -> ReadPath:
-        return (session.read_path(name) if session else None) or ReadPath.DAEMON
-
-    node = Node(settings, os.getppid(), tier, boot, datasets, read_path)
+    tree = None if wanted.single else _tree(settings)
+    session = _session(settings, keeper, tree)
+    shown = Shown(settings, wanted, bridge, store, reader, background, session, tree)
+    stack.push_async_callback(shown.close)
+    node = Node(settings, os.getppid(), tier, boot, shown)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_upkeep, tier)
     background.start_soon(_gauges, node)
     if not tier.index.was_clean:
         background.start_soon(_rebuild, tier, boot)
-
     async with trio.open_nursery() as serving:
         serving.start_soon(_stop_on_signal, serving)
-        serving.start_soon(_run_session, serving, settings, session, tree, files, keeper, wanted.single, datasets)
+        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper)
 
 
-async def _run_session(
+def _session(settings: Settings, keeper: KeeperClient, tree: NamespaceTree | None) -> DirectSession | PortableSession:
+    if settings.session == "direct":
+        return DirectSession(_session_options(settings), keeper, tree)
+    from dsfs.fuse.pyfuse3 import PortableSession  # imports libfuse, which the direct session does without
+
+    return PortableSession(settings.mountpoint, tree)
+
+
+async def _show(
     serving: trio.Nursery,
     settings: Settings,
-    session: DirectSession | None,
-    tree: NamespaceTree | None,
-    files: dict[str, DatasetFiles],
+    wanted: Wanted,
+    session: DirectSession | PortableSession,
+    shown: Shown,
     keeper: KeeperClient,
-    single: bool,
-    datasets: dict[str, Dataset],
 ) -> None:
     """Mount, say when it is ready, serve; what ends the session ends the server."""
     async with trio.open_nursery() as nursery:
-        if session is not None:
-            await nursery.start(session.run, tree, files)
-        else:
-            from dsfs.fuse import pyfuse3 as portable  # imports libfuse, which the direct session does without
-
-            by_slot = {each.dataset.slot: each for each in files.values()}
-            await nursery.start(portable.run, settings.mountpoint, tree, by_slot)
-        await _first_answers(datasets, settings.read_timeout_s if single else _FIRST_ANSWERS_S)
-        if single and keeper.restarts == 0:
-            (dataset,) = datasets.values()
-            if dataset.phase is Phase.FAILED:
-                raise MountError(dataset.message)
+        await nursery.start(_run_session, session, serving)
+        for manifest in wanted.manifests:
+            await shown.add(manifest)
+        datasets = shown.datasets.values()
+        await _first_answers(datasets, settings.read_timeout_s if wanted.single else _FIRST_ANSWERS_S)
+        if wanted.single and keeper.restarts == 0:
+            for dataset in datasets:
+                if dataset.phase is Phase.FAILED:
+                    raise MountError(dataset.message)
         gc.collect()
         gc.freeze()  # what lives as long as the server needs no look from the collector
         await keeper.ready()
         log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
-        for dataset in datasets.values():
+        for dataset in datasets:
             nursery.start_soon(dataset.clean)
-    serving.cancel_scope.cancel()
 
 
-async def _first_answers(datasets: dict[str, Dataset], patience_s: float) -> None:
+async def _run_session(
+    session: DirectSession | PortableSession,
+    serving: trio.Nursery,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await session.run(task_status=task_status)
+    serving.cancel_scope.cancel()  # unmounted
+
+
+async def _first_answers(datasets: Collection[Dataset], patience_s: float) -> None:
     with trio.move_on_after(patience_s):
-        for dataset in datasets.values():
+        for dataset in datasets:
             await dataset.answered.wait()
     with trio.move_on_after(_SMALL_CRAWL_S):
-        for dataset in datasets.values():
+        for dataset in datasets:
             await dataset.settled.wait()
 
 
@@ -197,7 +164,7 @@ async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]
             yield tier, boot
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                await trio.to_thread.run_sync(index.close, trio.current_time(), limiter=DISK)
+                await trio.to_thread.run_sync(index.close, time.time(), limiter=DISK)
     finally:
         layout.release()
 
@@ -224,45 +191,9 @@ def _open_index(directory: str) -> Index:
         return Index(directory)
 
 
-async def _source(settings: Settings, bridge: Bridge, wanted: Wanted, manifest: Manifest) -> Source:
-    """The dataset's source, or one that says why it has none. For a single dataset the reason ends the mount."""
-
-    async def build() -> Source:
-        credentials = wanted.secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
-        if credentials is None:
-            raise ConfigError(
-                f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
-                "(add the Secret to the manifests, or its directory with --secrets)"
-            )
-        source = build_source(manifest.source, credentials, pvc_root=settings.pvc_root, namespace=manifest.namespace)
-        prefix = manifest.mount_options.path.strip("/")
-        return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
-
-    try:
-        return await bridge.call(build)
-    except ConfigError as error:
-        if wanted.single:
-            raise
-        log.warning("dataset cannot be used", dataset=manifest.id, reason=str(error))
-        return UnusableSource(manifest.source.uri, str(error))
-
-
-async def _close(bridge: Bridge, source: Source) -> None:
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-        await bridge.call(source.close)
-
-
-def _files(settings: Settings, dataset: Dataset, reader: Reader, single: bool) -> DatasetFiles:
-    owner = Ownership.of(dataset.manifest.mount_options, settings.uid, settings.gid)
-    root = ROOT_ID if single or settings.session == "direct" else nodeid_of(dataset.slot, ROOT_ID)
-    return DatasetFiles(dataset, reader, owner, root, settings.cache_limit(), _LONGEST_WINDOW)
-
-
-def _tree(settings: Settings, datasets: dict[str, Dataset], store: DatasetStore) -> NamespaceTree:
-    names = [(each.manifest.namespace, each.manifest.name, each.slot) for each in datasets.values()]
-    numbers = {namespace: store.number(f"namespace {namespace}") for namespace, _name, _slot in names}
-    made_ns = os.stat(f"{settings.runtime_dir}/settings.json").st_mtime_ns
-    return NamespaceTree(names, numbers, made_ns, settings.uid, settings.gid)
+def _tree(settings: Settings) -> NamespaceTree:
+    made_ns = os.stat(f"{settings.runtime_dir}/settings.json").st_mtime_ns  # the same for every server of this mount
+    return NamespaceTree(made_ns, settings.uid, settings.gid)
 
 
 def _session_options(settings: Settings) -> SessionOptions:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from daemon import running
 from daemon.cli.options import AsJson, Mountpoint
 from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table
 from daemon.control.client import ask
+from dsfs.manifest.documents import load_documents, texts_of
 
-app = typer.Typer(help="Look at datasets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Look at datasets, and change which there are.", no_args_is_help=True, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one.")]
 
 
 @app.command("list")
@@ -24,7 +29,7 @@ def list_datasets(mountpoint: Mountpoint = None, as_json: AsJson = False) -> Non
 
 @app.command("show")
 def show(
-    dataset: str = typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one."),
+    dataset: Name,
     mountpoint: Mountpoint = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,3 +42,40 @@ def show(
     rows = [(key, str(value)) for key, value in found.items()]
     rows += [(f"manifest.{key}", str(value)) for key, value in manifest.items() if value not in (None, {}, [])]
     show_table(("FIELD", "VALUE"), rows)
+
+
+@app.command("apply")
+def apply(
+    file: Annotated[list[str], typer.Option("-f", "--file", metavar="FILE_OR_DIR", help="Manifests; may be repeated.")],
+    mountpoint: Mountpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add datasets to a running mount, or change them; another dataSyncRound asks for a resync."""
+    load_documents(file)  # refused here, with the name of the file, before anything is sent
+    body = {"manifests": "\n---\n".join(texts_of(file))}
+    answer = ask(running.find(mountpoint), "POST", "/api/v1/apply", body, timeout_s=None)
+    if as_json:
+        show_json(answer)
+    else:
+        for line in answer["done"]:
+            typer.echo(line)
+
+
+@app.command("resync")
+def resync(dataset: Name, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
+    """List the source anew and show that; unchanged files keep their inode numbers and their cached bytes."""
+    answer = ask(running.find(mountpoint), "POST", "/api/v1/resync", {"selector": dataset}, timeout_s=None)
+    if as_json:
+        show_json(answer)
+    else:
+        typer.echo(f"revision {answer['revision']}")
+
+
+@app.command("delete")
+def delete(dataset: Name, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
+    """Show a dataset no longer. Its cached bytes stay until the space is wanted."""
+    answer = ask(running.find(mountpoint), "POST", "/api/v1/delete", {"selector": dataset}, timeout_s=None)
+    if as_json:
+        show_json(answer)
+    else:
+        typer.echo(f"deleted {answer['deleted']}")

@@ -33,6 +33,9 @@ def private_app(node: Node, bridge: Bridge) -> web.Application:
     app.router.add_get("/api/v1/datasets/{selector:.+}", routes.show)
     app.router.add_post("/api/v1/evict", routes.evict)
     app.router.add_post("/api/v1/verify", routes.verify)
+    app.router.add_post("/api/v1/resync", routes.resync)
+    app.router.add_post("/api/v1/apply", routes.apply)
+    app.router.add_post("/api/v1/delete", routes.delete)
     return app
 
 
@@ -68,8 +71,23 @@ class Routes:
         return web.json_response(await self._bridge.await_on_file_side(self._node.show, request.match_info["selector"]))
 
     async def evict(self, request: web.Request) -> web.Response:
+        return await self._selected(request, self._node.evict)
+
+    async def resync(self, request: web.Request) -> web.Response:
+        return await self._selected(request, self._node.resync)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        return await self._selected(request, self._node.delete)
+
+    async def _selected(self, request: web.Request, act: Callable[[str], Awaitable[object]]) -> web.Response:
         body: dict[str, Any] = await request.json()
-        return web.json_response(await self._bridge.await_on_file_side(self._node.evict, str(body.get("selector", ""))))
+        return web.json_response(await self._bridge.await_on_file_side(act, str(body.get("selector", ""))))
+
+    async def apply(self, request: web.Request) -> web.Response:
+        body: dict[str, Any] = await request.json()
+        return web.json_response(
+            await self._bridge.await_on_file_side(self._node.apply, str(body.get("manifests", "")))
+        )
 
     async def verify(self, request: web.Request) -> web.Response:
         return web.json_response(asdict(await self._bridge.await_on_file_side(self._node.verify)))

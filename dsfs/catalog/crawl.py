@@ -61,9 +61,12 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str]) -
         else:
             await asyncio.to_thread(writer.add_found, obj)
 
-    async with asyncio.TaskGroup() as group:
-        for path in paths:
-            group.create_task(one(path))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for path in paths:
+                group.create_task(one(path))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures  # callers know SourceError and CatalogError, and no groups of them
 
 
 def _paths(writer: CatalogWriter, names: Sequence[tuple[int, bytes]]) -> list[str]:

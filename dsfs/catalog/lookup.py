@@ -91,16 +91,20 @@ class Catalog:
 
     def path_of(self, ino: int) -> str:
         """The path of an entry, relative to the dataset's root ("" for the root itself)."""
-        if ino == ROOT_INO:
-            return ""
-        known = self._paths.get(ino)
-        if known is not None:
-            return known
-        found = self._db.execute(_NAME_OF, (ino,)).fetchone()
-        if found is None:
-            raise CatalogError(f"catalog {self.file} has no entry {ino}")
-        parent, name = found
-        return join(self.directory_path(parent), name)
+        names: list[bytes] = []
+        above = ""
+        while ino != ROOT_INO:  # a loop, as a path may have more parts than Python has frames
+            known = self._paths.get(ino)
+            if known is not None:
+                above = known
+                break
+            found = self._db.execute(_NAME_OF, (ino,)).fetchone()
+            if found is None:
+                raise CatalogError(f"catalog {self.file} has no entry {ino}")
+            ino, name = found
+            names.append(name)
+        below = os.fsdecode(b"/".join(reversed(names)))
+        return f"{above}/{below}" if above and below else above or below
 
     def directory_path(self, ino: int) -> str:
         """As ``path_of``, and remembered: neighbours share it."""
@@ -128,12 +132,21 @@ class Catalog:
             row = Row._make(values)
             yield join(self.directory_path(row.parent), row.name), row
 
+    def directories(self) -> list[int]:
+        """Every directory, by number. For scans, on a catalog opened for it."""
+        return [ino for (ino,) in self._db.execute("SELECT ino FROM entry WHERE kind = ?", (Kind.DIRECTORY,))]
+
     def totals(self) -> tuple[int, int, int]:
         """Files, their bytes, and names that were skipped; what is known so far while it is not sealed."""
         if self.sealed:
             return int(self._meta("files")), int(self._meta("bytes")), int(self._meta("skipped"))
         files, size = self._db.execute("SELECT count(*), sum(size) FROM entry WHERE kind = 0").fetchone()
         return files, size or 0, int(self._meta("skipped"))
+
+    def next_ino(self) -> int:
+        """The first number behind all that this revision gave."""
+        (largest,) = self._db.execute("SELECT max(ino) FROM entry").fetchone()
+        return int(largest) + 1
 
     def largest(self) -> int:
         """Size in bytes of the largest file that is known."""

@@ -14,6 +14,7 @@ import structlog
 from cachetools import LRUCache
 
 from dsfs.catalog.lookup import CATALOG_LAYOUT, ROOT_INO
+from dsfs.errors import CatalogError
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 
 log = structlog.get_logger()
@@ -28,6 +29,9 @@ _INSERT = """
 """
 
 
+_MTIME_LIMIT_NS = 2**63 - 1  # what SQLite can hold, the year 2262; some servers say 9999 for "never expires"
+
+
 class _Directory(NamedTuple):
     ino: int
     listed: bool
@@ -37,7 +41,7 @@ class CatalogWriter:
     """The one writer of a catalog that is not sealed yet. Any thread may call; calls exclude each other and block."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.file = path
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA synchronous = NORMAL")
@@ -82,7 +86,7 @@ class CatalogWriter:
             rows = []
             skipped = 0
             for obj in page.objects:
-                parts = path_parts(obj.path)
+                parts = _names(obj.path)
                 if parts is None:
                     skipped += 1
                     self._say_skipped(obj.path)
@@ -98,7 +102,7 @@ class CatalogWriter:
 
     def add_found(self, obj: SourceObject) -> None:
         """Take in one name that was asked for, before its directory is listed, or whose size was not known yet."""
-        parts = path_parts(obj.path)
+        parts = _names(obj.path)
         if parts is None:
             return
         with self._lock, self._transaction():
@@ -177,47 +181,53 @@ class CatalogWriter:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        """All or nothing. Raises CatalogError when the disk refuses; the same call may be tried again later."""
         try:
-            yield
-        except BaseException:
-            self._directories.clear()  # it may name rows that are rolled back here
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._directories.clear()  # it may name rows that are rolled back here
+                if self._db.in_transaction:  # after some errors, as of a full disk, SQLite has rolled back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise CatalogError(f"catalog {self.file} cannot be written: {error}") from error
 
     def _values(self, parent: int, name: str, obj: SourceObject) -> tuple[object, ...]:
         target = None if obj.target is None else os.fsencode(obj.target)
         mtime_ns = obj.mtime_ns or (self._created_ns if obj.kind is Kind.DIRECTORY else 0)
         size = 0 if obj.kind is Kind.DIRECTORY else len(target) if target is not None else obj.size
+        mtime_ns = min(max(mtime_ns, -_MTIME_LIMIT_NS), _MTIME_LIMIT_NS)
         return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, obj.version_tag, target
 
     def _directory(self, parts: tuple[str, ...]) -> _Directory | None:
         """A directory, made with its parents if it is not a row yet; None when its listed parent has no such name."""
-        known = self._directories.get(parts)
-        if known is not None:
-            return known
-        if not parts:
+        depth = len(parts)
+        while depth and parts[:depth] not in self._directories:
+            depth -= 1
+        directory = self._directories.get(parts[:depth])
+        if directory is None:
             (listed,) = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ROOT_INO,)).fetchone()
-            known = _Directory(ROOT_INO, bool(listed))
-        else:
-            parent = self._directory(parts[:-1])
-            if parent is None:
+            directory = self._directories[()] = _Directory(ROOT_INO, bool(listed))
+        for end in range(depth + 1, len(parts) + 1):  # a loop, as a path may have more parts than Python has frames
+            child = self._child(directory, os.fsencode(parts[end - 1]))
+            if child is None:
                 return None
-            name = os.fsencode(parts[-1])
+            directory = self._directories[parts[:end]] = child
+        return directory
+
+    def _child(self, parent: _Directory, name: bytes) -> _Directory | None:
+        found = self._db.execute(_FIND, (parent.ino, name)).fetchone()
+        if found is None or found[1] != Kind.DIRECTORY:
+            if parent.listed:
+                return None
+            values = (parent.ino, name, int(Kind.DIRECTORY), 0, self._created_ns, "", None)
+            self._db.execute(_INSERT, values)
             found = self._db.execute(_FIND, (parent.ino, name)).fetchone()
-            if found is None or found[1] != Kind.DIRECTORY:
-                if parent.listed:
-                    return None
-                values = (parent.ino, name, int(Kind.DIRECTORY), 0, self._created_ns, "", None)
-                self._db.execute(_INSERT, values)
-                found = self._db.execute(_FIND, (parent.ino, name)).fetchone()
-            ino, kind, listed = found
-            if kind != Kind.DIRECTORY:
-                return None
-            known = _Directory(ino, bool(listed))
-        self._directories[parts] = known
-        return known
+        ino, kind, listed = found
+        return _Directory(ino, bool(listed)) if kind == Kind.DIRECTORY else None
 
     def _mark_listed(self, path: str) -> None:
         parts = path_parts(path) if path else ()
@@ -229,7 +239,16 @@ class CatalogWriter:
     def _say_skipped(self, path: str) -> None:
         if not self._said_skipped:
             self._said_skipped = True
-            log.warning("names that cannot be paths are skipped", catalog=self.path, example=path[:300])
+            log.warning("names that cannot be paths are skipped", catalog=self.file, example=ascii(path[:300]))
+
+
+def _names(path: str) -> tuple[str, ...] | None:
+    """As ``path_parts``; also None for text that stands for no bytes: a lone surrogate, which JSON can carry."""
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None
+    return path_parts(path)
 
 
 _FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import trio
 
 from dsfs.bridge import Bridge
 from dsfs.catalog import crawl
+from dsfs.catalog.diff import Changes, adopt_numbers, changes
 from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.store import DatasetStore, new_revision
-from dsfs.errors import ConfigError, DsfsError, SourceError
+from dsfs.errors import CatalogError, ConfigError, DsfsError, SourceError, SourceRefused, SourceUnsupported
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.manifest.schema import Manifest
 from dsfs.model import Kind, Phase, SourceObject, object_key
+from dsfs.sources.base import Source
 
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
+_TOLD_NAMES = 10_000  # more changes than that are told as "a lot"
 CATALOG = trio.CapacityLimiter(2)  # threads that scan catalogs
 _SIBLINGS = 256  # files whose size is asked for together with the one that somebody looks at
 _RETRY_CRAWL_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -47,11 +50,19 @@ class Dataset:
     """File side only.
 
     ``catalog`` is the revision that is shown. It is chosen when the source has answered for the first time: the new
-    listing, or, when the source cannot be reached, the last one that was sealed. Until then ``wait_shown`` waits.
+    listing, or, when the source cannot be reached, the last one that was sealed. A resync lists the source anew beside
+    it and swaps; ``renew_source`` (on the network side) builds the source for that, with the credentials of the day.
     """
 
     def __init__(
-        self, manifest: Manifest, slot: int, store: DatasetStore, bridge: Bridge, origin: Origin, timeout_s: float
+        self,
+        manifest: Manifest,
+        slot: int,
+        store: DatasetStore,
+        bridge: Bridge,
+        origin: Origin,
+        renew_source: Callable[[], Coroutine[Any, Any, Source]],
+        timeout_s: float,
     ) -> None:
         self.manifest = manifest
         self.slot = slot
@@ -60,35 +71,60 @@ class Dataset:
         """Set once the source has answered, well or badly, or an older revision is shown in its place."""
         self.settled = trio.Event()
         """Set once the revision is sealed, or the first crawl has failed."""
+        self.on_swap: Callable[[Changes | None], Awaitable[None]] = _nobody_to_tell
+        """Told what another revision changed, None for "a lot", once it is shown."""
         self._store = store
         self._bridge = bridge
+        self._renew_source = renew_source
         self._timeout_s = timeout_s
         self._phase = Phase.PENDING
         self._message = ""
         self._catalog: Catalog | None = None
+        self._older: list[Catalog] = []
+        self._asked = trio.Event()
+        self._rounds = 0
+        self._round_ended = trio.Event()
+        self._resync_error: DsfsError | None = None
+        self._closing: list[Source] = []
         self._writer: CatalogWriter | None = None
         self._listing: dict[int, _Once] = {}
         self._resolving: dict[int, _Once] = {}
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    def open_revision(self, resumed: str | None) -> None:
-        """Begin with a new listing, or go on with the revision that a server before this one has shown."""
+    def open_revision(self, shown_before: Sequence[str] = ()) -> None:
+        """Begin with a new listing, or go on with the revisions that an earlier server has shown, latest first."""
         directory = self._store.directory_of(self.manifest)
-        path = f"{directory}/{resumed}.sqlite" if resumed else ""
-        if not (resumed and os.path.exists(path)):
-            now_s = time.time()
-            path = f"{directory}/{new_revision(now_s)}.sqlite"
-            self._writer = CatalogWriter.create(path, os.path.basename(path)[: -len(".sqlite")], int(now_s * 1e9))
-        self._catalog = Catalog(path)
+        known = [path for name in shown_before if os.path.exists(path := f"{directory}/{name}.sqlite")]
+        if known:
+            self._catalog, self._older = Catalog(known[0]), [Catalog(path) for path in known[1:]]
+        else:
+            self._writer = self._new_writer()
+            self._catalog = Catalog(self._writer.file)
         if self._catalog.sealed:
             self._shown(Phase.READY)
         elif self._writer is None:
-            self._writer = CatalogWriter(path)
-        if resumed:
+            self._writer = CatalogWriter(self._catalog.file)
+        if known:
             self.answered.set()  # readers have seen this revision: it stays, whatever the source says now
 
+    def _new_writer(self) -> CatalogWriter:
+        now_s = time.time()
+        name = new_revision(now_s)
+        return CatalogWriter.create(f"{self._store.directory_of(self.manifest)}/{name}.sqlite", name, int(now_s * 1e9))
+
     async def run(self) -> None:
+        """List the first revision, then the next one whenever somebody asks for it."""
+        await self._list_first()
+        async with trio.open_nursery() as nursery:
+            if self.manifest.sync_interval_s is not None:
+                nursery.start_soon(self._ask_by_the_clock, self.manifest.sync_interval_s)
+            while True:
+                await self._asked.wait()
+                self._asked = trio.Event()
+                await self._resync()
+
+    async def _list_first(self) -> None:
         """Crawl until the revision is sealed; try again, ever more slowly, while the source fails."""
         attempt = 0
         while self._writer is not None:
@@ -96,8 +132,9 @@ class Dataset:
                 self._phase = Phase.PROCESSING
             try:
                 await self._bridge.call(self._crawl, self._writer)
-            except SourceError as error:
-                self.origin.note_error(error)
+            except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
+                if isinstance(error, SourceError):
+                    self.origin.note_error(error)
                 if not self.answered.is_set() and await self._show_older(error):
                     return
                 if attempt == 0:
@@ -105,8 +142,11 @@ class Dataset:
                 self._phase, self._message = Phase.FAILED, str(error)
                 self.answered.set()
                 self.settled.set()
-                await trio.sleep(_RETRY_CRAWL_S[min(attempt, len(_RETRY_CRAWL_S) - 1)])
+                with trio.move_on_after(_RETRY_CRAWL_S[min(attempt, len(_RETRY_CRAWL_S) - 1)]):
+                    await self._asked.wait()  # who asks for a resync does not want to wait for the next try
                 attempt += 1
+                if isinstance(error, SourceRefused | SourceUnsupported):
+                    await self._renew()
                 continue
             self._writer = None
             self.catalog.refresh()
@@ -114,10 +154,20 @@ class Dataset:
             self._shown(Phase.READY)
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
 
+    async def _renew(self) -> None:
+        """Build the source anew: a Secret may have come, or have changed."""
+        try:
+            source = await self._bridge.call(self._renew_source)
+        except ConfigError as error:
+            self._message = str(error)
+            return
+        self._closing.append(self.origin.source)
+        self.origin.source = source
+
     async def _crawl(self, writer: CatalogWriter) -> None:
         await crawl.crawl(self.origin.source, writer, lambda: self._bridge.soon(self.answered.set))
 
-    async def _show_older(self, error: SourceError) -> bool:
+    async def _show_older(self, error: DsfsError) -> bool:
         """The source does not answer and nobody has seen anything yet: show what it had last, if that is known."""
         older = await trio.to_thread.run_sync(self._store.newest_sealed, self.manifest, limiter=CATALOG)
         if older is None:
@@ -141,9 +191,73 @@ class Dataset:
         self.answered.set()
         self.settled.set()
 
+    # -- the next revision ----------------------------------------------------------------------------------------
+
+    def ask_for_resync(self) -> None:
+        """Have the source listed anew, soon; several who ask at once get one listing."""
+        self._asked.set()
+
+    async def resync(self) -> str:
+        """List the source anew and show that; its revision. Raises the DsfsError that kept it from being listed."""
+        await self.settled.wait()
+        rounds = self._rounds
+        self.ask_for_resync()
+        while self._rounds == rounds:
+            await self._round_ended.wait()
+        if self._resync_error is not None:
+            raise self._resync_error
+        return self.catalog.revision
+
+    async def _ask_by_the_clock(self, interval_s: float) -> None:
+        while True:
+            await trio.sleep(interval_s)
+            self.ask_for_resync()
+
+    async def _resync(self) -> None:
+        """One round. What is shown stays until the next revision is whole, and for good if that fails."""
+        self._resync_error = None
+        try:
+            await self._show_next()
+            self._message = ""
+        except DsfsError as error:
+            self._resync_error = error
+            self._message = f"resync failed, revision {self.catalog.revision} stays: {error}"
+            log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
+        self._rounds += 1
+        ended, self._round_ended = self._round_ended, trio.Event()
+        ended.set()
+
+    async def _show_next(self) -> None:
+        source = await self._bridge.call(self._renew_source)
+        writer = self._new_writer()
+        try:
+            await self._bridge.call(crawl.crawl, source, writer, lambda: None)
+        except BaseException:
+            writer.close()
+            await self._bridge.call(source.close)
+            _remove_catalog(writer.file)
+            raise
+        shown = self.catalog
+        first_free = max(catalog.next_ino() for catalog in (shown, *self._older))
+        await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
+        found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
+        before, self.origin.source = self.origin.source, source
+        # Between these two lines and the next await nobody looks: from here on the tree is the new one.
+        self._older.insert(0, shown)
+        self._catalog = Catalog(writer.file)
+        self._closing.append(before)
+        log.info("revision swapped", dataset=self.manifest.id, revision=self._catalog.revision, changed=bool(found))
+        await self.on_swap(found)
+
+    async def close_sources(self) -> None:
+        """Give back the connections of sources that were replaced, and of the one in use. The last thing to call."""
+        for source in (*self._closing, self.origin.source):
+            await self._bridge.call(source.close)
+
     async def clean(self) -> None:
         """Remove catalogs that nobody will look at again."""
-        await trio.to_thread.run_sync(self._store.clean, self.manifest, [self.catalog.file], limiter=CATALOG)
+        used = [catalog.file for catalog in (self.catalog, *self._older)]
+        await trio.to_thread.run_sync(self._store.clean, self.manifest, used, limiter=CATALOG)
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -153,9 +267,16 @@ class Dataset:
             raise ConfigError(f"{self.manifest.id}: no revision is open")
         return self._catalog
 
+    def shown(self) -> list[str]:
+        """Names of the catalogs that readers may have seen numbers of, the one that is shown first."""
+        return [catalog.name for catalog in (self.catalog, *self._older)]
+
     async def status(self) -> DatasetStatus:
         catalog = self.catalog
-        files, size, skipped = await trio.to_thread.run_sync(catalog.totals, limiter=CATALOG)
+        if catalog.sealed:
+            files, size, skipped = catalog.totals()
+        else:
+            files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=CATALOG)
         message = self._message
         if not message and self.origin.last_error is not None:
             message = self.origin.last_error.text
@@ -249,12 +370,46 @@ class Dataset:
             del under_way[ino]
             mine.done.set()
 
+    def row(self, ino: int) -> Row | None:
+        """An entry of the revision that is shown, or of one before it that somebody may have open."""
+        for catalog in (self.catalog, *self._older):
+            row = catalog.row(ino)
+            if row is not None:
+                return row
+        return None
+
+    def path_of(self, ino: int) -> str:
+        """Where an entry is, or was. Raises CatalogError for a number that was never shown."""
+        for catalog in self._older:
+            if self.catalog.row(ino) is None and catalog.row(ino) is not None:
+                return catalog.path_of(ino)
+        return self.catalog.path_of(ino)
+
     def remote_file(self, row: Row) -> RemoteFile:
-        """What the cache and the source call a file of this revision."""
-        path = self.catalog.path_of(row.ino)
+        """What the cache and the source call a file."""
+        path = self.path_of(row.ino)
         size = row.size or 0
         obj = SourceObject(path, Kind(row.kind), size, row.mtime_ns, row.tag)
         return RemoteFile(object_key(self.origin.source.identity, path, row.tag), size, obj, self.origin)
+
+
+def _totals_of(file: str) -> tuple[int, int, int]:
+    """As ``Catalog.totals``, over a connection of its own: counting must not hold up look-ups."""
+    catalog = Catalog(file)
+    try:
+        return catalog.totals()
+    finally:
+        catalog.close()
+
+
+def _remove_catalog(file: str) -> None:
+    for path in (file, f"{file}-wal", f"{file}-shm"):
+        if os.path.exists(path):
+            os.unlink(path)
+
+
+async def _nobody_to_tell(found: Changes | None) -> None:
+    return
 
 
 class _Once:

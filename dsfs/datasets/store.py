@@ -37,13 +37,15 @@ class DatasetStore:
         """The number of a dataset (its slot) or of a namespace; from 2, as 1 is every root."""
         known = self._numbers.get(what)
         if known is None:
-            known = self._numbers[what] = max(self._numbers.values(), default=1) + 1
+            known = max(self._numbers.values(), default=1) + 1
+            numbers = {**self._numbers, what: known}
             temporary = f"{self._file}.new"
             with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(self._numbers, file)
+                json.dump(numbers, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(temporary, self._file)
+            self._numbers = numbers  # not before: whoever asks again after a full disk must not get it from memory
         return known
 
     def directory_of(self, manifest: Manifest) -> str:

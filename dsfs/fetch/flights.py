@@ -173,6 +173,7 @@ class Flights:
             rest = ByteRange(sink.position, wanted.stop)
             if rest.length:
                 await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
+                sink.check_end()
 
         await patiently(file.origin, read_rest, self._deadline_s)
         if sink.keep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import structlog
 import trio
@@ -18,6 +18,7 @@ from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.model import Tier
 from dsfs.ranges import ByteRange, block_range, blocks_of
+from dsfs.sources.base import Buffer
 
 log = structlog.get_logger()
 
@@ -58,39 +59,54 @@ class Reader:
         file.origin.count_read(Tier.NODE, wanted.length)
         return True
 
-    async def read(self, file: RemoteFile, wanted: ByteRange) -> bytearray:
-        """The bytes of a range inside the object. Raises the SourceError that kept them away."""
-        out = bytearray(wanted.length)
-        view = memoryview(out)
-        for round_ in range(_ROUNDS):
+    async def read(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer]:
+        """The bytes of a range inside the object, in pieces: blocks that were on their way are not copied.
+
+        Raises the SourceError that kept them away.
+        """
+        blocks = blocks_of(wanted, self._tier.block_bytes)
+        for _round in range(_ROUNDS):
             obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-            if obj is not None:
-                missing = await self._missing(obj, wanted)
-                if not missing:
-                    if await self._read_node(obj, wanted, view):
-                        file.origin.count_read(Tier.NODE, wanted.length)
-                        return out
-                    continue
-                here = [block for block in blocks_of(wanted, self._tier.block_bytes) if block not in missing]
-            else:
-                missing, here = list(blocks_of(wanted, self._tier.block_bytes)), []
-            flights = self._flights.ensure(file, missing, Priority.DEMAND)
-            fetched = 0
-            for block in missing:
-                fetched += self._copy(block, await flights[block].block(block), file, wanted, view)
-            if obj is None or await self._read_blocks(obj, here, wanted, view):
-                file.origin.count_read(Tier.ORIGIN, fetched)
-                if here:
-                    file.origin.count_read(Tier.NODE, wanted.length - fetched)
-                return out
-            log.debug("block went away under a reader", key=file.key, round=round_)
+            missing = list(blocks) if obj is None else await self._missing(obj, wanted)
+            pieces = await self._pieces(file, obj, wanted, missing)
+            if pieces is not None:
+                return pieces
+            log.debug("block went away under a reader", dataset=file.origin.id, path=file.obj.path)
         # The cache is too small for what is read at once: take all of it from flights, which nobody can evict.
-        flights = self._flights.ensure(file, blocks_of(wanted, self._tier.block_bytes), Priority.DEMAND)
-        for block, flight in flights.items():
-            if block in blocks_of(wanted, self._tier.block_bytes):
-                self._copy(block, await flight.block(block), file, wanted, view)
-        file.origin.count_read(Tier.ORIGIN, wanted.length)
-        return out
+        pieces = await self._pieces(file, None, wanted, list(blocks))
+        assert pieces is not None
+        return pieces
+
+    async def _pieces(
+        self, file: RemoteFile, obj: CachedObject | None, wanted: ByteRange, missing: list[int]
+    ) -> list[Buffer] | None:
+        """Missing blocks from flights, the others from ``obj``; None when one of those went away."""
+        flights = self._flights.ensure(file, missing, Priority.DEMAND)
+        pieces: list[Buffer] = []
+        position = wanted.start
+        for block in blocks_of(wanted, self._tier.block_bytes):
+            place = block_range(block, file.size_bytes, self._tier.block_bytes)
+            part = ByteRange(max(position, place.start), min(place.stop, wanted.stop))
+            if part.length == 0:
+                continue  # read together with the block before
+            if block in flights:
+                data = await flights[block].block(block)
+                pieces.append(data[part.start - place.start : part.stop - place.start])
+                file.origin.count_read(Tier.ORIGIN, part.length)
+            else:
+                assert obj is not None
+                following = next((later for later in missing if later > block), None)
+                if following is None:
+                    part = ByteRange(part.start, wanted.stop)
+                else:
+                    part = ByteRange(part.start, following * self._tier.block_bytes)
+                buffer = bytearray(part.length)
+                if not await self._read_node(obj, part, memoryview(buffer)):
+                    return None
+                pieces.append(buffer)
+                file.origin.count_read(Tier.NODE, part.length)
+            position = part.stop
+        return pieces
 
     async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         """Have all of an object in the node tier, or as much as it takes. Raises the SourceError that ended it."""
@@ -143,31 +159,12 @@ class Reader:
             if not right:
                 self._tier.drop_bad_block(obj, block)
 
-    async def _read_node(self, obj: CachedObject, wanted: ByteRange, view: memoryview) -> bool:
-        return await self._in_thread(obj, lambda: obj.read(wanted, view))
-
-    async def _read_blocks(self, obj: CachedObject, blocks: list[int], wanted: ByteRange, view: memoryview) -> bool:
-        for block in blocks:
-            place = block_range(block, obj.size_bytes, self._tier.block_bytes)
-            part = ByteRange(max(place.start, wanted.start), min(place.stop, wanted.stop))
-            into = view[part.start - wanted.start : part.stop - wanted.start]
-            if not await self._in_thread(obj, lambda part=part, into=into: obj.read(part, into)):  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
-                return False
-        return True
-
-    async def _in_thread(self, obj: CachedObject, read: Callable[[], bool]) -> bool:
+    async def _read_node(self, obj: CachedObject, wanted: ByteRange, into: memoryview) -> bool:
         try:
-            return await trio.to_thread.run_sync(read, limiter=DISK)
+            return await trio.to_thread.run_sync(obj.read, wanted, into, limiter=DISK)
         except DamagedObject:
             self._tier.drop(obj.key)
         except OSError as error:
             self._tier.note_trouble(error)
             self._tier.drop(obj.key)  # a block that cannot be read is a block that is not here
         return False
-
-    def _copy(self, block: int, data: memoryview, file: RemoteFile, wanted: ByteRange, view: memoryview) -> int:
-        """Copy the part of a block that lies in the wanted range; how many bytes that was."""
-        place = block_range(block, file.size_bytes, self._tier.block_bytes)
-        start, stop = max(place.start, wanted.start), min(place.stop, wanted.stop)
-        view[start - wanted.start : stop - wanted.start] = data[start - place.start : stop - place.start]
-        return stop - start

@@ -34,6 +34,14 @@ class RangeSink(ABC):
             )
         await self.take(memoryview(data).toreadonly())
 
+    def check_end(self) -> None:
+        """Called when the source says that it is done: one that ended early would otherwise show as a shorter file."""
+        if self.position < self._wanted.stop:
+            raise SourceUnavailable(
+                f"{self._file.origin.source.uri}: the source ended at byte {self.position} where "
+                f"{self._wanted.stop} were due"
+            )
+
     @abstractmethod
     async def take(self, view: memoryview) -> None:
         """Take bytes that belong at ``position``, and move it."""
@@ -114,6 +122,7 @@ async def bring_whole(
     rest = ByteRange(sink.position, file.size_bytes)
     if rest.length:
         await file.origin.source.read(file.obj, rest, sink)
+        sink.check_end()
     data = sink.whole()
     if keep:
         try:

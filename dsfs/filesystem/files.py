@@ -7,7 +7,8 @@ import errno
 from cachetools import LRUCache
 
 from dsfs.cache.complete import CachedObject
-from dsfs.catalog.lookup import ROOT_INO, Row
+from dsfs.catalog.diff import Changes
+from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
 from dsfs.datasets.dataset import Dataset
 from dsfs.errors import DsfsError, SourceError
 from dsfs.fetch.flights import SMALL_BLOCKS
@@ -22,6 +23,7 @@ from dsfs.model import Kind, Phase
 from dsfs.prefetch.completion import worth_completing
 from dsfs.prefetch.sequential import Streams
 from dsfs.ranges import ByteRange
+from dsfs.sources.base import Buffer
 
 _KNOWN_FILES = 8192
 _FIRST_COOKIE = 2  # behind "." and ".."
@@ -73,13 +75,26 @@ class DatasetFiles:
         return self._root_nodeid if ino == ROOT_INO else nodeid_of(self.dataset.slot, ino)
 
     def _row(self, nodeid: int) -> Row:
-        row = self.dataset.catalog.row(self._ino(nodeid))
+        row = self.dataset.row(self._ino(nodeid))
         if row is None:
             raise OSError(errno.ESTALE, "no such inode")
         return row
 
     def _attributes(self, row: Row) -> Attributes:
         return attributes_of(row, self._nodeid(row.ino), self._owner)
+
+    def nodeids_of(self, changed: Changes) -> tuple[list[tuple[int, bytes]], list[int]]:
+        """Changes of a revision in the numbers that the kernel knows: names, and directories."""
+        names = [(self._nodeid(parent), name) for parent, name in changed.names]
+        return names, [self._nodeid(ino) for ino in changed.directories]
+
+    def all_directories(self) -> list[int]:
+        """The nodeids of every directory that is shown. Scans the catalog: not for the loop."""
+        catalog = Catalog(self.dataset.catalog.file)
+        try:
+            return [self._nodeid(ino) for ino in catalog.directories()]
+        finally:
+            catalog.close()
 
     def try_lookup(self, parent: int, name: bytes) -> Entry | None:
         check_name(name)
@@ -127,7 +142,7 @@ class DatasetFiles:
             names.append(Listed(row.name, self._nodeid(row.ino), row.kind, row.ino + _FIRST_COOKIE, attributes))
         return names
 
-    async def list(self, nodeid: int) -> None:
+    async def ensure_listed(self, nodeid: int) -> None:
         """Have a directory listed; ``try_readdir`` answers then."""
         row = self._row(nodeid)
         if row.kind != Kind.DIRECTORY:
@@ -178,12 +193,12 @@ class DatasetFiles:
             self._look_ahead(nodeid, file, wanted)
         return wanted.length
 
-    async def read(self, nodeid: int, wanted: ByteRange) -> bytes | bytearray:
-        """The bytes of a range, cut at the end of the file."""
+    async def read(self, nodeid: int, wanted: ByteRange) -> list[Buffer]:
+        """The bytes of a range, cut at the end of the file, in pieces."""
         file = self.file(nodeid)
         wanted = wanted.clipped(file.size_bytes)
         if wanted.length == 0:
-            return b""
+            return []
         if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
             self._look_ahead(nodeid, file, wanted)
         return await self._reader.read(file, wanted)
@@ -208,7 +223,7 @@ class DatasetFiles:
         """Where a file comes from, which version, how many bytes of it are cached, what went wrong last."""
         row = self._row(nodeid)
         origin = self.dataset.origin
-        path = self.dataset.catalog.path_of(row.ino)
+        path = self.dataset.path_of(row.ino)
         source = f"{origin.source.uri.rstrip('/')}/{path}" if path else origin.source.uri
         found = {XATTR_SOURCE: source.encode("utf-8", "surrogateescape")}
         if row.kind == Kind.FILE:

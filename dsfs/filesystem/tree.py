@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from dsfs.filesystem.attributes import DIRECTORY_BYTES, FOREVER_S, Attributes, Entry, Listed
@@ -23,7 +22,7 @@ class Directories(Protocol):
     def try_getattr(self, nodeid: int) -> Attributes: ...
     def readlink(self, nodeid: int) -> bytes: ...
     def try_readdir(self, nodeid: int, cookie: int, limit: int) -> list[Listed] | None: ...
-    async def list(self, nodeid: int) -> None: ...
+    async def ensure_listed(self, nodeid: int) -> None: ...
     async def statfs(self) -> Statfs: ...
     def xattrs(self, nodeid: int) -> dict[bytes, bytes]: ...
 
@@ -41,18 +40,31 @@ class NamespaceTree:
     mounted over it; on the pyfuse3 session the lookup goes on below it.
     """
 
-    def __init__(
-        self, datasets: Iterable[tuple[str, str, int]], number: Mapping[str, int], created_ns: int, uid: int, gid: int
-    ) -> None:
-        """``datasets`` are (namespace, name, slot); ``number`` gives each namespace its own."""
+    def __init__(self, created_ns: int, uid: int, gid: int) -> None:
         self._created_ns = created_ns
         self._uid = uid
         self._gid = gid
         self._children: dict[int, dict[bytes, int]] = {ROOT_ID: {}}
-        for namespace, name, slot in sorted(datasets):
-            parent = number[namespace]
-            self._children[ROOT_ID][namespace.encode()] = parent
-            self._children.setdefault(parent, {})[name.encode()] = nodeid_of(slot, ROOT_ID)
+
+    def add(self, namespace: str, number: int, dataset: str, slot: int) -> list[int]:
+        """Show a dataset; the directories whose listing that changes. ``number`` is the namespace's own, ``slot`` the
+        dataset's."""
+        self._children[ROOT_ID][namespace.encode()] = number
+        self._children.setdefault(number, {})[dataset.encode()] = nodeid_of(slot, ROOT_ID)
+        return [ROOT_ID, number]
+
+    def remove(self, namespace: str, dataset: str) -> tuple[list[tuple[int, bytes]], list[int]]:
+        """Show it no longer, nor a namespace without any; the names and directories that this changes.
+
+        Only names that are gone: a kernel that is told to forget a directory unmounts what is mounted below it.
+        """
+        number = self._children[ROOT_ID][namespace.encode()]
+        gone = [(number, dataset.encode())]
+        del self._children[number][dataset.encode()]
+        if not self._children[number]:
+            gone.append((ROOT_ID, namespace.encode()))
+            del self._children[number], self._children[ROOT_ID][namespace.encode()]
+        return gone, [ROOT_ID, number]
 
     def __contains__(self, nodeid: int) -> bool:
         return nodeid in self._children
@@ -80,7 +92,7 @@ class NamespaceTree:
             names.append(Listed(name, child, Kind.DIRECTORY, position, self.try_getattr(child)))
         return names[cookie : cookie + limit]
 
-    async def list(self, nodeid: int) -> None:
+    async def ensure_listed(self, nodeid: int) -> None:
         return
 
     async def statfs(self) -> Statfs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import CoroutineType
 from typing import Any, ClassVar
 
@@ -46,6 +46,7 @@ from dsfs.ranges import MiB
 
 log = structlog.get_logger()
 
+_NOTIFICATIONS = trio.CapacityLimiter(2)
 LARGEST_READ_BYTES = 1 * MiB
 _PAGE = 4096
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
@@ -104,6 +105,30 @@ class Connection:
                     self._drain()
         except* Disconnected:
             log.info("unmounted", connection=self.name)
+
+    async def forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
+        """Have the kernel ask anew for names and listings that changed, in nodeids. In a thread: the kernel may wait
+        there for a lookup that this very loop has to answer."""
+        await trio.to_thread.run_sync(self._forget, names, directories, limiter=_NOTIFICATIONS)
+
+    async def forget_all(self, directories: Callable[[], Sequence[int]]) -> None:
+        """As ``forget``, for more than can be listed; a kernel without epochs is told ``directories`` one by one."""
+
+        def work() -> None:
+            try:
+                self.device.forget_all_names()
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._forget((), directories())
+
+        await trio.to_thread.run_sync(work, limiter=_NOTIFICATIONS)
+
+    def _forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
+        for directory in directories:
+            self.device.forget_listing(directory)
+        for parent, name in names:
+            self.device.forget_name(parent, name)
 
     def _drain(self) -> None:
         for _ in range(_DRAIN):
@@ -264,7 +289,7 @@ class Connection:
     async def _wait_readdir(
         self, nodeid: int, offset: int, size: int, limit: int, pack: Callable[[list[Listed], int], bytes]
     ) -> bytes:
-        await self._tree.list(nodeid)
+        await self._tree.ensure_listed(nodeid)
         return pack(self._tree.try_readdir(nodeid, offset, limit) or [], size)
 
     def on_statfs(self, unique: int, nodeid: int, body: memoryview) -> Answer:

@@ -12,6 +12,8 @@ from dsfs.fuse.wire import (
     DEV_IOC_BACKING_CLOSE,
     DEV_IOC_BACKING_OPEN,
     MIN_READ_BUFFER,
+    NOTIFY_INVAL_ENTRY_OUT,
+    NOTIFY_INVAL_INODE_OUT,
     OUT_HEADER,
     Notify,
 )
@@ -51,12 +53,35 @@ class Device:
     def reply(self, unique: int, payload: bytes | bytearray | memoryview = b"") -> None:
         self._write([OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique), payload])
 
+    def reply_pieces(self, unique: int, pieces: list[bytes | bytearray | memoryview]) -> None:
+        """As ``reply``, without joining what comes in pieces."""
+        length = OUT_HEADER.size + sum(len(piece) for piece in pieces)
+        self._write([OUT_HEADER.pack(length, 0, unique), *pieces])
+
     def reply_error(self, unique: int, code: int) -> None:
         self._write([OUT_HEADER.pack(OUT_HEADER.size, -code, unique)])
 
     def resend(self) -> None:
         """Ask the kernel to repeat what a server before us had taken and not answered (FUSE_NOTIFY_RESEND, 7.40)."""
         self._write([OUT_HEADER.pack(OUT_HEADER.size, Notify.RESEND, 0)])
+
+    def forget_listing(self, directory: int) -> None:
+        """Have the kernel drop a directory's attributes and its cached listing. Never call it from the request loop.
+
+        For directories only: on a file with open handles it can wait for a page whose reader waits for us (FACTS).
+        """
+        self._notify(Notify.INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(directory, 0, 0))
+
+    def forget_name(self, parent: int, name: bytes) -> None:
+        """Have the kernel look up a name anew, whether it was there or not. Never call it from the request loop."""
+        self._notify(Notify.INVAL_ENTRY, NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")
+
+    def forget_all_names(self) -> None:
+        """Have the kernel look up every name anew (7.44). Raises OSError (EINVAL) where it cannot."""
+        self._notify(Notify.INC_EPOCH, b"")
+
+    def _notify(self, code: Notify, payload: bytes) -> None:
+        self._write([OUT_HEADER.pack(OUT_HEADER.size + len(payload), code, 0), payload])
 
     def _write(self, parts: list[bytes | bytearray | memoryview]) -> None:
         try:

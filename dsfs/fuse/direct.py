@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 import trio
 
+from dsfs.catalog.diff import Changes
 from dsfs.errors import MountError
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.tree import NamespaceTree
@@ -26,7 +28,8 @@ ROOT = "/"
 READ_AHEAD_KIB = 1024
 _STATE_OFFERED = "offered"
 _STATE_OPENLESS = "openless"
-_STATE_REVISION = "revision"
+_STATE_SHOWN = "shown"
+_INIT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,67 +44,89 @@ class SessionOptions:
 
 
 class DirectSession:
-    """Mounts through the keeper, or goes on with what the keeper holds from a server before."""
+    """Mounts through the keeper, or goes on with what the keeper holds from a server before.
 
-    def __init__(self, options: SessionOptions, keeper: KeeperClient) -> None:
+    Without a tree there is one dataset, and it is the root.
+    """
+
+    def __init__(self, options: SessionOptions, keeper: KeeperClient, tree: NamespaceTree | None) -> None:
         self._options = options
         self._keeper = keeper
-        self._states: dict[str, dict[str, object]] = {}
+        self._tree = tree
+        self._states: dict[str, dict[str, Any]] = {}
         self._connections: dict[str, FilesConnection] = {}
+        self._files: dict[str, DatasetFiles] = {}
+        self._root: Connection | None = None
+        self._nursery: trio.Nursery | None = None
 
-    def resumed_revision(self, dataset: str) -> str | None:
-        """The revision that a server before this one has shown for a dataset (``namespace/name``)."""
+    def shown_before(self, dataset: str) -> list[str]:
+        """The catalogs that a server before this one has shown for a dataset (``namespace/name``), latest first."""
         held = self._keeper.held.get(dataset)
-        revision = held.state.get(_STATE_REVISION) if held else None
-        return str(revision) if revision else None
+        return list(held.state.get(_STATE_SHOWN, ())) if held else []
 
     def read_path(self, dataset: str) -> ReadPath | None:
         connection = self._connections.get(dataset)
         return connection.read_path if connection else None
 
-    async def run(
-        self,
-        tree: NamespaceTree | None,
-        datasets: Mapping[str, DatasetFiles],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Serve until everything is unmounted. Without a tree there is one dataset, and it is the root.
-
-        Started when all is mounted. Raises MountError.
-        """
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until the mount point is unmounted. Started when the root is mounted, if there is a tree."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            tree = self._tree
             if tree is not None:
-                await self._start(
-                    nursery, ROOT, self._options.mountpoint, "dsfs", lambda *made: self._tree(tree, *made)
-                )
-            for name, files in datasets.items():
-                path = self._options.mountpoint if tree is None else f"{self._options.mountpoint}/{name}"
 
-                def make(
-                    held: Held,
-                    device: Device,
-                    initialised: Callable[[int], None],
-                    name: str = name,
-                    files: DatasetFiles = files,
-                ) -> Connection:
-                    connection = self._files(name, files, held, device, initialised)
-                    self._connections[name] = connection
-                    return connection
+                def root(held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
+                    offered = int(held.state.get(_STATE_OFFERED, 0))
+                    self._root = Connection(ROOT, device, tree, ("", ""), offered, initialised)
+                    return self._root
 
-                await self._start(nursery, name, path, f"dsfs:{name}", make)
-                self._remember(nursery, name, _STATE_REVISION, files.dataset.catalog.name)
+                await self._start(ROOT, self._options.mountpoint, "dsfs", root)
             task_status.started()
+            await trio.sleep_forever()  # until the root's connection ends
+
+    async def add(self, files: DatasetFiles, changed: Sequence[int] = ()) -> None:
+        """Mount a dataset at its place; ``changed`` are directories of the tree that list it now. Raises MountError."""
+        name = files.dataset.manifest.id
+        path = self._options.mountpoint if self._tree is None else f"{self._options.mountpoint}/{name}"
+
+        def make(held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
+            self._connections[name] = self._connection(name, files, held, device, initialised)
+            return self._connections[name]
+
+        if self._root is not None:
+            await self._root.forget((), changed)
+        self._files[name] = files
+        await self._start(name, path, f"dsfs:{name}", make)
+        await self._remember(name, _STATE_SHOWN, files.dataset.shown())
+
+    async def remove(self, name: str, gone: Sequence[tuple[int, bytes]], changed: Sequence[int]) -> None:
+        """Detach a dataset's mount; whoever has files of it open keeps them for as long as this server lives."""
+        await self._keeper.unmount(name)
+        self._connections.pop(name, None)
+        self._files.pop(name, None)
+        self._states.pop(name, None)
+        if self._root is not None:
+            await self._root.forget(gone, changed)
+
+    async def swapped(self, name: str, changed: Changes | None) -> None:
+        """A dataset shows another revision: the next server is told, then the kernel."""
+        files, connection = self._files[name], self._connections[name]
+        await self._remember(name, _STATE_SHOWN, files.dataset.shown())
+        if changed is None:
+            await connection.forget_all(files.all_directories)
+        elif changed:
+            await connection.forget(*files.nodeids_of(changed))
 
     async def _start(
         self,
-        nursery: trio.Nursery,
         name: str,
         path: str,
         source: str,
         make: Callable[[Held, Device, Callable[[int], None]], Connection],
     ) -> None:
-        held = self._keeper.held.get(name)
+        assert self._nursery is not None
+        nursery = self._nursery
+        held = self._keeper.held.pop(name, None)
         resume = held is not None
         if held is None:
             held = await self._keeper.mount(name, path, source)
@@ -109,22 +134,32 @@ class DirectSession:
         initialised = trio.Event()
 
         def on_init(offered: int) -> None:
-            self._remember(nursery, name, _STATE_OFFERED, offered)
+            nursery.start_soon(self._remember, name, _STATE_OFFERED, offered)
             initialised.set()
 
         connection = make(held, Device(held.fd), on_init)
-        await nursery.start(lambda task_status: connection.run(resume=resume, task_status=task_status))
+        await nursery.start(self._serve, name, connection, resume)
         if not (resume and _STATE_OFFERED in held.state):
-            with trio.move_on_after(10) as scope:
+            with trio.move_on_after(_INIT_S) as scope:
                 await initialised.wait()
             if scope.cancelled_caught:
-                raise MountError(f"{path}: the kernel sent no INIT within 10 s")
+                raise MountError(f"{path}: the kernel sent no INIT within {_INIT_S} s")
         nursery.start_soon(_set_read_ahead, held.dev)
 
-    def _tree(self, tree: NamespaceTree, held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
-        return Connection(ROOT, device, tree, ("", ""), int(held.state.get(_STATE_OFFERED, 0)), initialised)
+    async def _serve(
+        self,
+        name: str,
+        connection: Connection,
+        resume: bool,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        await connection.run(resume=resume, task_status=task_status)
+        os.close(connection.device.fd)
+        if (name == ROOT or self._tree is None) and self._nursery is not None:
+            self._nursery.cancel_scope.cancel()  # the mount point is unmounted
 
-    def _files(
+    def _connection(
         self, name: str, files: DatasetFiles, held: Held, device: Device, initialised: Callable[[int], None]
     ) -> FilesConnection:
         journal = OpenJournal(f"{self._options.journal_dir}/{name.replace('/', '@')}")
@@ -138,17 +173,20 @@ class DirectSession:
             openless=bool(held.state.get(_STATE_OPENLESS, False)),
             offered=int(held.state.get(_STATE_OFFERED, 0)),
             initialised=initialised,
-            turned_openless=lambda: self._remember_soon(name, _STATE_OPENLESS, True),
+            turned_openless=lambda: self._soon(self._remember, name, _STATE_OPENLESS, True),
             stack_depth=self._options.stack_depth,
         )
 
-    def _remember(self, nursery: trio.Nursery, name: str, key: str, value: object) -> None:
-        self._states[name][key] = value
-        nursery.start_soon(self._keeper.keep_state, name, dict(self._states[name]))
+    def _soon(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(work, *args)
 
-    def _remember_soon(self, name: str, key: str, value: object) -> None:
-        self._states[name][key] = value
-        trio.lowlevel.spawn_system_task(self._keeper.keep_state, name, dict(self._states[name]))
+    async def _remember(self, name: str, key: str, value: object) -> None:
+        """Have the next server told something about a connection."""
+        state = self._states.get(name)
+        if state is not None:
+            state[key] = value
+            await self._keeper.keep_state(name, dict(state))
 
 
 async def _set_read_ahead(dev: str) -> None:

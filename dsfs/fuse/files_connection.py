@@ -147,15 +147,16 @@ class FilesConnection(Connection):
         _fh, offset, size, *_rest = READ_IN.unpack_from(body)
         count = self._files.try_read(nodeid, offset, self._read_buffer[:size])
         if count is None:
-            return self._wait_read(nodeid, offset, size)
+            return self._wait_read(unique, nodeid, offset, size)
         return self._read_buffer[:count]
 
-    async def _wait_read(self, nodeid: int, offset: int, size: int) -> bytes | bytearray:
+    async def _wait_read(self, unique: int, nodeid: int, offset: int, size: int) -> None:
         try:
-            return await self._files.read(nodeid, ByteRange(offset, offset + size))
+            pieces = await self._files.read(nodeid, ByteRange(offset, offset + size))
         except DsfsError as error:
             self._files.note_error(error)
             raise
+        self.device.reply_pieces(unique, pieces)
 
 
 FilesConnection.handlers = {

@@ -59,6 +59,14 @@ class KeeperClient:
             raise MountError(str(message["error"]))
         return _held(message, fd)
 
+    async def unmount(self, name: str) -> None:
+        """Detach a connection. Raises MountError."""
+        async with self._lock:
+            await self._send({"op": "unmount", "name": name})
+            message, _fd = await self._receive()
+        if "error" in message:
+            raise MountError(str(message["error"]))
+
     async def keep_state(self, name: str, state: dict[str, Any]) -> None:
         """Have the next server told this about a connection."""
         await self._send({"op": "state", "name": name, "state": state})

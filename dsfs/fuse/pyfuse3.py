@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -16,18 +16,21 @@ import structlog
 import trio
 
 from dsfs import metrics
+from dsfs.catalog.diff import Changes
 from dsfs.errors import DsfsError, MountError
 from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID, nodeid_of, slot_of
 from dsfs.filesystem.tree import Directories, NamespaceTree
+from dsfs.model import ReadPath
 from dsfs.ranges import ByteRange
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 _NAMES_AT_ONCE = 256
+_NOTIFICATIONS = trio.CapacityLimiter(1)
 _INIT_S = 10
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.ERANGE, errno.ENAMETOOLONG}
 
@@ -107,7 +110,7 @@ class Operations(pyfuse3.Operations):
             while True:
                 names = tree.try_readdir(fh, cookie, _NAMES_AT_ONCE)
                 if names is None:
-                    await tree.list(fh)
+                    await tree.ensure_listed(fh)
                     names = tree.try_readdir(fh, cookie, _NAMES_AT_ONCE) or []
                 for listed in names:
                     if not await self._show(fh, listed, token):
@@ -154,7 +157,7 @@ class Operations(pyfuse3.Operations):
             if count is not None:
                 return bytes(memoryview(into)[:count])
             try:
-                return bytes(await files.read(inode, ByteRange(off, off + size)))
+                return b"".join(await files.read(inode, ByteRange(off, off + size)))
             except DsfsError as error:
                 files.note_error(error)
                 raise
@@ -247,27 +250,71 @@ def _entry(entry: Entry) -> pyfuse3.EntryAttributes:
     return shown
 
 
-async def run(
-    mountpoint: str,
-    tree: NamespaceTree | None,
-    datasets: Mapping[int, DatasetFiles],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Mount and serve until it is unmounted. Unmounts when it is cancelled."""
-    # no max_read: libfuse wants the same number from init(), where pyfuse3 sets none, and ends the session otherwise
-    options = {"fsname=dsfs", "subtype=dsfs", "default_permissions", "ro", "nosuid", "nodev"}
-    if os.getuid() == 0:
-        options.add("allow_other")
-    operations = Operations(tree, datasets)
-    pyfuse3.init(operations, mountpoint, options)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pyfuse3.main)
-            with trio.move_on_after(_INIT_S) as scope:
-                await operations.initialised.wait()
-            if scope.cancelled_caught:
-                raise MountError(f"{mountpoint}: the kernel sent no INIT within {_INIT_S} s")
-            task_status.started()
-    finally:
-        pyfuse3.close(unmount=True)
+class PortableSession:
+    """One mount for all. ``tree`` None: the one dataset is the root."""
+
+    def __init__(self, mountpoint: str, tree: NamespaceTree | None) -> None:
+        self._mountpoint = mountpoint
+        self._files: dict[str, DatasetFiles] = {}
+        self._by_slot: dict[int, DatasetFiles] = {}
+        self._operations = Operations(tree, self._by_slot)
+
+    def shown_before(self, dataset: str) -> list[str]:
+        """Nothing: a connection of libfuse ends with its server."""
+        return []
+
+    def read_path(self, dataset: str) -> ReadPath | None:
+        return ReadPath.DAEMON
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Mount and serve until it is unmounted. Unmounts when it is cancelled. Raises MountError."""
+        # no max_read: libfuse wants the same number from init(), where pyfuse3 sets none, or ends the session
+        options = {"fsname=dsfs", "subtype=dsfs", "default_permissions", "ro", "nosuid", "nodev"}
+        if os.getuid() == 0:
+            options.add("allow_other")
+        pyfuse3.init(self._operations, self._mountpoint, options)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pyfuse3.main)
+                with trio.move_on_after(_INIT_S) as scope:
+                    await self._operations.initialised.wait()
+                if scope.cancelled_caught:
+                    raise MountError(f"{self._mountpoint}: the kernel sent no INIT within {_INIT_S} s")
+                task_status.started()
+        finally:
+            pyfuse3.close(unmount=True)
+
+    async def add(self, files: DatasetFiles, changed: Sequence[int] = ()) -> None:
+        """Show a dataset; ``changed`` are directories of the tree that list it now."""
+        self._files[files.dataset.manifest.id] = files
+        self._by_slot[files.dataset.slot] = files
+        await _forget((), changed)
+
+    async def remove(self, name: str, gone: Sequence[tuple[int, bytes]], changed: Sequence[int]) -> None:
+        """Show a dataset no longer; its open files answer ESTALE."""
+        files = self._files.pop(name)
+        del self._by_slot[files.dataset.slot]
+        await _forget(gone, changed)
+
+    async def swapped(self, name: str, changed: Changes | None) -> None:
+        """A dataset shows another revision: the kernel is told."""
+        files = self._files[name]
+        if changed is None:
+            await _forget((), await trio.to_thread.run_sync(files.all_directories))
+        else:
+            await _forget(*files.nodeids_of(changed))
+
+
+async def _forget(names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
+    """Have the kernel ask anew. In a thread: it may wait there for what this loop has to answer."""
+
+    def work() -> None:
+        for directory in directories:
+            try:
+                pyfuse3.invalidate_inode(directory)
+            except FileNotFoundError:
+                continue  # the kernel does not know it
+        for parent, name in names:
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+    await trio.to_thread.run_sync(work, limiter=_NOTIFICATIONS)

@@ -32,6 +32,8 @@ GETXATTR_OUT = Struct("=II")  # fuse_getxattr_out: size padding
 KSTATFS = Struct("=QQQQQIIII24x")  # fuse_kstatfs: blocks bfree bavail files ffree bsize namelen frsize padding spare
 INTERRUPT_IN = Struct("=Q")  # fuse_interrupt_in: unique
 DIRENT = Struct("=QQII")  # fuse_dirent before name: ino off namelen type
+NOTIFY_INVAL_INODE_OUT = Struct("=Qqq")  # fuse_notify_inval_inode_out: ino off len
+NOTIFY_INVAL_ENTRY_OUT = Struct("=QII")  # fuse_notify_inval_entry_out before name: parent namelen flags
 BACKING_MAP = Struct("=iIQ")  # fuse_backing_map: fd flags padding
 
 
@@ -119,7 +121,10 @@ class OpenFlag(IntFlag):
 class Notify(IntEnum):
     """enum fuse_notify_code; sent as the error of a message with unique 0."""
 
+    INVAL_INODE = 2
+    INVAL_ENTRY = 3
     RESEND = 7
+    INC_EPOCH = 8
 
 
 UNIQUE_RESEND = 1 << 63  # FUSE_UNIQUE_RESEND: set in unique when the kernel repeats a request

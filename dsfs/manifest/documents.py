@@ -47,6 +47,11 @@ def parse_documents(text: str, file: str) -> Documents:
     return collect(_objects(text, file))
 
 
+def texts_of(paths: Sequence[str]) -> list[str]:
+    """The files that ``load_documents`` reads, as text. Raises ConfigError."""
+    return [read_text(file) for file in _files(paths)]
+
+
 def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
     """Objects and where each was found, sorted out by their kind. Raises ConfigError."""
     manifests: dict[tuple[str, str], tuple[Manifest, Place]] = {}

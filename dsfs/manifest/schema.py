@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dsfs.errors import ConfigError
 from dsfs.manifest.credentials import credential_in_options, credential_in_uri
+from dsfs.manifest.durations import parse_duration
 from dsfs.manifest.names import check_dataset_name, check_namespace, check_secret_name
 from dsfs.manifest.problems import one_line
 from dsfs.manifest.sizes import parse_size
@@ -53,6 +54,15 @@ def _size(value: object) -> object:
     raise ValueError('must be a size such as "500GiB"')
 
 
+def _duration(value: object) -> object:
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        try:
+            return parse_duration(str(value))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+    raise ValueError('must be a duration such as "10m"')
+
+
 def _mode(text: str) -> str:
     if not re.fullmatch(r"[0-7]{3,4}", text):
         raise ValueError('must be 3 or 4 octal digits in quotes (such as "0755")')
@@ -74,6 +84,7 @@ Id = Annotated[int, Field(strict=True, ge=0, le=2**32 - 2)]  # -1 means "unchang
 Mode = Annotated[str, AfterValidator(_mode)]
 Flag = Annotated[bool, Field(strict=True)]
 Round = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+SyncInterval = Annotated[float, BeforeValidator(_duration)] | None
 SecretRef = Annotated[Annotated[str, AfterValidator(check_secret_name)] | None, BeforeValidator(_empty_is_none)]
 
 
@@ -179,6 +190,7 @@ class Manifest(Model):
     preheat: Preheat = Preheat.NONE
     read_path: ReadPath = ReadPath.AUTO
     cache: CacheOptions = CacheOptions()
+    sync_interval_s: float | None = None
 
     @property
     def id(self) -> str:
@@ -236,7 +248,13 @@ class Spec(SharedSpec):
     preheat: Preheat = Preheat.NONE
     read_path: ReadPath = Field(default=ReadPath.AUTO, alias="readPath")
     cache: CacheOptions = CacheOptions()
+    sync_interval: SyncInterval = Field(default=None, alias="syncInterval")
 
     def manifest(self, namespace: str, name: str) -> Manifest:
-        own = {"preheat": self.preheat, "read_path": self.read_path, "cache": self.cache}
+        own = {
+            "preheat": self.preheat,
+            "read_path": self.read_path,
+            "cache": self.cache,
+            "sync_interval_s": self.sync_interval,
+        }
         return super().manifest(namespace, name).model_copy(update=own)

@@ -94,6 +94,10 @@ class Secrets:
                 return values
         return None
 
+    def add(self, documents: Mapping[tuple[str, str], Mapping[str, str]]) -> None:
+        """Take in more Secret documents; one of a known name replaces it."""
+        self._documents.update(documents)
+
     def __repr__(self) -> str:
         return f"Secrets(documents={len(self._documents)}, directories={list(self._directories)!r})"
 

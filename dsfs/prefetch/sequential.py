@@ -39,9 +39,10 @@ class Streams:
             return None
         stream.ahead = max(stream.ahead, wanted.stop)
         goal = min(size_bytes, stream.position + stream.window)
-        if goal - stream.ahead < min(STEP_BYTES, size_bytes - stream.ahead):
+        step = min(STEP_BYTES, stream.window)  # a window that is smaller than a step would never be asked for, nor grow
+        if goal - stream.ahead < min(step, size_bytes - stream.ahead):
             return None
-        stop = goal if goal == size_bytes else max(goal // STEP_BYTES * STEP_BYTES, stream.ahead)
+        stop = goal if goal == size_bytes else max(goal // step * step, stream.ahead)
         if stop <= stream.ahead:
             return None
         ahead = ByteRange(stream.ahead, stop)

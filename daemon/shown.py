@@ -1,0 +1,250 @@
+"""Which datasets this server shows: built from manifests, added and removed while it runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from daemon.settings import Settings
+from dsfs.bridge import Bridge
+from dsfs.datasets.access import visible
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.store import DatasetStore
+from dsfs.errors import ConfigError
+from dsfs.fetch.origin import Origin
+from dsfs.fetch.reader import Reader
+from dsfs.filesystem.attributes import Ownership
+from dsfs.filesystem.files import DatasetFiles
+from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
+from dsfs.filesystem.tree import NamespaceTree
+from dsfs.fuse.direct import DirectSession
+from dsfs.manifest.documents import Documents, load_documents, parse_documents
+from dsfs.manifest.schema import Manifest
+from dsfs.manifest.secrets import Secrets
+from dsfs.manifest.uri import manifest_from_uri
+from dsfs.model import ReadPath
+from dsfs.ranges import MiB
+from dsfs.sources.base import Source
+from dsfs.sources.prefixed import PrefixedSource
+from dsfs.sources.registry import build_source
+from dsfs.sources.unusable import UnusableSource
+
+if TYPE_CHECKING:
+    from dsfs.fuse.pyfuse3 import PortableSession
+
+log = structlog.get_logger()
+
+APPLIED = "applied"
+"""In the runtime directory: manifests that were applied while the mount ran, and `.deleted` marks; the next server of
+the same mount reads them after those it was started with."""
+_LONGEST_WINDOW = 64 * MiB
+_IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache", "preheat")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be shown. ``single``: one dataset, whose files lie directly at the mount point."""
+
+    manifests: tuple[Manifest, ...]
+    secrets: Secrets
+    single: bool
+
+
+def read_wanted(settings: Settings) -> Wanted:
+    """Manifests and secrets, as they are written down now. Raises ConfigError."""
+    if settings.source_uri is not None:
+        manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
+        return Wanted((manifest,), Secrets(None, settings.secrets_dirs), single=True)
+    documents = load_documents(settings.manifest_paths)
+    manifests = {manifest.id: manifest for manifest in documents.manifests}
+    secrets = dict(documents.secrets)
+    for applied in _applied(settings):
+        manifests.update({manifest.id: manifest for manifest in applied.manifests})
+        secrets.update(applied.secrets)
+    for name in _deleted(settings):
+        manifests.pop(name, None)
+    seen = tuple(manifest for manifest in manifests.values() if visible(manifest, settings.namespaces))
+    return Wanted(seen, Secrets(secrets, settings.secrets_dirs), single=False)
+
+
+def _applied(settings: Settings) -> list[Documents]:
+    directory = f"{settings.runtime_dir}/{APPLIED}"
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    return [load_documents([f"{directory}/{name}"]) for name in names if name.endswith(".yaml")]
+
+
+def _deleted(settings: Settings) -> list[str]:
+    directory = f"{settings.runtime_dir}/{APPLIED}"
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return [name.removesuffix(".deleted").replace("@", "/") for name in names if name.endswith(".deleted")]
+
+
+@dataclass(slots=True)
+class _Shown:
+    dataset: Dataset
+    scope: trio.CancelScope
+
+
+class Shown:
+    """File side only. Datasets run in ``nursery``, which outlives the session."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        wanted: Wanted,
+        bridge: Bridge,
+        store: DatasetStore,
+        reader: Reader,
+        nursery: trio.Nursery,
+        session: DirectSession | PortableSession,
+        tree: NamespaceTree | None,
+    ) -> None:
+        self._settings = settings
+        self._secrets = wanted.secrets
+        self._bridge = bridge
+        self._store = store
+        self._reader = reader
+        self._nursery = nursery
+        self._session = session
+        self._tree = tree
+        self._shown: dict[str, _Shown] = {}
+        self._changing = trio.Lock()  # one apply or delete at a time
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        return {name: shown.dataset for name, shown in self._shown.items()}
+
+    def read_path(self, name: str) -> ReadPath:
+        return self._session.read_path(name) or ReadPath.DAEMON
+
+    async def add(self, manifest: Manifest) -> Dataset:
+        """Show a dataset. For a single one, what keeps it from being built is raised; else it is shown FAILED."""
+        build = partial(self._build, manifest)
+        try:
+            source = await self._bridge.call(build)
+        except ConfigError as error:
+            if self._tree is None:
+                raise
+            log.warning("dataset cannot be used", dataset=manifest.id, reason=str(error))
+            source = UnusableSource(manifest.source.uri, str(error))
+        origin = Origin(source, manifest.namespace, manifest.name, manifest.cache.quota)
+        slot = self._store.number(f"dataset {manifest.id}")
+        dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
+        dataset.open_revision(self._session.shown_before(manifest.id))
+        dataset.on_swap = partial(self._session.swapped, manifest.id)
+        scope = trio.CancelScope()
+        self._shown[manifest.id] = _Shown(dataset, scope)
+        self._nursery.start_soon(_run, dataset, scope)
+        changed: list[int] = []
+        if self._tree is not None:
+            number = self._store.number(f"namespace {manifest.namespace}")
+            changed = self._tree.add(manifest.namespace, number, manifest.name, slot)
+        await self._session.add(self._files(dataset), changed)
+        return dataset
+
+    async def apply(self, text: str) -> list[str]:
+        """Take in manifests while running: new datasets are added, a higher or lower dataSyncRound asks for a resync,
+        anything else that changed is shown anew. What was done, a line each. Raises ConfigError before anything is."""
+        documents = parse_documents(text, "applied manifest")
+        if self._tree is None:
+            raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
+        done = []
+        async with self._changing:
+            self._secrets.add(documents.secrets)
+            for manifest in documents.manifests:
+                if visible(manifest, self._settings.namespaces):
+                    done.append(await self._apply(manifest))
+                else:
+                    done.append(f"{manifest.id} is not visible here")
+            for shown in self._shown.values():
+                manifest = shown.dataset.manifest
+                if (manifest.namespace, manifest.secret_ref) in documents.secrets:
+                    shown.dataset.ask_for_resync()  # with the new credentials
+            await trio.to_thread.run_sync(self._write_down, text, documents)
+        return done
+
+    async def _apply(self, manifest: Manifest) -> str:
+        shown = self._shown.get(manifest.id)
+        if shown is None:
+            await self.add(manifest)
+            return f"{manifest.id} added"
+        before = shown.dataset.manifest
+        if before.source.type != manifest.source.type or before.source.uri != manifest.source.uri:
+            raise ConfigError(f"{manifest.id}: the source of a dataset cannot be changed (delete it, then apply)")
+        if any(getattr(before, field) != getattr(manifest, field) for field in _IDENTITY):
+            await self._remove(manifest.id)
+            await self.add(manifest)
+            return f"{manifest.id} changed"
+        shown.dataset.manifest = manifest
+        if before.data_sync_round != manifest.data_sync_round:
+            shown.dataset.ask_for_resync()
+            return f"{manifest.id} resyncs"
+        return f"{manifest.id} unchanged"
+
+    async def delete(self, name: str) -> None:
+        """Show a dataset no longer. Its cached bytes stay until the space is wanted."""
+        if self._tree is None:
+            raise ConfigError(f"{name} is all that is mounted (use dsfs unmount)")
+        async with self._changing:
+            await self._remove(name)
+            await trio.to_thread.run_sync(self._mark_deleted, name)
+
+    async def _remove(self, name: str) -> None:
+        shown = self._shown.pop(name)
+        manifest = shown.dataset.manifest
+        assert self._tree is not None
+        gone, changed = self._tree.remove(manifest.namespace, manifest.name)
+        await self._session.remove(name, gone, changed)
+        shown.scope.cancel()
+
+    async def close(self) -> None:
+        """Give back the sources' connections."""
+        for shown in self._shown.values():
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+                await shown.dataset.close_sources()
+
+    async def _build(self, manifest: Manifest) -> Source:
+        """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
+        credentials = self._secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
+        if credentials is None:
+            raise ConfigError(
+                f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
+                "(add the Secret to the manifests, or its directory with --secrets)"
+            )
+        source = build_source(
+            manifest.source, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace
+        )
+        prefix = manifest.mount_options.path.strip("/")
+        return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
+
+    def _files(self, dataset: Dataset) -> DatasetFiles:
+        owner = Ownership.of(dataset.manifest.mount_options, self._settings.uid, self._settings.gid)
+        alone = self._tree is None or self._settings.session == "direct"
+        root = ROOT_ID if alone else nodeid_of(dataset.slot, ROOT_ID)
+        return DatasetFiles(dataset, self._reader, owner, root, self._settings.cache_limit(), _LONGEST_WINDOW)
+
+    def _write_down(self, text: str, documents: Documents) -> None:
+        directory = f"{self._settings.runtime_dir}/{APPLIED}"
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        for manifest in documents.manifests:
+            mark = f"{directory}/{manifest.id.replace('/', '@')}.deleted"
+            if os.path.exists(mark):
+                os.unlink(mark)
+        path = f"{directory}/{len(os.listdir(directory)):06}.yaml"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _mark_deleted(self, name: str) -> None:
+        directory = f"{self._settings.runtime_dir}/{APPLIED}"
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.close(os.open(f"{directory}/{name.replace('/', '@')}.deleted", os.O_WRONLY | os.O_CREAT, 0o600))
+
+
+async def _run(dataset: Dataset, scope: trio.CancelScope) -> None:
+    with scope:
+        await dataset.run()

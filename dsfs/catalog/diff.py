@@ -1,0 +1,115 @@
+"""A new revision beside the one that is shown: unchanged entries keep their numbers, and what has changed is told.
+
+The new catalog was crawled with numbers of its own. ``adopt_numbers`` gives every entry that is the same in both (kind,
+size, time, version and link target, at the same path) the number that it is shown under, so that kernel caches, open
+handles and cached bytes live on; all others get numbers that were never given to anything in this dataset.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from dsfs.catalog.lookup import ROOT_INO
+from dsfs.errors import CatalogError
+
+_SAME = """
+    o.kind = e.kind AND (e.kind = 1 OR (o.size IS e.size AND o.mtime_ns = e.mtime_ns AND o.tag = e.tag
+    AND o.target IS e.target))
+"""
+
+_DIFFERENT = """
+    SELECT parent, name FROM (
+        SELECT e.parent, e.name FROM main.entry AS e LEFT JOIN shown.entry AS o
+            ON o.parent = e.parent AND o.name = e.name WHERE o.ino IS NOT e.ino
+        UNION
+        SELECT o.parent, o.name FROM shown.entry AS o LEFT JOIN main.entry AS e
+            ON e.parent = o.parent AND e.name = o.name WHERE e.ino IS NULL
+    ) WHERE parent != 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """From one revision to the next, in the numbers that both share.
+
+    ``names`` are (directory, name) that were added, removed, or are something else now; ``directories`` those they
+    are in.
+    """
+
+    names: tuple[tuple[int, bytes], ...]
+    directories: tuple[int, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+
+def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
+    """Renumber a sealed catalog after the one that is shown. Blocks on the disk.
+
+    ``next_ino`` is the first number that was never given; returns the next one after this.
+    """
+    db = _open_both(new_file, shown_file)
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("CREATE TEMP TABLE number (ino INTEGER PRIMARY KEY, given INTEGER NOT NULL)")
+        db.execute("CREATE TEMP TABLE level (ino INTEGER PRIMARY KEY, given INTEGER NOT NULL)")
+        db.execute("INSERT INTO level VALUES (?, ?)", (ROOT_INO, ROOT_INO))
+        while db.execute("SELECT 1 FROM level LIMIT 1").fetchone():
+            db.execute("INSERT INTO number SELECT ino, given FROM level")
+            db.execute("CREATE TEMP TABLE below (ino INTEGER PRIMARY KEY, given INTEGER)")
+            db.execute(
+                f"""
+                INSERT INTO below SELECT e.ino, o.ino FROM level JOIN main.entry AS e ON e.parent = level.ino
+                LEFT JOIN shown.entry AS o ON o.parent = level.given AND o.name = e.name AND {_SAME}
+                """
+            )
+            (fresh,) = db.execute("SELECT count(*) FROM below WHERE given IS NULL").fetchone()
+            db.execute(
+                """
+                UPDATE below SET given = fresh.given FROM (
+                    SELECT ino, ? + row_number() OVER (ORDER BY ino) - 1 AS given FROM below WHERE given IS NULL
+                ) AS fresh WHERE below.ino = fresh.ino
+                """,
+                (next_ino,),
+            )
+            next_ino += fresh
+            db.execute("DELETE FROM level")
+            db.execute("INSERT INTO level SELECT ino, given FROM below")
+            db.execute("DROP TABLE below")
+        db.execute("UPDATE main.entry SET ino = -ino, parent = -parent")  # out of the way of the numbers to come
+        db.execute("UPDATE main.entry SET ino = given FROM number WHERE number.ino = -entry.ino")
+        db.execute("UPDATE main.entry SET parent = given FROM number WHERE number.ino = -entry.parent")
+        # A directory in which nothing changed keeps its time, which most sources do not have: it is when it was listed.
+        db.execute(f"CREATE TEMP TABLE changed AS SELECT DISTINCT parent FROM ({_DIFFERENT})")
+        db.execute(
+            """
+            UPDATE main.entry SET mtime_ns = o.mtime_ns FROM shown.entry AS o
+            WHERE o.ino = entry.ino AND entry.kind = 1 AND entry.ino NOT IN (SELECT parent FROM changed)
+            """
+        )
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise CatalogError(f"{new_file}: cannot be numbered after {shown_file}: {error}") from error
+    finally:
+        db.close()
+    return next_ino
+
+
+def changes(new_file: str, shown_file: str, at_most: int) -> Changes | None:
+    """What differs between two catalogs with common numbers; None when it is more than ``at_most`` names."""
+    db = _open_both(new_file, shown_file)
+    try:
+        names = db.execute(f"{_DIFFERENT} LIMIT ?", (at_most + 1,)).fetchall()
+    finally:
+        db.close()
+    if len(names) > at_most:
+        return None
+    return Changes(tuple((parent, name) for parent, name in names), tuple(sorted({parent for parent, _name in names})))
+
+
+def _open_both(new_file: str, shown_file: str) -> sqlite3.Connection:
+    db = sqlite3.connect(new_file, isolation_level=None)
+    db.execute("ATTACH DATABASE ? AS shown", (shown_file,))
+    db.execute("PRAGMA cache_size = -16384")
+    return db
