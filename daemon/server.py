@@ -91,6 +91,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_upkeep, tier)
     background.start_soon(_gauges, node)
+    background.start_soon(shown.watch_secrets)
     if not tier.index.was_clean:
         background.start_soon(_rebuild, tier, boot)
     async with trio.open_nursery() as serving:

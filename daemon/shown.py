@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ APPLIED = "applied"
 """In the runtime directory: manifests that were applied while the mount ran, and `.deleted` marks; the next server of
 the same mount reads them after those it was started with."""
 _LONGEST_WINDOW = 64 * MiB
+_SECRETS_S = 5.0  # between looks at the Secrets; a kubelet takes a minute to update one
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache", "preheat")
 
 
@@ -88,6 +90,7 @@ def _deleted(settings: Settings) -> list[str]:
 class _Shown:
     dataset: Dataset
     scope: trio.CancelScope
+    credentials: Mapping[str, str] | None
 
 
 class Shown:
@@ -125,7 +128,9 @@ class Shown:
     async def add(self, manifest: Manifest) -> Dataset:
         """Show a dataset. For a single one, what keeps it from being built is raised; else it is shown FAILED."""
         build = partial(self._build, manifest)
+        credentials: Mapping[str, str] | None = None
         try:
+            credentials = self._credentials(manifest)
             source = await self._bridge.call(build)
         except ConfigError as error:
             if self._tree is None:
@@ -137,8 +142,9 @@ class Shown:
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
         dataset.open_revision(self._session.shown_before(manifest.id))
         dataset.on_swap = partial(self._session.swapped, manifest.id)
+        origin.renew = partial(self._renew_if_changed, manifest.id)
         scope = trio.CancelScope()
-        self._shown[manifest.id] = _Shown(dataset, scope)
+        self._shown[manifest.id] = _Shown(dataset, scope, credentials)
         self._nursery.start_soon(_run, dataset, scope)
         changed: list[int] = []
         if self._tree is not None:
@@ -210,7 +216,7 @@ class Shown:
 
     async def _build(self, manifest: Manifest) -> Source:
         """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
-        credentials = self._secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
+        credentials = self._credentials(manifest)
         if credentials is None:
             raise ConfigError(
                 f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
@@ -221,6 +227,33 @@ class Shown:
         )
         prefix = manifest.mount_options.path.strip("/")
         return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
+
+    def _credentials(self, manifest: Manifest) -> Mapping[str, str] | None:
+        """What the Secret says now; None when it is not there. Reads files."""
+        return self._secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
+
+    async def watch_secrets(self) -> None:
+        """Have every source use a Secret that has changed, before its origin refuses the old one."""
+        while True:
+            await trio.sleep(_SECRETS_S)
+            for name in list(self._shown):
+                await self._renew_if_changed(name)
+
+    async def _renew_if_changed(self, name: str) -> bool:
+        shown = self._shown.get(name)
+        if shown is None or shown.dataset.manifest.secret_ref is None:
+            return False
+        try:
+            now = await trio.to_thread.run_sync(self._credentials, shown.dataset.manifest)
+        except ConfigError as error:
+            log.warning("secret cannot be read", dataset=name, reason=str(error))
+            return False
+        if now == shown.credentials:
+            return False
+        shown.credentials = now
+        await shown.dataset.renew()
+        log.info("credentials changed", dataset=name)
+        return True
 
     def _files(self, dataset: Dataset) -> DatasetFiles:
         owner = Ownership.of(dataset.manifest.mount_options, self._settings.uid, self._settings.gid)

@@ -54,12 +54,17 @@ class Catalog:
         return os.path.basename(self.file).removesuffix(".sqlite")
 
     def refresh(self) -> None:
-        """Look what the revision is called and whether it was sealed; a sealed one is read without any lock."""
+        """Look what the revision is called and whether it was sealed; a sealed one is read without any lock.
+
+        But not while rows are in the log only: SQLite ignores the log of what it is told is immutable, and names
+        would be missing. The log stays when the writer died before it folded it in, or a reader kept it from that.
+        """
         self.revision = str(self._meta("revision"))
         if not self.sealed and int(self._meta("sealed")):
-            self._db.close()
-            self._db = _connect(self.file, immutable=True)
             self.sealed = True
+            if not (os.path.exists(f"{self.file}-wal") and os.path.getsize(f"{self.file}-wal")):
+                self._db.close()
+                self._db = _connect(self.file, immutable=True)
 
     def close(self) -> None:
         self._db.close()

@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
+_RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
 _TOLD_NAMES = 10_000  # more changes than that are told as "a lot"
 CATALOG = trio.CapacityLimiter(2)  # threads that scan catalogs
 _SIBLINGS = 256  # files whose size is asked for together with the one that somebody looks at
@@ -86,6 +87,7 @@ class Dataset:
         self._round_ended = trio.Event()
         self._resync_error: DsfsError | None = None
         self._closing: list[Source] = []
+        self._asked_by_change_s = -_RESYNC_PAUSE_S
         self._writer: CatalogWriter | None = None
         self._listing: dict[int, _Once] = {}
         self._resolving: dict[int, _Once] = {}
@@ -146,7 +148,7 @@ class Dataset:
                     await self._asked.wait()  # who asks for a resync does not want to wait for the next try
                 attempt += 1
                 if isinstance(error, SourceRefused | SourceUnsupported):
-                    await self._renew()
+                    await self.renew()
                 continue
             self._writer = None
             self.catalog.refresh()
@@ -154,8 +156,8 @@ class Dataset:
             self._shown(Phase.READY)
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
 
-    async def _renew(self) -> None:
-        """Build the source anew: a Secret may have come, or have changed."""
+    async def renew(self) -> None:
+        """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
         try:
             source = await self._bridge.call(self._renew_source)
         except ConfigError as error:
@@ -163,6 +165,13 @@ class Dataset:
             return
         self._closing.append(self.origin.source)
         self.origin.source = source
+
+    def note_changed(self) -> None:
+        """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
+        now_s = trio.current_time()
+        if self._writer is None and now_s - self._asked_by_change_s > _RESYNC_PAUSE_S:
+            self._asked_by_change_s = now_s
+            self.ask_for_resync()
 
     async def _crawl(self, writer: CatalogWriter) -> None:
         await crawl.crawl(self.origin.source, writer, lambda: self._bridge.soon(self.answered.set))

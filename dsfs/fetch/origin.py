@@ -40,6 +40,8 @@ class Origin:
         self.dataset = dataset
         self.id = f"{namespace}/{dataset}"
         self.last_error: LastError | None = None
+        self.renew: Callable[[], Awaitable[bool]] = _cannot_renew
+        """Called when the origin refuses: builds ``source`` anew if its credentials have changed, and says whether."""
         self._origin_bytes = metrics.ORIGIN_READ_BYTES.labels(namespace, dataset)
         self._seconds = metrics.ORIGIN_REQUEST_SECONDS.labels(namespace, dataset)
         self._outcomes = {
@@ -75,6 +77,10 @@ class Origin:
 
     def note_error(self, error: SourceError) -> None:
         self.last_error = LastError(str(error), time.time())
+
+
+async def _cannot_renew() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from dsfs.errors import RetryLater, SourceError, SourceTimeout
+from dsfs.errors import RetryLater, SourceError, SourceRefused, SourceTimeout
 from dsfs.fetch.origin import Origin
 from dsfs.sources.retry import retry_delay
 
@@ -30,7 +30,7 @@ async def patiently(
     the deadline of the ``scope`` it gave.
     """
     last: SourceError | None = None
-    attempt = 0
+    attempt, renewed = 0, False
     scope = scope or trio.CancelScope()
     scope.deadline = trio.current_time() + deadline_s
     with scope:
@@ -39,6 +39,10 @@ async def patiently(
                 return await origin.timed(call)
             except SourceError as error:
                 last = error
+                if isinstance(error, SourceRefused) and not renewed:
+                    renewed = True
+                    if await origin.renew():
+                        continue
                 delay_s = retry_delay(attempt, error, random.random())
                 hopeless = attempt + 1 >= ATTEMPTS and not isinstance(error, RetryLater)
                 if delay_s is None or hopeless or trio.current_time() + delay_s > scope.deadline:

@@ -10,7 +10,7 @@ from dsfs.cache.complete import CachedObject
 from dsfs.catalog.diff import Changes
 from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
 from dsfs.datasets.dataset import Dataset
-from dsfs.errors import DsfsError, SourceError
+from dsfs.errors import DsfsError, SourceChanged, SourceError
 from dsfs.fetch.flights import SMALL_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
@@ -241,3 +241,5 @@ class DatasetFiles:
         """Remember what a reader was told, for ``user.dsfs.error`` and ``status``."""
         if isinstance(error, SourceError):
             self.dataset.origin.note_error(error)
+        if isinstance(error, SourceChanged):
+            self.dataset.note_changed()
