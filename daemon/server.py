@@ -39,6 +39,7 @@ from dsfs.fetch.flights import DISK, Flights
 from dsfs.fetch.queue import FetchQueue, Limits
 from dsfs.fetch.reader import Reader
 from dsfs.filesystem.tree import NamespaceTree
+from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse import capabilities
 from dsfs.fuse.direct import DirectSession, SessionOptions
 from dsfs.fuse.keeper_client import KeeperClient, connect
@@ -99,7 +100,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
         serving.start_soon(_show, serving, settings, wanted, session, shown, keeper)
 
 
-def _session(settings: Settings, keeper: KeeperClient, tree: NamespaceTree | None) -> DirectSession | PortableSession:
+def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -> DirectSession | PortableSession:
     if settings.session == "direct":
         return DirectSession(_session_options(settings), keeper, tree)
     from dsfs.fuse.pyfuse3 import PortableSession  # imports libfuse, which the direct session does without
@@ -117,9 +118,10 @@ async def _show(
 ) -> None:
     """Mount, say when it is ready, serve; what ends the session ends the server."""
     async with trio.open_nursery() as nursery:
+        prepared = [await shown.prepare(manifest) for manifest in wanted.manifests]
         await nursery.start(_run_session, session, serving)
-        for manifest in wanted.manifests:
-            await shown.add(manifest)
+        for mount in prepared:
+            await mount()
         datasets = shown.datasets.values()
         await _first_answers(datasets, settings.read_timeout_s if wanted.single else _FIRST_ANSWERS_S)
         if wanted.single and keeper.restarts == 0:
@@ -192,9 +194,9 @@ def _open_index(directory: str) -> Index:
         return Index(directory)
 
 
-def _tree(settings: Settings) -> NamespaceTree:
+def _tree(settings: Settings) -> WholeTree:
     made_ns = os.stat(f"{settings.runtime_dir}/settings.json").st_mtime_ns  # the same for every server of this mount
-    return NamespaceTree(made_ns, settings.uid, settings.gid)
+    return WholeTree(NamespaceTree(made_ns, settings.uid, settings.gid))
 
 
 def _session_options(settings: Settings) -> SessionOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import Ownership
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
-from dsfs.filesystem.tree import NamespaceTree
+from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.direct import DirectSession
 from dsfs.manifest.documents import Documents, load_documents, parse_documents
 from dsfs.manifest.schema import Manifest
@@ -105,7 +105,7 @@ class Shown:
         reader: Reader,
         nursery: trio.Nursery,
         session: DirectSession | PortableSession,
-        tree: NamespaceTree | None,
+        whole: WholeTree | None,
     ) -> None:
         self._settings = settings
         self._secrets = wanted.secrets
@@ -114,7 +114,11 @@ class Shown:
         self._reader = reader
         self._nursery = nursery
         self._session = session
-        self._tree = tree
+        self._whole = whole
+        self._tree = whole.tree if whole else None
+        if whole is not None:
+            whole.find_revision = self._find_revision
+            whole.reopen = self._reopen_revision
         self._shown: dict[str, _Shown] = {}
         self._changing = trio.Lock()  # one apply or delete at a time
 
@@ -125,8 +129,12 @@ class Shown:
     def read_path(self, name: str) -> ReadPath:
         return self._session.read_path(name) or ReadPath.DAEMON
 
-    async def add(self, manifest: Manifest) -> Dataset:
-        """Show a dataset. For a single one, what keeps it from being built is raised; else it is shown FAILED."""
+    async def prepare(self, manifest: Manifest) -> Callable[[], Awaitable[None]]:
+        """A dataset, begun and in the tree; what is returned mounts it. All are prepared before the session starts: a
+        server that takes over is asked for names at once, and a name that it denies is unmounted by the kernel.
+
+        For a single dataset, what keeps it from being built is raised; else it is shown FAILED.
+        """
         build = partial(self._build, manifest)
         credentials: Mapping[str, str] | None = None
         try:
@@ -150,8 +158,47 @@ class Shown:
         if self._tree is not None:
             number = self._store.number(f"namespace {manifest.namespace}")
             changed = self._tree.add(manifest.namespace, number, manifest.name, slot)
-        await self._session.add(self._files(dataset), changed)
-        return dataset
+        alone = self._tree is None or self._settings.session == "direct"
+        files = self._files(dataset, ROOT_ID if alone else nodeid_of(slot, ROOT_ID))
+        return partial(self._session.add, files, changed)
+
+    async def _find_revision(self, namespace: str, name: str) -> int | None:
+        """The slot of ``dataset@revision``, opened if it is still known."""
+        base, _, revision = name.partition("@")
+        shown = self._shown.get(f"{namespace}/{base}")
+        if shown is None:
+            return None
+        manifest = shown.dataset.manifest
+        file = await trio.to_thread.run_sync(self._store.find_revision, manifest, revision)
+        return None if file is None else self._open_revision(shown.dataset, revision, file)
+
+    def _reopen_revision(self, slot: int) -> None:
+        """The kernel knows a slot from a server before this one: open it again, if it was a revision's."""
+        what = (self._store.what_has(slot) or "").removeprefix("dataset ")
+        name, _, revision = what.partition("@")
+        shown = self._shown.get(name)
+        if shown is not None and revision:
+            file = self._store.find_revision(shown.dataset.manifest, revision)
+            if file is not None:
+                self._open_revision(shown.dataset, revision, file)
+
+    def _open_revision(self, dataset: Dataset, revision: str, file: str) -> int:
+        """Beside the dataset, with a slot of its own: a directory inode has one dentry, so it cannot be shown twice."""
+        manifest = dataset.manifest
+        slot = self._store.number(f"dataset {manifest.id}@{revision}")
+        older = Dataset(
+            manifest,
+            slot,
+            self._store,
+            self._bridge,
+            dataset.origin,
+            partial(self._build, manifest),
+            self._settings.read_timeout_s,
+        )
+        older.open_sealed(file)
+        assert self._whole is not None
+        self._whole.put(self._files(older, nodeid_of(slot, ROOT_ID)))
+        return slot
 
     async def apply(self, text: str) -> list[str]:
         """Take in manifests while running: new datasets are added, a higher or lower dataSyncRound asks for a resync,
@@ -177,14 +224,14 @@ class Shown:
     async def _apply(self, manifest: Manifest) -> str:
         shown = self._shown.get(manifest.id)
         if shown is None:
-            await self.add(manifest)
+            await (await self.prepare(manifest))()
             return f"{manifest.id} added"
         before = shown.dataset.manifest
         if before.source.type != manifest.source.type or before.source.uri != manifest.source.uri:
             raise ConfigError(f"{manifest.id}: the source of a dataset cannot be changed (delete it, then apply)")
         if any(getattr(before, field) != getattr(manifest, field) for field in _IDENTITY):
             await self._remove(manifest.id)
-            await self.add(manifest)
+            await (await self.prepare(manifest))()
             return f"{manifest.id} changed"
         shown.dataset.manifest = manifest
         if before.data_sync_round != manifest.data_sync_round:
@@ -255,10 +302,8 @@ class Shown:
         log.info("credentials changed", dataset=name)
         return True
 
-    def _files(self, dataset: Dataset) -> DatasetFiles:
+    def _files(self, dataset: Dataset, root: int) -> DatasetFiles:
         owner = Ownership.of(dataset.manifest.mount_options, self._settings.uid, self._settings.gid)
-        alone = self._tree is None or self._settings.session == "direct"
-        root = ROOT_ID if alone else nodeid_of(dataset.slot, ROOT_ID)
         return DatasetFiles(dataset, self._reader, owner, root, self._settings.cache_limit(), _LONGEST_WINDOW)
 
     def _write_down(self, text: str, documents: Documents) -> None:

@@ -230,7 +230,7 @@ class CatalogWriter:
         return _Directory(ino, bool(listed)) if kind == Kind.DIRECTORY else None
 
     def _mark_listed(self, path: str) -> None:
-        parts = path_parts(path) if path else ()
+        parts = _names(path) if path else ()
         directory = None if parts is None else self._directory(parts)
         if parts is not None and directory is not None and not directory.listed:
             self._db.execute(_SET_LISTED, (directory.ino, directory.ino))

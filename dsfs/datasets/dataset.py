@@ -110,6 +110,11 @@ class Dataset:
         if known:
             self.answered.set()  # readers have seen this revision: it stays, whatever the source says now
 
+    def open_sealed(self, file: str) -> None:
+        """Show one revision for good: what ``<dataset>@<revision>`` is."""
+        self._catalog = Catalog(file)
+        self._shown(Phase.READY)
+
     def _new_writer(self) -> CatalogWriter:
         now_s = time.time()
         name = new_revision(now_s)

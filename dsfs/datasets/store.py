@@ -48,6 +48,10 @@ class DatasetStore:
             self._numbers = numbers  # not before: whoever asks again after a full disk must not get it from memory
         return known
 
+    def what_has(self, number: int) -> str | None:
+        """What a number was given to."""
+        return next((what for what, given in self._numbers.items() if given == number), None)
+
     def directory_of(self, manifest: Manifest) -> str:
         """Where a dataset's catalogs lie; another source under the same name is another place."""
         path = f"{self._directory}/{dataset_key(manifest)}"
@@ -63,6 +67,18 @@ class DatasetStore:
                 continue
             catalog.close()
             if catalog.sealed:
+                return path
+        return None
+
+    def find_revision(self, manifest: Manifest, revision: str) -> str | None:
+        """The catalog of a revision that is still known, by its name or by its source's."""
+        for path in self._catalogs(manifest):
+            try:
+                catalog = Catalog(path)
+            except CatalogError:
+                continue
+            catalog.close()
+            if catalog.sealed and revision in (catalog.revision, catalog.name):
                 return path
         return None
 

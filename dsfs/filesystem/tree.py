@@ -66,6 +66,17 @@ class NamespaceTree:
             del self._children[number], self._children[ROOT_ID][namespace.encode()]
         return gone, [ROOT_ID, number]
 
+    def namespace_of(self, nodeid: int) -> str | None:
+        """The namespace that a directory is, if it is one."""
+        for name, number in self._children[ROOT_ID].items():
+            if number == nodeid:
+                return name.decode()
+        return None
+
+    def mount_points(self) -> set[int]:
+        """The nodeids of the datasets' directories."""
+        return {nodeid for parent, names in self._children.items() if parent != ROOT_ID for nodeid in names.values()}
+
     def __contains__(self, nodeid: int) -> bool:
         return nodeid in self._children
 

@@ -14,10 +14,10 @@ import trio
 from dsfs.catalog.diff import Changes
 from dsfs.errors import MountError
 from dsfs.filesystem.files import DatasetFiles
-from dsfs.filesystem.tree import NamespaceTree
+from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.connection import Connection
 from dsfs.fuse.device import Device
-from dsfs.fuse.files_connection import FilesConnection
+from dsfs.fuse.files_connection import FilesConnection, RootConnection
 from dsfs.fuse.keeper_client import Held, KeeperClient
 from dsfs.fuse.resume import OpenJournal
 from dsfs.model import ReadPath
@@ -49,14 +49,14 @@ class DirectSession:
     Without a tree there is one dataset, and it is the root.
     """
 
-    def __init__(self, options: SessionOptions, keeper: KeeperClient, tree: NamespaceTree | None) -> None:
+    def __init__(self, options: SessionOptions, keeper: KeeperClient, tree: WholeTree | None) -> None:
         self._options = options
         self._keeper = keeper
         self._tree = tree
         self._states: dict[str, dict[str, Any]] = {}
         self._connections: dict[str, FilesConnection] = {}
         self._files: dict[str, DatasetFiles] = {}
-        self._root: Connection | None = None
+        self._root: RootConnection | None = None
         self._nursery: trio.Nursery | None = None
 
     def shown_before(self, dataset: str) -> list[str]:
@@ -77,7 +77,7 @@ class DirectSession:
 
                 def root(held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
                     offered = int(held.state.get(_STATE_OFFERED, 0))
-                    self._root = Connection(ROOT, device, tree, ("", ""), offered, initialised)
+                    self._root = RootConnection(device, tree, offered, initialised)
                     return self._root
 
                 await self._start(ROOT, self._options.mountpoint, "dsfs", root)

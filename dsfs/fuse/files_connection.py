@@ -12,6 +12,7 @@ from dsfs.cache.complete import CachedObject
 from dsfs.errors import DsfsError
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.read_path import Abilities, InodeMode, Listing, choose_read_path, mode_for_open
+from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.connection import LARGEST_READ_BYTES, Answer, Connection
 from dsfs.fuse.device import Device
 from dsfs.fuse.resume import OpenJournal
@@ -21,13 +22,59 @@ from dsfs.ranges import ByteRange
 
 log = structlog.get_logger()
 
+_READ_BUFFER = memoryview(bytearray(LARGEST_READ_BYTES))  # filled and sent without an await between: one is enough
 _CACHED = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH  # pages stay: an inode number never gets other bytes
 _PASSTHROUGH = (
     OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH
 )  # with KEEP_CACHE the kernel answers EIO (FOPEN_PASSTHROUGH_MASK)
 
 
-class FilesConnection(Connection):
+class ReadingConnection(Connection):
+    """Reads, whatever the read path: the nodeid is enough."""
+
+    def files_at(self, nodeid: int) -> DatasetFiles:
+        """The files that a nodeid is one of. Raises OSError."""
+        raise OSError(errno.EISDIR, "no file")
+
+    def on_read(self, unique: int, nodeid: int, body: memoryview) -> Answer:
+        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
+        files = self.files_at(nodeid)
+        count = files.try_read(nodeid, offset, _READ_BUFFER[:size])
+        if count is None:
+            return self._wait_read(files, unique, nodeid, offset, size)
+        return _READ_BUFFER[:count]
+
+    async def _wait_read(self, files: DatasetFiles, unique: int, nodeid: int, offset: int, size: int) -> None:
+        try:
+            pieces = await files.read(nodeid, ByteRange(offset, offset + size))
+        except DsfsError as error:
+            files.note_error(error)
+            raise
+        self.device.reply_pieces(unique, pieces)
+
+
+class RootConnection(ReadingConnection):
+    """The tree of namespaces, and older revisions by name; those are always read by the daemon."""
+
+    def __init__(self, device: Device, tree: WholeTree, offered: int, initialised: Callable[[int], None]) -> None:
+        super().__init__("/", device, tree, ("", ""), offered, initialised)
+        self._whole = tree
+
+    def files_at(self, nodeid: int) -> DatasetFiles:
+        return self._whole.files(nodeid)
+
+    def on_open(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        (flags, _open_flags) = OPEN_IN.unpack_from(body)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, "read-only file system")
+        self.files_at(nodeid).file(nodeid)  # EISDIR, ESTALE
+        return OPEN_OUT.pack(0, _CACHED, 0)
+
+    def on_release(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+        return b""
+
+
+class FilesConnection(ReadingConnection):
     """``read_path`` is what opens get now; once openless, always openless, and the kernel sends no more opens."""
 
     def __init__(
@@ -54,7 +101,6 @@ class FilesConnection(Connection):
         self._openless = openless
         self._turned_openless = turned_openless
         self._stack_depth = stack_depth
-        self._read_buffer = memoryview(bytearray(LARGEST_READ_BYTES))
         self._chosen: tuple[bool, ReadPath] | None = None
 
     @property
@@ -141,27 +187,21 @@ class FilesConnection(Connection):
         self._openless = True
         self._turned_openless()
 
-    # -- read -----------------------------------------------------------------------------------------------------
-
-    def on_read(self, unique: int, nodeid: int, body: memoryview) -> Answer:
-        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
-        count = self._files.try_read(nodeid, offset, self._read_buffer[:size])
-        if count is None:
-            return self._wait_read(unique, nodeid, offset, size)
-        return self._read_buffer[:count]
-
-    async def _wait_read(self, unique: int, nodeid: int, offset: int, size: int) -> None:
-        try:
-            pieces = await self._files.read(nodeid, ByteRange(offset, offset + size))
-        except DsfsError as error:
-            self._files.note_error(error)
-            raise
-        self.device.reply_pieces(unique, pieces)
+    def files_at(self, nodeid: int) -> DatasetFiles:
+        return self._files
 
 
-FilesConnection.handlers = {
+ReadingConnection.handlers = {
     **Connection.handlers,
+    Opcode.READ: ReadingConnection.on_read,  # type: ignore[dict-item]  # the table is looked up through the same class
+}
+RootConnection.handlers = {
+    **ReadingConnection.handlers,
+    Opcode.OPEN: RootConnection.on_open,  # type: ignore[dict-item]
+    Opcode.RELEASE: RootConnection.on_release,  # type: ignore[dict-item]
+}
+FilesConnection.handlers = {
+    **ReadingConnection.handlers,
     Opcode.OPEN: FilesConnection.on_open,  # type: ignore[dict-item]  # the table is looked up through the same class
     Opcode.RELEASE: FilesConnection.on_release,  # type: ignore[dict-item]
-    Opcode.READ: FilesConnection.on_read,  # type: ignore[dict-item]
 }

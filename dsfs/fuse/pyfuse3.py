@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -21,8 +21,8 @@ from dsfs.errors import DsfsError, MountError
 from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.files import DatasetFiles
-from dsfs.filesystem.nodes import ROOT_ID, nodeid_of, slot_of
-from dsfs.filesystem.tree import Directories, NamespaceTree
+from dsfs.filesystem.nodes import ROOT_ID
+from dsfs.filesystem.whole import WholeTree
 from dsfs.model import ReadPath
 from dsfs.ranges import ByteRange
 
@@ -36,16 +36,16 @@ _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.ERANGE, errno.ENAMETO
 
 
 class Operations(pyfuse3.Operations):
-    """Requests of libfuse, answered by the trees. ``tree`` None: the one dataset is the root."""
+    """Requests of libfuse, answered by a tree; they wait until ``show`` was called."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, tree: NamespaceTree | None, datasets: Mapping[int, DatasetFiles]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._tree = tree
-        self._datasets = datasets  # by slot
+        self._tree: WholeTree | DatasetFiles
+        self._shown = trio.Event()
         self._open: dict[int, int] = {}  # fh → nodeid; pyfuse3 gives read nothing else
         self._next_fh = 1
         self.initialised = trio.Event()
@@ -53,29 +53,17 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         self.initialised.set()
 
-    def _of(self, nodeid: int) -> Directories:
-        if self._tree is not None and nodeid in self._tree:
-            return self._tree
-        return self._files(nodeid)
+    def show(self, tree: WholeTree | DatasetFiles) -> None:
+        """What is at the mount point: all datasets, or the files of one."""
+        self._tree = tree
+        self._shown.set()
 
     def _files(self, nodeid: int) -> DatasetFiles:
-        if self._tree is None:
-            return next(iter(self._datasets.values()))
-        files = self._datasets.get(slot_of(nodeid))
-        if files is None:
-            raise OSError(errno.EISDIR if nodeid in self._tree else errno.ESTALE, "no such inode")
-        return files
-
-    def _own(self, entry: Entry) -> Entry:
-        """A dataset's directory shows the dataset's own mode and owner, not those of the tree it is found in."""
-        files = self._datasets.get(slot_of(entry.nodeid))
-        if self._tree is None or files is None or entry.nodeid != nodeid_of(files.dataset.slot, ROOT_ID):
-            return entry
-        return entry._replace(attributes=files.try_getattr(entry.nodeid))
+        return self._tree.files(nodeid) if isinstance(self._tree, WholeTree) else self._tree
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
         async def answer() -> pyfuse3.EntryAttributes:
-            tree = self._of(parent_inode)
+            tree = self._tree
             entry = tree.try_lookup(parent_inode, name) or await tree.lookup(parent_inode, name)
             if entry.attributes is None:
                 if entry.ttl_s == 0:
@@ -84,19 +72,19 @@ class Operations(pyfuse3.Operations):
                 absent.st_ino = 0  # a negative entry that the kernel may keep
                 absent.entry_timeout = entry.ttl_s
                 return absent
-            return _entry(self._own(entry))
+            return _entry(entry)
 
         return await self._run("lookup", parent_inode, answer)
 
     async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
         async def answer() -> pyfuse3.EntryAttributes:
-            return _entry(Entry(inode, self._of(inode).try_getattr(inode)))
+            return _entry(Entry(inode, self._tree.try_getattr(inode)))
 
         return await self._run("getattr", inode, answer)
 
     async def readlink(self, inode: int, ctx: object) -> bytes:
         async def answer() -> bytes:
-            return self._of(inode).readlink(inode)
+            return self._tree.readlink(inode)
 
         return await self._run("readlink", inode, answer)
 
@@ -105,7 +93,7 @@ class Operations(pyfuse3.Operations):
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         async def answer() -> None:
-            tree = self._of(fh)
+            tree = self._tree
             cookie = start_id
             while True:
                 names = tree.try_readdir(fh, cookie, _NAMES_AT_ONCE)
@@ -122,11 +110,11 @@ class Operations(pyfuse3.Operations):
         await self._run("readdir", fh, answer)
 
     async def _show(self, directory: int, listed: Listed, token: Any) -> bool:
-        tree = self._of(directory)
+        tree = self._tree
         if listed.name in (b".", b".."):
             entry = Entry(directory, tree.try_getattr(directory))  # the kernel takes nothing but the number
         elif listed.attributes is not None:
-            entry = self._own(Entry(listed.nodeid, listed.attributes))
+            entry = Entry(listed.nodeid, listed.attributes)
         else:
             entry = tree.try_lookup(directory, listed.name) or await tree.lookup(directory, listed.name)
             if entry.attributes is None:
@@ -175,7 +163,7 @@ class Operations(pyfuse3.Operations):
 
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
         async def answer() -> pyfuse3.StatvfsData:
-            found = await self._of(ROOT_ID).statfs()
+            found = await self._tree.statfs()
             data = pyfuse3.StatvfsData()
             data.f_bsize = data.f_frsize = BLOCK_SIZE
             data.f_blocks = -(-found.total_bytes // BLOCK_SIZE)
@@ -188,7 +176,7 @@ class Operations(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
         async def answer() -> bytes:
-            value = self._of(inode).xattrs(inode).get(name) if name.startswith(b"user.dsfs.") else None
+            value = self._tree.xattrs(inode).get(name) if name.startswith(b"user.dsfs.") else None
             if value is None:
                 raise OSError(errno.ENODATA, "no such attribute")
             return value
@@ -197,7 +185,7 @@ class Operations(pyfuse3.Operations):
 
     async def listxattr(self, inode: int, ctx: object) -> list[bytes]:
         async def answer() -> list[bytes]:
-            return list(self._of(inode).xattrs(inode))
+            return list(self._tree.xattrs(inode))
 
         return await self._run("listxattr", inode, answer)
 
@@ -207,6 +195,7 @@ class Operations(pyfuse3.Operations):
     async def _run(self, operation: str, nodeid: int, answer: Callable[[], Awaitable[T]]) -> T:
         started = time.perf_counter()
         try:
+            await self._shown.wait()
             return await answer()
         except (DsfsError, OSError) as error:
             code = errno_of(error)
@@ -221,8 +210,6 @@ class Operations(pyfuse3.Operations):
             metrics.OPERATION_SECONDS.labels(operation).observe(time.perf_counter() - started)
 
     def _labels(self, nodeid: int) -> tuple[str, str]:
-        if self._tree is not None and nodeid in self._tree:
-            return "", ""
         try:
             manifest = self._files(nodeid).dataset.manifest
         except OSError:
@@ -253,11 +240,13 @@ def _entry(entry: Entry) -> pyfuse3.EntryAttributes:
 class PortableSession:
     """One mount for all. ``tree`` None: the one dataset is the root."""
 
-    def __init__(self, mountpoint: str, tree: NamespaceTree | None) -> None:
+    def __init__(self, mountpoint: str, tree: WholeTree | None) -> None:
         self._mountpoint = mountpoint
+        self._tree = tree
         self._files: dict[str, DatasetFiles] = {}
-        self._by_slot: dict[int, DatasetFiles] = {}
-        self._operations = Operations(tree, self._by_slot)
+        self._operations = Operations()
+        if tree is not None:
+            self._operations.show(tree)
 
     def shown_before(self, dataset: str) -> list[str]:
         """Nothing: a connection of libfuse ends with its server."""
@@ -287,13 +276,17 @@ class PortableSession:
     async def add(self, files: DatasetFiles, changed: Sequence[int] = ()) -> None:
         """Show a dataset; ``changed`` are directories of the tree that list it now."""
         self._files[files.dataset.manifest.id] = files
-        self._by_slot[files.dataset.slot] = files
+        if self._tree is None:
+            self._operations.show(files)
+        else:
+            self._tree.put(files)
         await _forget((), changed)
 
     async def remove(self, name: str, gone: Sequence[tuple[int, bytes]], changed: Sequence[int]) -> None:
         """Show a dataset no longer; its open files answer ESTALE."""
         files = self._files.pop(name)
-        del self._by_slot[files.dataset.slot]
+        if self._tree is not None:
+            self._tree.drop(files.dataset.slot)
         await _forget(gone, changed)
 
     async def swapped(self, name: str, changed: Changes | None) -> None:
