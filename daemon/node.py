@@ -18,7 +18,7 @@ from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.errors import ConfigError
 from dsfs.fetch.flights import DISK
-from dsfs.model import Kind, object_key
+from dsfs.model import Kind
 
 
 class Node:
@@ -89,9 +89,8 @@ class Node:
 
     def _evict(self, dataset: Dataset, glob: str) -> int:
         freed = 0
-        identity = dataset.origin.source.identity
         for path, tag in files_of(dataset.catalog.file, glob):
-            freed += self._tier.evict(object_key(identity, path, tag))
+            freed += self._tier.evict(dataset.origin.key_of(path, tag))
         return freed
 
     async def resync(self, selector: str) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,14 +25,15 @@ from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.direct import DirectSession
-from dsfs.manifest.documents import Documents, load_documents, parse_documents
-from dsfs.manifest.schema import Manifest
+from dsfs.manifest.documents import Documents, load_documents, parse_documents, texts_of
+from dsfs.manifest.schema import Manifest, SourceType
 from dsfs.manifest.secrets import Secrets
 from dsfs.manifest.uri import manifest_from_uri
 from dsfs.model import ReadPath
 from dsfs.ranges import MiB
 from dsfs.sources.base import Source
 from dsfs.sources.prefixed import PrefixedSource
+from dsfs.sources.reference import ReferenceSource, parse_reference
 from dsfs.sources.registry import build_source
 from dsfs.sources.unusable import UnusableSource
 
@@ -41,18 +43,23 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 APPLIED = "applied"
-"""In the runtime directory: manifests that were applied while the mount ran, and `.deleted` marks; the next server of
-the same mount reads them after those it was started with."""
+"""In the runtime directory: the manifests that the mount was started with, those that were applied while it ran, and
+`.deleted` marks. What the next server of the same mount shows."""
 _LONGEST_WINDOW = 64 * MiB
+_LONGEST_CHAIN = 8  # of references to references
 _SECRETS_S = 5.0  # between looks at the Secrets; a kubelet takes a minute to update one
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache", "preheat")
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be shown. ``single``: one dataset, whose files lie directly at the mount point."""
+    """What is to be shown. ``single``: one dataset, whose files lie directly at the mount point.
+
+    ``known`` are all manifests, also those that are not visible here: what a REFERENCE may name.
+    """
 
     manifests: tuple[Manifest, ...]
+    known: Mapping[str, Manifest]
     secrets: Secrets
     single: bool
 
@@ -61,28 +68,44 @@ def read_wanted(settings: Settings) -> Wanted:
     """Manifests and secrets, as they are written down now. Raises ConfigError."""
     if settings.source_uri is not None:
         manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
-        return Wanted((manifest,), Secrets(None, settings.secrets_dirs), single=True)
-    documents = load_documents(settings.manifest_paths)
-    manifests = {manifest.id: manifest for manifest in documents.manifests}
-    secrets = dict(documents.secrets)
-    for applied in _applied(settings):
+        return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True)
+    directory = f"{settings.runtime_dir}/{APPLIED}"
+    if not os.path.isdir(directory):
+        load_documents(settings.manifest_paths)  # refused here, before anything is written down
+        _snapshot(settings.manifest_paths, directory)
+    manifests: dict[str, Manifest] = {}
+    secrets: dict[tuple[str, str], Mapping[str, str]] = {}
+    for applied in _applied(directory):
         manifests.update({manifest.id: manifest for manifest in applied.manifests})
         secrets.update(applied.secrets)
-    for name in _deleted(settings):
+    for name in _deleted(directory):
         manifests.pop(name, None)
     seen = tuple(manifest for manifest in manifests.values() if visible(manifest, settings.namespaces))
-    return Wanted(seen, Secrets(secrets, settings.secrets_dirs), single=False)
+    return Wanted(seen, manifests, Secrets(secrets, settings.secrets_dirs), single=False)
 
 
-def _applied(settings: Settings) -> list[Documents]:
-    directory = f"{settings.runtime_dir}/{APPLIED}"
-    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    return [load_documents([f"{directory}/{name}"]) for name in names if name.endswith(".yaml")]
+def _snapshot(paths: Sequence[str], directory: str) -> None:
+    """What the mount was started with: a server that takes over after a crash shows the same, whatever was edited."""
+    aside = f"{directory}.new"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.mkdir(aside, 0o700)
+    for number, (suffix, text) in enumerate(texts_of(paths)):
+        _write_private(f"{aside}/{number:06}{suffix}", text)
+    os.rename(aside, directory)
 
 
-def _deleted(settings: Settings) -> list[str]:
-    directory = f"{settings.runtime_dir}/{APPLIED}"
-    names = os.listdir(directory) if os.path.isdir(directory) else []
+def _write_private(path: str, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _applied(directory: str) -> list[Documents]:
+    names = [name for name in sorted(os.listdir(directory)) if not name.endswith(".deleted")]
+    return [load_documents([f"{directory}/{name}"]) for name in names]
+
+
+def _deleted(directory: str) -> list[str]:
+    names = os.listdir(directory)
     return [name.removesuffix(".deleted").replace("@", "/") for name in names if name.endswith(".deleted")]
 
 
@@ -109,6 +132,7 @@ class Shown:
     ) -> None:
         self._settings = settings
         self._secrets = wanted.secrets
+        self._known = dict(wanted.known)
         self._bridge = bridge
         self._store = store
         self._reader = reader
@@ -145,7 +169,9 @@ class Shown:
                 raise
             log.warning("dataset cannot be used", dataset=manifest.id, reason=str(error))
             source = UnusableSource(manifest.source.uri, str(error))
-        origin = Origin(source, manifest.namespace, manifest.name, manifest.cache.quota)
+        prefix = "" if isinstance(source, UnusableSource) else self._key_prefix(manifest)
+        quota = manifest.cache.quota
+        origin = Origin(source, manifest.namespace, manifest.name, quota_bytes=quota, key_prefix=prefix)
         slot = self._store.number(f"dataset {manifest.id}")
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
         dataset.open_revision(self._session.shown_before(manifest.id))
@@ -209,6 +235,7 @@ class Shown:
         done = []
         async with self._changing:
             self._secrets.add(documents.secrets)
+            self._known.update({manifest.id: manifest for manifest in documents.manifests})
             for manifest in documents.manifests:
                 if visible(manifest, self._settings.namespaces):
                     done.append(await self._apply(manifest))
@@ -249,6 +276,7 @@ class Shown:
 
     async def _remove(self, name: str) -> None:
         shown = self._shown.pop(name)
+        self._known.pop(name, None)
         manifest = shown.dataset.manifest
         assert self._tree is not None
         gone, changed = self._tree.remove(manifest.namespace, manifest.name)
@@ -261,7 +289,7 @@ class Shown:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
                 await shown.dataset.close_sources()
 
-    async def _build(self, manifest: Manifest) -> Source:
+    async def _build(self, manifest: Manifest, depth: int = 0) -> Source:
         """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
         credentials = self._credentials(manifest)
         if credentials is None:
@@ -269,11 +297,43 @@ class Shown:
                 f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
                 "(add the Secret to the manifests, or its directory with --secrets)"
             )
-        source = build_source(
-            manifest.source, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace
-        )
+        if manifest.source.type is SourceType.REFERENCE and self._tree is not None:
+            source: Source = await self._build_reference(manifest, depth)
+        else:
+            spec = manifest.source
+            if spec.type is SourceType.MANUAL and not spec.options:
+                spec = spec.model_copy(update={"uri": f"manual://{manifest.name}"})  # its claim has the dataset's name
+            source = build_source(spec, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace)
         prefix = manifest.mount_options.path.strip("/")
         return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
+
+    async def _build_reference(self, manifest: Manifest, depth: int) -> Source:
+        """Another dataset's source. Raises ConfigError when there is none, or it is not shared with this namespace."""
+        namespace, name, path = parse_reference(manifest.source.uri)
+        target = self._known.get(f"{namespace}/{name}")
+        # One answer for both: a team does not learn which datasets others have.
+        if target is None or not visible(target, [manifest.namespace]):
+            raise ConfigError(
+                f"{manifest.id}: {manifest.source.uri} is not there or not shared with namespace {manifest.namespace} "
+                "(its owner sets spec.share)"
+            )
+        if depth >= _LONGEST_CHAIN:
+            raise ConfigError(f"{manifest.id}: {manifest.source.uri} refers back to itself")
+        return ReferenceSource(await self._build(target, depth + 1), manifest.source.uri, path)
+
+    def _key_prefix(self, manifest: Manifest) -> str:
+        """What has to be put before a path to get that of the dataset whose files a REFERENCE shows."""
+        prefix = ""
+        for _step in range(_LONGEST_CHAIN):
+            if manifest.source.type is not SourceType.REFERENCE:
+                break
+            namespace, name, path = parse_reference(manifest.source.uri)
+            prefix = f"{path}/{prefix}" if path else prefix
+            target = self._known.get(f"{namespace}/{name}")
+            if target is None:
+                break
+            manifest = target
+        return prefix
 
     def _credentials(self, manifest: Manifest) -> Mapping[str, str] | None:
         """What the Secret says now; None when it is not there. Reads files."""
@@ -308,18 +368,15 @@ class Shown:
 
     def _write_down(self, text: str, documents: Documents) -> None:
         directory = f"{self._settings.runtime_dir}/{APPLIED}"
-        os.makedirs(directory, mode=0o700, exist_ok=True)
         for manifest in documents.manifests:
             mark = f"{directory}/{manifest.id.replace('/', '@')}.deleted"
             if os.path.exists(mark):
                 os.unlink(mark)
-        path = f"{directory}/{len(os.listdir(directory)):06}.yaml"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
+        numbers = [int(name[:6]) for name in os.listdir(directory) if name[:6].isdigit()]
+        _write_private(f"{directory}/{max(numbers, default=-1) + 1:06}.yaml", text)
 
     def _mark_deleted(self, name: str) -> None:
         directory = f"{self._settings.runtime_dir}/{APPLIED}"
-        os.makedirs(directory, mode=0o700, exist_ok=True)
         os.close(os.open(f"{directory}/{name.replace('/', '@')}.deleted", os.O_WRONLY | os.O_CREAT, 0o600))
 
 

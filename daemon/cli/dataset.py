@@ -52,7 +52,7 @@ def apply(
 ) -> None:
     """Add datasets to a running mount, or change them; another dataSyncRound asks for a resync."""
     load_documents(file)  # refused here, with the name of the file, before anything is sent
-    body = {"manifests": "\n---\n".join(texts_of(file))}
+    body = {"manifests": "\n---\n".join(text for _suffix, text in texts_of(file))}
     answer = ask(running.find(mountpoint), "POST", "/api/v1/apply", body, timeout_s=None)
     if as_json:
         show_json(answer)

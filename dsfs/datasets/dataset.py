@@ -16,18 +16,22 @@ from dsfs.catalog import crawl
 from dsfs.catalog.diff import Changes, adopt_numbers, changes
 from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
+from dsfs.datasets.once import Once
 from dsfs.datasets.store import DatasetStore, new_revision
 from dsfs.errors import CatalogError, ConfigError, DsfsError, SourceError, SourceRefused, SourceUnsupported
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
-from dsfs.manifest.schema import Manifest
-from dsfs.model import Kind, Phase, SourceObject, object_key
+from dsfs.manifest.schema import Manifest, SourceType
+from dsfs.model import Kind, Phase, SourceObject
 from dsfs.sources.base import Source
 
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
+_MANUAL_SYNC_S = 10.0  # how soon a file that somebody puts into a MANUAL dataset is seen
+_OLDER_REVISIONS = 16  # whose open files can still be read, unless their bytes are gone
+_OLD_SOURCES = 8  # replaced, not closed yet
 _RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
 _TOLD_NAMES = 10_000  # more changes than that are told as "a lot"
 CATALOG = trio.CapacityLimiter(2)  # threads that scan catalogs
@@ -89,8 +93,8 @@ class Dataset:
         self._closing: list[Source] = []
         self._asked_by_change_s = -_RESYNC_PAUSE_S
         self._writer: CatalogWriter | None = None
-        self._listing: dict[int, _Once] = {}
-        self._resolving: dict[int, _Once] = {}
+        self._listing = Once()
+        self._resolving = Once()
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -124,8 +128,11 @@ class Dataset:
         """List the first revision, then the next one whenever somebody asks for it."""
         await self._list_first()
         async with trio.open_nursery() as nursery:
-            if self.manifest.sync_interval_s is not None:
-                nursery.start_soon(self._ask_by_the_clock, self.manifest.sync_interval_s)
+            interval_s = self.manifest.sync_interval_s
+            if interval_s is None and self.manifest.source.type is SourceType.MANUAL:
+                interval_s = _MANUAL_SYNC_S
+            if interval_s is not None:
+                nursery.start_soon(self._ask_by_the_clock, interval_s)
             while True:
                 await self._asked.wait()
                 self._asked = trio.Event()
@@ -168,8 +175,14 @@ class Dataset:
         except ConfigError as error:
             self._message = str(error)
             return
+        await self._use(source)
+
+    async def _use(self, source: Source) -> None:
+        """Read through another source from now on. The old one is closed when nothing can be under way on it."""
         self._closing.append(self.origin.source)
         self.origin.source = source
+        if len(self._closing) > _OLD_SOURCES:
+            await self._bridge.call(self._closing.pop(0).close)
 
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
@@ -255,13 +268,19 @@ class Dataset:
         first_free = max(catalog.next_ino() for catalog in (shown, *self._older))
         await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
         found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
-        before, self.origin.source = self.origin.source, source
-        # Between these two lines and the next await nobody looks: from here on the tree is the new one.
+        await self._use(source)
+        if found is not None and not found:
+            await trio.to_thread.run_sync(_remove_catalog, writer.file, limiter=CATALOG)
+            return  # nothing has changed: what is shown is the next revision
+        # No await between these lines: from here on the tree is the new one.
         self._older.insert(0, shown)
         self._catalog = Catalog(writer.file)
-        self._closing.append(before)
         log.info("revision swapped", dataset=self.manifest.id, revision=self._catalog.revision, changed=bool(found))
+        for forgotten in self._older[_OLDER_REVISIONS:]:
+            forgotten.close()
+        del self._older[_OLDER_REVISIONS:]
         await self.on_swap(found)
+        await self.clean()
 
     async def close_sources(self) -> None:
         """Give back the connections of sources that were replaced, and of the one in use. The last thing to call."""
@@ -308,7 +327,7 @@ class Dataset:
         """Have every name of a directory in the catalog. Raises SourceError."""
         await self.answered.wait()
         if not self.catalog.is_listed(ino):
-            await self._once(self._listing, ino, lambda: self._list(ino))
+            await self._listing.do(ino, lambda: self._list(ino))
 
     async def find(self, parent: int, name: bytes) -> Row | None:
         """One name of a directory, known or not; None when it is certain that there is none. Raises SourceError."""
@@ -331,7 +350,7 @@ class Dataset:
 
     async def resolve(self, row: Row) -> None:
         """Learn size and version of a file of which only the name is known; of its siblings too. Raises SourceError."""
-        await self._once(self._resolving, row.ino, lambda: self._resolve(row))
+        await self._resolving.do(row.ino, lambda: self._resolve(row))
 
     async def _list(self, ino: int) -> None:
         writer = self._writer
@@ -365,25 +384,6 @@ class Dataset:
     async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
         return await patiently(self.origin, call, self._timeout_s)
 
-    async def _once(self, under_way: dict[int, _Once], ino: int, work: Callable[[], Awaitable[None]]) -> None:
-        """One piece of work for all who ask for it at the same time. If its maker is cancelled, another takes over."""
-        while (other := under_way.get(ino)) is not None:
-            await other.done.wait()
-            if other.finished:
-                if other.error is not None:
-                    raise other.error
-                return
-        mine = under_way[ino] = _Once()
-        try:
-            await work()
-            mine.finished = True
-        except DsfsError as error:
-            mine.error, mine.finished = error, True
-            raise
-        finally:
-            del under_way[ino]
-            mine.done.set()
-
     def row(self, ino: int) -> Row | None:
         """An entry of the revision that is shown, or of one before it that somebody may have open."""
         for catalog in (self.catalog, *self._older):
@@ -404,7 +404,7 @@ class Dataset:
         path = self.path_of(row.ino)
         size = row.size or 0
         obj = SourceObject(path, Kind(row.kind), size, row.mtime_ns, row.tag)
-        return RemoteFile(object_key(self.origin.source.identity, path, row.tag), size, obj, self.origin)
+        return RemoteFile(self.origin.key_of(path, row.tag), size, obj, self.origin)
 
 
 def _totals_of(file: str) -> tuple[int, int, int]:
@@ -424,12 +424,3 @@ def _remove_catalog(file: str) -> None:
 
 async def _nobody_to_tell(found: Changes | None) -> None:
     return
-
-
-class _Once:
-    __slots__ = ("done", "error", "finished")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.finished = False
-        self.error: DsfsError | None = None

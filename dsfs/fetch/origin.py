@@ -16,7 +16,7 @@ from dsfs.errors import (
     SourceRefused,
     SourceTimeout,
 )
-from dsfs.model import SourceObject, Tier
+from dsfs.model import SourceObject, Tier, object_key
 from dsfs.sources.base import Source
 
 T = TypeVar("T")
@@ -33,12 +33,15 @@ class LastError:
 class Origin:
     """One dataset's source. Belongs to the file side, but for ``source``."""
 
-    def __init__(self, source: Source, namespace: str, dataset: str, quota_bytes: int | None = None) -> None:
+    def __init__(
+        self, source: Source, namespace: str, dataset: str, *, quota_bytes: int | None = None, key_prefix: str = ""
+    ) -> None:
         self.source = source
         self.quota_bytes = quota_bytes
         self.namespace = namespace
         self.dataset = dataset
         self.id = f"{namespace}/{dataset}"
+        self._key_prefix = key_prefix
         self.last_error: LastError | None = None
         self.renew: Callable[[], Awaitable[bool]] = _cannot_renew
         """Called when the origin refuses: builds ``source`` anew if its credentials have changed, and says whether."""
@@ -49,6 +52,10 @@ class Origin:
         }
         self._read = {tier: metrics.READ_BYTES.labels(namespace, dataset, tier) for tier in Tier}
         self.kernel_opened_bytes = metrics.KERNEL_OPENED_BYTES.labels(namespace, dataset)
+
+    def key_of(self, path: str, version_tag: str) -> str:
+        """What the cache calls a file: the same as the dataset does that it is borrowed from."""
+        return object_key(self.source.identity, self._key_prefix + path, version_tag)
 
     def count_read(self, tier: Tier, size_bytes: int) -> None:
         """So many bytes went to the kernel, from there."""

@@ -17,18 +17,16 @@ import trio
 
 from dsfs import metrics
 from dsfs.errors import DsfsError
-from dsfs.filesystem.attributes import BLOCK_SIZE, FOREVER_S, Attributes, Entry, Listed
+from dsfs.filesystem.attributes import BLOCK_SIZE, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.tree import Directories
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.interrupts import wants_out
+from dsfs.fuse.packing import pack_attributes, pack_entry, pack_names, pack_names_plus, pack_sized
 from dsfs.fuse.wire import (
-    ATTR,
     ATTR_OUT,
     DIRENT,
-    ENTRY_OUT,
     GETXATTR_IN,
-    GETXATTR_OUT,
     IN_HEADER,
     INIT_IN,
     INIT_IN_FLAGS2,
@@ -41,7 +39,6 @@ from dsfs.fuse.wire import (
     InitFlag,
     Opcode,
 )
-from dsfs.model import Kind
 from dsfs.ranges import MiB
 
 log = structlog.get_logger()
@@ -50,9 +47,7 @@ _NOTIFICATIONS = trio.CapacityLimiter(2)
 LARGEST_READ_BYTES = 1 * MiB
 _PAGE = 4096
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
-_DTYPE = {Kind.FILE: 8, Kind.DIRECTORY: 4, Kind.SYMLINK: 10}  # DT_REG, DT_DIR, DT_LNK of <dirent.h>
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
-_NO_ATTR = bytes(ENTRY_OUT.size + ATTR.size)
 
 Answer = bytes | memoryview | None | Coroutine[Any, Any, "bytes | bytearray | memoryview | None"]
 Handler = Callable[["Connection", int, int, memoryview], Answer]
@@ -308,11 +303,11 @@ class Connection:
         value = self._tree.xattrs(nodeid).get(name)
         if value is None:
             raise OSError(errno.ENODATA, "no such attribute")
-        return _sized(value, size)
+        return pack_sized(value, size)
 
     def on_listxattr(self, unique: int, nodeid: int, body: memoryview) -> bytes:
         (size, _pad) = GETXATTR_IN.unpack_from(body)
-        return _sized(b"".join(name + b"\0" for name in self._tree.xattrs(nodeid)), size)
+        return pack_sized(b"".join(name + b"\0" for name in self._tree.xattrs(nodeid)), size)
 
     def on_write_like(self, unique: int, nodeid: int, body: memoryview) -> None:
         raise OSError(errno.EROFS, "read-only file system")
@@ -328,79 +323,6 @@ class Connection:
 
     def on_destroy(self, unique: int, nodeid: int, body: memoryview) -> bytes:
         return b""
-
-
-def _sized(value: bytes, size: int) -> bytes:
-    """An attribute's value as the caller's buffer takes it: its length for size 0."""
-    if size == 0:
-        return GETXATTR_OUT.pack(len(value), 0)
-    if len(value) > size:
-        raise OSError(errno.ERANGE, "the buffer is too small")
-    return value
-
-
-def pack_attributes(attributes: Attributes) -> bytes:
-    seconds, nanoseconds = divmod(attributes.mtime_ns, 1_000_000_000)
-    seconds &= 0xFFFFFFFFFFFFFFFF  # before 1970 the kernel reads it as signed
-    return ATTR.pack(
-        attributes.ino,
-        attributes.size,
-        (attributes.size + 511) // 512,
-        seconds,
-        seconds,
-        seconds,
-        nanoseconds,
-        nanoseconds,
-        nanoseconds,
-        attributes.mode,
-        attributes.nlink,
-        attributes.uid,
-        attributes.gid,
-        0,
-        BLOCK_SIZE,
-        0,
-    )
-
-
-def pack_entry(entry: Entry) -> bytes:
-    if entry.attributes is None:
-        if entry.ttl_s == 0:
-            raise OSError(errno.ENOENT, "no such name")
-        return ENTRY_OUT.pack(0, 0, entry.ttl_s, 0, 0, 0) + bytes(ATTR.size)
-    head = ENTRY_OUT.pack(entry.nodeid, 0, entry.ttl_s, entry.attributes.ttl_s, 0, 0)
-    return head + pack_attributes(entry.attributes)
-
-
-def pack_names(names: list[Listed], size: int) -> bytes:
-    parts: list[bytes] = []
-    for listed in names:
-        record = _dirent(listed)
-        size -= len(record)
-        if size < 0:
-            break
-        parts.append(record)
-    return b"".join(parts)
-
-
-def pack_names_plus(names: list[Listed], size: int) -> bytes:
-    parts: list[bytes] = []
-    for listed in names:
-        record = _dirent(listed)
-        size -= len(record) + len(_NO_ATTR)
-        if size < 0:
-            break
-        # nodeid 0: the kernel takes the name alone, and looks it up when somebody asks
-        head = _NO_ATTR
-        if listed.attributes is not None:
-            head = pack_entry(Entry(listed.nodeid, listed.attributes, FOREVER_S))
-        parts += (head, record)
-    return b"".join(parts)
-
-
-def _dirent(listed: Listed) -> bytes:
-    length = len(listed.name)
-    padding = -(DIRENT.size + length) % 8
-    return DIRENT.pack(listed.nodeid, listed.cookie, length, _DTYPE[Kind(listed.kind)]) + listed.name + b"\0" * padding
 
 
 Connection.handlers = {

@@ -47,9 +47,9 @@ def parse_documents(text: str, file: str) -> Documents:
     return collect(_objects(text, file))
 
 
-def texts_of(paths: Sequence[str]) -> list[str]:
-    """The files that ``load_documents`` reads, as text. Raises ConfigError."""
-    return [read_text(file) for file in _files(paths)]
+def texts_of(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """The files that ``load_documents`` reads: (suffix, text) of each. Raises ConfigError."""
+    return [(os.path.splitext(file)[1] or ".yaml", read_text(file)) for file in _files(paths)]
 
 
 def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:

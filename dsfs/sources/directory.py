@@ -39,7 +39,7 @@ _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM})
 def directory_source(
     spec: SourceSpec, credentials: Mapping[str, str], *, pvc_root: str | None = None, namespace: str = "default"
 ) -> DirectorySource:
-    """For types NFS and PVC. Raises ConfigError; whether the directory is there is seen when it is listed."""
+    """For types NFS, PVC and MANUAL. Raises ConfigError; whether the directory is there is seen when it is listed."""
     return DirectorySource(_directory_of(spec, pvc_root, namespace), spec.uri)
 
 
@@ -54,7 +54,7 @@ def _directory_of(spec: SourceSpec, pvc_root: str | None, namespace: str) -> str
         return spec.uri
     if spec.uri.startswith("file:///"):
         return unquote(spec.uri.removeprefix("file://"), errors="surrogateescape")
-    if spec.uri.startswith("pvc://"):
+    if spec.uri.startswith(("pvc://", "manual://")):
         return _claim_directory(spec.uri, pvc_root, namespace)
     raise ConfigError(
         f"{spec.type}: {spec.uri} is not mounted by this version of dsfs (mount it, and name the place with "
@@ -64,7 +64,7 @@ def _directory_of(spec: SourceSpec, pvc_root: str | None, namespace: str) -> str
 
 def _claim_directory(uri: str, pvc_root: str | None, namespace: str) -> str:
     """PVC_ROOT/NAMESPACE/CLAIM, always, if the namespace has a directory there; PVC_ROOT/CLAIM otherwise."""
-    parts = path_parts(unquote(uri.removeprefix("pvc://"), errors="surrogateescape").rstrip("/"))
+    parts = path_parts(unquote(uri.partition("://")[2], errors="surrogateescape").rstrip("/"))
     if parts is None:
         raise ConfigError(f'{uri} names no claim (write pvc://CLAIM/path, without ".." and "//")')
     if pvc_root is None:

@@ -33,8 +33,10 @@ SOURCES: Final[Mapping[SourceType, SourceKind]] = {
     SourceType.HADOOP: _LATER,
     SourceType.HUGGING_FACE: _LATER,
     SourceType.MODEL_SCOPE: _LATER,
-    SourceType.REFERENCE: _LATER,
-    SourceType.MANUAL: _LATER,
+    SourceType.REFERENCE: SourceKind(
+        why_not="needs the dataset that it refers to (mount both from manifests, with -f)"
+    ),
+    SourceType.MANUAL: SourceKind("dsfs.sources.directory:directory_source"),
     SourceType.CONDA: _BUILT,
     SourceType.DATABASE: _BUILT,
 }

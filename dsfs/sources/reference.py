@@ -1,0 +1,71 @@
+"""REFERENCE: another dataset, or a directory of it, under a name of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from dsfs.errors import ConfigError
+from dsfs.model import ListingPage, SourceObject, path_parts
+from dsfs.ranges import ByteRange
+from dsfs.sources.base import Sink, Source, walk
+
+SCHEME = "dataset://"
+
+
+def parse_reference(uri: str) -> tuple[str, str, str]:
+    """``dataset://namespace/name[/path]`` → (namespace, name, path). Raises ConfigError."""
+    namespace, _, rest = uri.removeprefix(SCHEME).partition("/")
+    name, _, path = rest.partition("/")
+    path = path.strip("/")
+    if not uri.startswith(SCHEME) or not namespace or not name or (path and path_parts(path) is None):
+        raise ConfigError(f"{uri}: is not dataset://NAMESPACE/NAME or dataset://NAMESPACE/NAME/PATH")
+    return namespace, name, path
+
+
+class ReferenceSource:
+    """Reads what the other dataset reads, with its credentials. ``path`` is the directory to show, "" for all of it."""
+
+    def __init__(self, source: Source, uri: str, path: str) -> None:
+        self.identity = source.identity  # cached bytes are shared: the origin puts ``path`` back before a key is made
+        self.uri = uri
+        self._source = source
+        self._path = path
+
+    @property
+    def revision(self) -> str:
+        return self._source.revision
+
+    async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+        async for page in self._source.list_directory(self._inner(directory)):
+            yield self._outer(page)
+
+    async def list_tree(self) -> AsyncIterator[ListingPage]:
+        if self._path:
+            async for page in walk(self.list_directory):
+                yield page
+        else:
+            async for page in self._source.list_tree():
+                yield page
+
+    async def stat(self, path: str) -> SourceObject | None:
+        found = await self._source.stat(self._inner(path))
+        return None if found is None else replace(found, path=path)
+
+    async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+        await self._source.read(replace(obj, path=self._inner(obj.path)), wanted, sink)
+
+    async def close(self) -> None:
+        await self._source.close()
+
+    def _inner(self, path: str) -> str:
+        return f"{self._path}/{path}" if self._path and path else self._path or path
+
+    def _outer(self, page: ListingPage) -> ListingPage:
+        if not self._path:
+            return page
+        below = len(self._path) + 1
+        return ListingPage(
+            tuple(replace(obj, path=obj.path[below:]) for obj in page.objects),
+            tuple(path[below:] for path in page.complete),
+        )
