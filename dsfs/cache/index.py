@@ -20,6 +20,8 @@ from dsfs.cache.eviction import Cached
 
 _TOTALS = "#totals"  # not a key of an object, which is 64 hex digits
 _CLEAN = "#clean"
+_NOTED_S = 60.0
+_NOTED_USES = 200_000
 
 
 @dataclass(slots=True)
@@ -71,6 +73,8 @@ class Index:
         self._flushing = threading.Lock()
         self._pending: dict[str, _Pending] = {}
         self._unflushed_bytes: Counter[str] = Counter()  # by owner: added since the last flush
+        self._noted: set[tuple[str, str]] = set()  # uses of this minute, which need not be noted again
+        self._noted_since_s = 0.0
         totals: dict[str, int] = self._cache.get(_TOTALS) or {}
         self._owner_bytes = {owner: size for owner, size in totals.items() if owner}
         self._used_bytes = self._row_bytes = totals.get("", 0)
@@ -102,8 +106,13 @@ class Index:
             self._pending.setdefault(key, _Pending()).added_bytes -= size_bytes
 
     def use(self, key: str, owner: str) -> None:
-        """Note that a dataset used an object just now."""
+        """Note that a dataset used an object just now: to the minute, as a row costs more to write than most reads."""
+        if (key, owner) in self._noted:
+            return
         with self._lock:
+            if len(self._noted) >= _NOTED_USES:
+                self._noted.clear()
+            self._noted.add((key, owner))
             self._pending.setdefault(key, _Pending()).owners.add(owner)
 
     def remove(self, key: str) -> None:
@@ -119,6 +128,9 @@ class Index:
         """
         with self._flushing:
             with self._lock:
+                if abs(now_s - self._noted_since_s) >= _NOTED_S:
+                    self._noted.clear()
+                    self._noted_since_s = now_s
                 pending, self._pending = self._pending, {}
                 self._unflushed_bytes.clear()
             if not pending:
