@@ -13,11 +13,14 @@ log says why.
 The protocol on ``keeper.sock`` (unix, SOCK_SEQPACKET; one JSON object a message; version 1):
 
     server → keeper                                       keeper → server
-    {"op": "hello", "version": 1, "pid": …}               {"version": 1, "restarts": …, "connections": [names…]}
-                                                          and for each name: {"name", "dev", "state"} + descriptor
+    {"op": "hello", "version": 1, "pid": …}               {"version": 1, "restarts": …, "connections": [names…],
+                                                          "held": [names…]}, for each connection
+                                                          {"name", "dev", "state"} + descriptor, and for each that is
+                                                          held {"name"} + descriptor
     {"op": "mount", "name", "path", "source"}             {"name", "dev", "state"} + descriptor, or {"name", "error"}
     {"op": "state", "name", "state": {…}}                 nothing; what the next server is told about the connection
     {"op": "unmount", "name"}                             {"name"} or {"name", "error"}
+    {"op": "hold", "name"} + descriptor                   nothing; kept for the next server (a memfd: never on a disk)
     {"op": "ready"}, {"op": "failed", "error"}            nothing
 """
 
@@ -72,6 +75,7 @@ class Keeper:
         self._server_argv: list[str] = config["server_argv"]
         self._own_mounts: bool = config["own_mounts"]  # False: the server mounts, with libfuse
         self._connections: dict[str, Connection] = {}
+        self._held: dict[str, int] = {}
         self._lock = threading.Lock()  # guards _connections; mounts and unmounts run in threads
         self._server: subprocess.Popen[bytes] | None = None
         self._server_since = 0.0
@@ -188,11 +192,11 @@ class Keeper:
 
     def _serve(self, peer: socket.socket) -> None:
         try:
-            raw = peer.recv(LARGEST_MESSAGE)
+            raw, fds, _flags, _address = socket.recv_fds(peer, LARGEST_MESSAGE, 1)
             message = json.loads(raw) if raw else None
         except (OSError, ValueError) as error:
             _say(f"a peer on the keeper's socket is dropped: {error}")
-            message = None
+            message, fds = None, []
         if not isinstance(message, dict):
             self._selector.unregister(peer)
             peer.close()
@@ -210,6 +214,11 @@ class Keeper:
                 with self._lock:
                     if name in self._connections:
                         self._connections[name].state = message.get("state", {})
+            case "hold" if fds:
+                before = self._held.pop(name, None)
+                if before is not None:
+                    os.close(before)
+                self._held[name] = fds.pop()
             case "ready":
                 self._tell({"ok": True})
             case "failed":
@@ -218,13 +227,18 @@ class Keeper:
                     self._stopping = True
             case other:
                 _send(peer, {"error": f"unknown operation {other!r}"})
+        for fd in fds:
+            os.close(fd)
 
     def _hand_over(self, peer: socket.socket) -> None:
         with self._lock:
             connections = dict(self._connections)
-        _send(peer, {"version": VERSION, "restarts": self._restarts, "connections": sorted(connections)})
+        hello = {"version": VERSION, "restarts": self._restarts, "connections": sorted(connections)}
+        _send(peer, {**hello, "held": sorted(self._held)})
         for name, connection in sorted(connections.items()):
             _send(peer, {"name": name, "dev": connection.dev, "state": connection.state}, connection.fd)
+        for name, fd in sorted(self._held.items()):
+            _send(peer, {"name": name}, fd)
 
     def _mount(self, peer: socket.socket, name: str, path: str, source: str) -> None:
         with self._lock:

@@ -25,7 +25,7 @@ from daemon import logs
 from daemon.control.listen import control_interface
 from daemon.node import Node
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
-from daemon.shown import Shown, Wanted, read_wanted
+from daemon.shown import HANDED_OVER, Shown, Wanted, read_wanted
 from dsfs import metrics
 from dsfs.bridge import network_side
 from dsfs.cache.index import Index
@@ -76,7 +76,7 @@ async def serve(settings: Settings) -> None:
 async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack) -> None:
     metrics.SERVER_RESTARTS.inc(keeper.restarts)
     bridge = await stack.enter_async_context(network_side())
-    wanted = await trio.to_thread.run_sync(read_wanted, settings)
+    wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts.get(HANDED_OVER))
     tier, boot = await stack.enter_async_context(_node_tier(settings))
     background = await stack.enter_async_context(trio.open_nursery())
     stack.callback(background.cancel_scope.cancel)
@@ -86,7 +86,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     store = DatasetStore(tier.layout.catalogs)
     tree = None if wanted.single else _tree(settings)
     session = _session(settings, keeper, tree)
-    shown = Shown(settings, wanted, bridge, store, reader, background, session, tree)
+    shown = Shown(settings, wanted, bridge, store, reader, background, session, tree, keeper)
     stack.push_async_callback(shown.close)
     node = Node(settings, os.getppid(), tier, boot, shown)
     await background.start(control_interface, settings, node, bridge)
@@ -122,6 +122,7 @@ async def _show(
         await nursery.start(_run_session, session, serving)
         for mount in prepared:
             await mount()
+        await shown.hand_over()
         datasets = shown.datasets.values()
         await _first_answers(datasets, settings.read_timeout_s if wanted.single else _FIRST_ANSWERS_S)
         if wanted.single and keeper.restarts == 0:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,7 +24,8 @@ from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.direct import DirectSession
-from dsfs.manifest.documents import Documents, load_documents, parse_documents, texts_of
+from dsfs.fuse.keeper_client import KeeperClient
+from dsfs.manifest.documents import Documents, load_documents, parse_documents
 from dsfs.manifest.schema import Manifest, SourceType
 from dsfs.manifest.secrets import Secrets
 from dsfs.manifest.uri import manifest_from_uri
@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-APPLIED = "applied"
-"""In the runtime directory: the manifests that the mount was started with, those that were applied while it ran, and
-`.deleted` marks. What the next server of the same mount shows."""
+HANDED_OVER = "manifests"
+
 _LONGEST_WINDOW = 64 * MiB
 _LONGEST_CHAIN = 8  # of references to references
 _SECRETS_S = 5.0  # between looks at the Secrets; a kubelet takes a minute to update one
@@ -64,49 +63,33 @@ class Wanted:
     single: bool
 
 
-def read_wanted(settings: Settings) -> Wanted:
-    """Manifests and secrets, as they are written down now. Raises ConfigError."""
+def read_wanted(settings: Settings, handed_over: str | None) -> Wanted:
+    """What the server before this one has shown, else what is written down. Raises ConfigError.
+
+    A server that takes over after a crash shows the same as the one before, whatever was edited meanwhile.
+    """
     if settings.source_uri is not None:
         manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
         return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True)
-    directory = f"{settings.runtime_dir}/{APPLIED}"
-    if not os.path.isdir(directory):
-        load_documents(settings.manifest_paths)  # refused here, before anything is written down
-        _snapshot(settings.manifest_paths, directory)
-    manifests: dict[str, Manifest] = {}
-    secrets: dict[tuple[str, str], Mapping[str, str]] = {}
-    for applied in _applied(directory):
-        manifests.update({manifest.id: manifest for manifest in applied.manifests})
-        secrets.update(applied.secrets)
-    for name in _deleted(directory):
-        manifests.pop(name, None)
-    seen = tuple(manifest for manifest in manifests.values() if visible(manifest, settings.namespaces))
-    return Wanted(seen, manifests, Secrets(secrets, settings.secrets_dirs), single=False)
+    documents = load_documents(settings.manifest_paths) if handed_over is None else _from_text(handed_over)
+    known = {manifest.id: manifest for manifest in documents.manifests}
+    seen = tuple(manifest for manifest in documents.manifests if visible(manifest, settings.namespaces))
+    return Wanted(seen, known, Secrets(documents.secrets, settings.secrets_dirs), single=False)
 
 
-def _snapshot(paths: Sequence[str], directory: str) -> None:
-    """What the mount was started with: a server that takes over after a crash shows the same, whatever was edited."""
-    aside = f"{directory}.new"
-    shutil.rmtree(aside, ignore_errors=True)
-    os.mkdir(aside, 0o700)
-    for number, (suffix, text) in enumerate(texts_of(paths)):
-        _write_private(f"{aside}/{number:06}{suffix}", text)
-    os.rename(aside, directory)
+def _to_text(documents: Documents) -> str:
+    return json.dumps(
+        {
+            "manifests": [manifest.model_dump(mode="json") for manifest in documents.manifests],
+            "secrets": [[*name, dict(values)] for name, values in documents.secrets.items()],
+        }
+    )
 
 
-def _write_private(path: str, text: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def _applied(directory: str) -> list[Documents]:
-    names = [name for name in sorted(os.listdir(directory)) if not name.endswith(".deleted")]
-    return [load_documents([f"{directory}/{name}"]) for name in names]
-
-
-def _deleted(directory: str) -> list[str]:
-    names = os.listdir(directory)
-    return [name.removesuffix(".deleted").replace("@", "/") for name in names if name.endswith(".deleted")]
+def _from_text(text: str) -> Documents:
+    raw = json.loads(text)
+    manifests = tuple(Manifest.model_validate(each) for each in raw["manifests"])
+    return Documents(manifests, {(namespace, name): values for namespace, name, values in raw["secrets"]})
 
 
 @dataclass(slots=True)
@@ -129,6 +112,7 @@ class Shown:
         nursery: trio.Nursery,
         session: DirectSession | PortableSession,
         whole: WholeTree | None,
+        keeper: KeeperClient,
     ) -> None:
         self._settings = settings
         self._secrets = wanted.secrets
@@ -138,6 +122,7 @@ class Shown:
         self._reader = reader
         self._nursery = nursery
         self._session = session
+        self._keeper = keeper
         self._whole = whole
         self._tree = whole.tree if whole else None
         if whole is not None:
@@ -245,7 +230,7 @@ class Shown:
                 manifest = shown.dataset.manifest
                 if (manifest.namespace, manifest.secret_ref) in documents.secrets:
                     shown.dataset.ask_for_resync()  # with the new credentials
-            await trio.to_thread.run_sync(self._write_down, text, documents)
+            await self.hand_over()
         return done
 
     async def _apply(self, manifest: Manifest) -> str:
@@ -272,7 +257,7 @@ class Shown:
             raise ConfigError(f"{name} is all that is mounted (use dsfs unmount)")
         async with self._changing:
             await self._remove(name)
-            await trio.to_thread.run_sync(self._mark_deleted, name)
+            await self.hand_over()
 
     async def _remove(self, name: str) -> None:
         shown = self._shown.pop(name)
@@ -366,18 +351,11 @@ class Shown:
         owner = Ownership.of(dataset.manifest.mount_options, self._settings.uid, self._settings.gid)
         return DatasetFiles(dataset, self._reader, owner, root, self._settings.cache_limit(), _LONGEST_WINDOW)
 
-    def _write_down(self, text: str, documents: Documents) -> None:
-        directory = f"{self._settings.runtime_dir}/{APPLIED}"
-        for manifest in documents.manifests:
-            mark = f"{directory}/{manifest.id.replace('/', '@')}.deleted"
-            if os.path.exists(mark):
-                os.unlink(mark)
-        numbers = [int(name[:6]) for name in os.listdir(directory) if name[:6].isdigit()]
-        _write_private(f"{directory}/{max(numbers, default=-1) + 1:06}.yaml", text)
-
-    def _mark_deleted(self, name: str) -> None:
-        directory = f"{self._settings.runtime_dir}/{APPLIED}"
-        os.close(os.open(f"{directory}/{name.replace('/', '@')}.deleted", os.O_WRONLY | os.O_CREAT, 0o600))
+    async def hand_over(self) -> None:
+        """Have the keeper hold what is shown, for the next server."""
+        if self._tree is not None:
+            documents = Documents(tuple(self._known.values()), self._secrets.documents)
+            await self._keeper.hold(HANDED_OVER, _to_text(documents))
 
 
 async def _run(dataset: Dataset, scope: trio.CancelScope) -> None:

@@ -11,7 +11,7 @@ from daemon import running
 from daemon.cli.options import AsJson, CacheDir, Mountpoint, Selector
 from daemon.cli.output import show_json, size
 from daemon.control.client import ask
-from daemon.settings import default_cache_dir
+from daemon.settings import Settings, default_cache_dir
 from dsfs.errors import MountError
 
 
@@ -47,7 +47,7 @@ def verify(
 def _server_of(directory: str) -> running.Running | None:
     """The running mount that uses a cache directory."""
     for each in running.all_mounts():
-        if each.alive and ask(each, "GET", "/api/v1/status")["cache_dir"] == directory:
+        if each.alive and Settings.load(each.runtime_dir).cache_dir == directory:
             return each
     return None
 

@@ -37,6 +37,7 @@ class KeeperClient:
         self._lock = trio.Lock()
         self.restarts = 0
         self.held: dict[str, Held] = {}
+        self.texts: dict[str, str] = {}
 
     async def greet(self) -> None:
         """Say hello and take over what there is."""
@@ -49,6 +50,9 @@ class KeeperClient:
             message, fd = await self._receive()
             held = _held(message, fd)
             self.held[held.name] = held
+        for _name in hello.get("held", ()):
+            message, fd = await self._receive()
+            self.texts[str(message["name"])] = _text_of(fd)
 
     async def mount(self, name: str, path: str, source: str) -> Held:
         """Mount a new connection at a path. Raises MountError."""
@@ -71,6 +75,17 @@ class KeeperClient:
         """Have the next server told this about a connection."""
         await self._send({"op": "state", "name": name, "state": state})
 
+    async def hold(self, name: str, text: str) -> None:
+        """Have the next server given a text that must not lie on a disk."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+            rights = array.array("i", [fd])
+            message = json.dumps({"op": "hold", "name": name}).encode()
+            await self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        finally:
+            os.close(fd)
+
     async def ready(self) -> None:
         await self._send({"op": "ready"})
 
@@ -91,6 +106,12 @@ class KeeperClient:
                 fds.frombytes(data)
         message = json.loads(raw)
         return message, fds[0] if fds else -1
+
+
+def _text_of(fd: int) -> str:
+    with open(fd, encoding="utf-8") as file:
+        file.seek(0)  # a descriptor that was handed over shares its offset
+        return file.read()
 
 
 def _held(message: dict[str, Any], fd: int) -> Held:

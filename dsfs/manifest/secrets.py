@@ -94,6 +94,11 @@ class Secrets:
                 return values
         return None
 
+    @property
+    def documents(self) -> Mapping[tuple[str, str], Mapping[str, str]]:
+        """What came as documents, not from directories."""
+        return dict(self._documents)
+
     def add(self, documents: Mapping[tuple[str, str], Mapping[str, str]]) -> None:
         """Take in more Secret documents; one of a known name replaces it."""
         self._documents.update(documents)
