@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,9 @@ def status(
 ) -> None:
     """What is mounted, how it is, and how much of it is cached."""
     if mountpoint is not None:
-        mounts = [_status_of(running.find(mountpoint))]
+        place = os.path.abspath(mountpoint)
+        dead = [each for each in running.all_mounts() if each.mountpoint == place and not each.alive]
+        mounts = [_status_of(dead[0] if dead else running.find(mountpoint))]  # a dead mount is what it is asked about
     else:
         mounts = [_status_of(each) for each in running.all_mounts()]
     if as_json:

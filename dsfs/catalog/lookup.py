@@ -16,9 +16,9 @@ CATALOG_LAYOUT = 1
 ROOT_INO = 1
 
 _COLUMNS = "ino, parent, name, kind, size, mtime_ns, tag, target, listed, subdirs"
-_BY_NAME = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name = ?"
-_BY_INO = f"SELECT {_COLUMNS} FROM entry WHERE ino = ?"
-_AFTER = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?"
+_BY_NAME = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name = ? AND kind >= 0"
+_BY_INO = f"SELECT {_COLUMNS} FROM entry WHERE ino = ? AND kind >= 0"
+_AFTER = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name > ? AND kind >= 0 ORDER BY name LIMIT ?"
 _NAME_OF = "SELECT parent, name FROM entry WHERE ino = ?"
 
 
@@ -132,7 +132,7 @@ class Catalog:
 
     def files(self) -> Iterator[tuple[str, Row]]:
         """Every file and link with its path, in order of number. For scans, on a catalog opened for it."""
-        query = f"SELECT {_COLUMNS} FROM entry WHERE kind != ?"
+        query = f"SELECT {_COLUMNS} FROM entry WHERE kind >= 0 AND kind != ?"
         for values in self._db.execute(query, (Kind.DIRECTORY,)):
             row = Row._make(values)
             yield join(self.directory_path(row.parent), row.name), row

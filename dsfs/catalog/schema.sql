@@ -9,7 +9,7 @@ CREATE TABLE entry (
     ino      INTEGER PRIMARY KEY,         -- the inode number within the dataset; 1 is the root
     parent   INTEGER NOT NULL,            -- ino of the directory; 0 for the root
     name     BLOB    NOT NULL,            -- the bytes that readdir shows
-    kind     INTEGER NOT NULL,            -- model.Kind
+    kind     INTEGER NOT NULL,            -- model.Kind; -1 for a dead link of an index, which is not shown
     size     INTEGER,                     -- bytes; NULL while only the name is known (then tag is empty too)
     mtime_ns INTEGER NOT NULL DEFAULT 0,
     tag      TEXT    NOT NULL DEFAULT '', -- version tag

@@ -112,9 +112,11 @@ class CatalogWriter:
             if not parent.listed:
                 self._db.execute(_INSERT, self._values(parent.ino, parts[-1], obj))
             elif obj.size is not None:
+                _parent, name, kind, size, mtime_ns, tag, _target = self._values(parent.ino, parts[-1], obj)
                 self._db.execute(
-                    "UPDATE entry SET size = ?, mtime_ns = ?, tag = ? WHERE parent = ? AND name = ? AND size IS NULL",
-                    (obj.size, obj.mtime_ns, obj.version_tag, parent.ino, os.fsencode(parts[-1])),
+                    "UPDATE entry SET kind = ?, size = ?, mtime_ns = ?, tag = ? "
+                    "WHERE parent = ? AND name = ? AND size IS NULL",
+                    (kind, size, mtime_ns, tag, parent.ino, name),
                 )
 
     def forget_unresolved(self, path: str) -> None:
@@ -126,7 +128,8 @@ class CatalogWriter:
             parent = self._directory(parts[:-1])
             if parent is not None:
                 self._db.execute(
-                    "DELETE FROM entry WHERE parent = ? AND name = ? AND size IS NULL",
+                    # kept, as a readdir that is under way may go on behind it
+                    "UPDATE entry SET kind = -1, size = 0 WHERE parent = ? AND name = ? AND size IS NULL",
                     (parent.ino, os.fsencode(parts[-1])),
                 )
 
@@ -200,7 +203,8 @@ class CatalogWriter:
         mtime_ns = obj.mtime_ns or (self._created_ns if obj.kind is Kind.DIRECTORY else 0)
         size = 0 if obj.kind is Kind.DIRECTORY else len(target) if target is not None else obj.size
         mtime_ns = min(max(mtime_ns, -_MTIME_LIMIT_NS), _MTIME_LIMIT_NS)
-        return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, obj.version_tag, target
+        tag = obj.version_tag.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is no SQLite text
+        return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, tag, target
 
     def _directory(self, parts: tuple[str, ...]) -> _Directory | None:
         """A directory, made with its parents if it is not a row yet; None when its listed parent has no such name."""

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import mmap
 import os
-from struct import Struct
 
 from dsfs.filesystem.read_path import InodeMode
 from dsfs.fuse.wire import UNIQUE_RESEND
 
-_HEADER = Struct("=8sQQ8x")  # magic, unique of the last open, unique of the last release
-_RECORD = Struct("=QIIQQ")  # nodeid, backing id (0: cached mode), open handles, reserved, reserved
-_MAGIC = b"dsfsopn1"
+# The file is an array of numbers of 8 bytes, each stored at once: struct.pack_into clears its place first, and a kill
+# in that instant would leave a count of 0.
+_MAGIC = int.from_bytes(b"dsfsopn2", "little")
+_LAST_OPEN, _LAST_RELEASE, _HEADER_NUMBERS = 1, 2, 4  # after the magic: unique of the last open, of the last release
+_NODEID, _BACKING_ID, _COUNT, _RECORD_NUMBERS = 0, 1, 2, 4  # backing id 0: cached mode; count: open handles
 _FIRST_RECORDS = 1024
 
 
@@ -26,33 +27,33 @@ class OpenJournal:
     """The open handles of one connection. A count of 0 makes a record free."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < _HEADER.size:
-            os.posix_fallocate(self._fd, 0, _HEADER.size + _FIRST_RECORDS * _RECORD.size)
-            os.pwrite(self._fd, _HEADER.pack(_MAGIC, 0, 0), 0)
-        self._map = mmap.mmap(self._fd, 0)
-        magic, self._last_open, self._last_release = _HEADER.unpack_from(self._map)
-        if magic != _MAGIC:
+        if not os.path.exists(path):
+            _create(path)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._numbers = self._mapped()
+        if self._numbers[0] != _MAGIC:
             raise ValueError(f"{path} is not a journal of open handles")
         self._by_nodeid: dict[int, tuple[int, int, int]] = {}  # nodeid → (record, backing id, count)
         self._free: list[int] = []
         self._adopt_records(0)
 
+    def _mapped(self) -> memoryview:
+        return memoryview(mmap.mmap(self._fd, 0)).cast("Q")
+
+    def _records(self) -> int:
+        return (len(self._numbers) - _HEADER_NUMBERS) // _RECORD_NUMBERS
+
     def _adopt_records(self, start: int) -> None:
-        total = (len(self._map) - _HEADER.size) // _RECORD.size
-        for record in reversed(range(start, total)):
-            nodeid, backing_id, count, _r1, _r2 = _RECORD.unpack_from(self._map, self._at(record))
+        for record in reversed(range(start, self._records())):
+            at = _HEADER_NUMBERS + record * _RECORD_NUMBERS
+            nodeid, backing_id, count = self._numbers[at : at + _COUNT + 1]
             if count:
                 self._by_nodeid[nodeid] = (record, backing_id, count)
             else:
                 self._free.append(record)
 
-    @staticmethod
-    def _at(record: int) -> int:
-        return _HEADER.size + record * _RECORD.size
-
     def close(self) -> None:
-        self._map.close()
+        self._numbers.release()
         os.close(self._fd)
 
     def mode(self, nodeid: int) -> InodeMode | None:
@@ -75,35 +76,39 @@ class OpenJournal:
     def open_inodes(self) -> int:
         return len(self._by_nodeid)
 
+    def _store(self, at: int, value: int) -> None:
+        self._numbers[at] = value
+
     def opened(self, unique: int, nodeid: int, backing_id: int) -> None:
         """Note one more handle, before the open is answered."""
         base = unique & ~UNIQUE_RESEND
-        if unique & UNIQUE_RESEND and base == self._last_open:
+        if unique & UNIQUE_RESEND and base == self._numbers[_LAST_OPEN]:
             return  # noted by a server that died before it answered
         known = self._by_nodeid.get(nodeid)
         if known is None:
             if not self._free:
                 self._grow()
             record, count = self._free.pop(), 1
+            at = _HEADER_NUMBERS + record * _RECORD_NUMBERS
+            self._store(at + _NODEID, nodeid)
+            self._store(at + _BACKING_ID, backing_id)
         else:
             record, backing_id, count = known[0], known[1], known[2] + 1
         self._by_nodeid[nodeid] = (record, backing_id, count)
-        _RECORD.pack_into(self._map, self._at(record), nodeid, backing_id, count, 0, 0)
-        self._last_open = base
-        _HEADER.pack_into(self._map, 0, _MAGIC, self._last_open, self._last_release)
+        self._store(_HEADER_NUMBERS + record * _RECORD_NUMBERS + _COUNT, count)
+        self._store(_LAST_OPEN, base)
 
     def released(self, unique: int, nodeid: int) -> int:
         """Note one handle less, before the release is answered; the backing id to close, or 0."""
         base = unique & ~UNIQUE_RESEND
-        if unique & UNIQUE_RESEND and base == self._last_release:
+        if unique & UNIQUE_RESEND and base == self._numbers[_LAST_RELEASE]:
             return 0
-        self._last_release = base
-        _HEADER.pack_into(self._map, 0, _MAGIC, self._last_open, self._last_release)
+        self._store(_LAST_RELEASE, base)
         known = self._by_nodeid.get(nodeid)
         if known is None:
             return 0
         record, backing_id, count = known
-        _RECORD.pack_into(self._map, self._at(record), nodeid, backing_id, count - 1, 0, 0)
+        self._store(_HEADER_NUMBERS + record * _RECORD_NUMBERS + _COUNT, count - 1)
         if count > 1:
             self._by_nodeid[nodeid] = (record, backing_id, count - 1)
             return 0
@@ -112,8 +117,20 @@ class OpenJournal:
         return backing_id
 
     def _grow(self) -> None:
-        total = (len(self._map) - _HEADER.size) // _RECORD.size
-        os.posix_fallocate(self._fd, 0, _HEADER.size + 2 * total * _RECORD.size)
-        self._map.close()
-        self._map = mmap.mmap(self._fd, 0)
-        self._adopt_records(total)
+        records = self._records()
+        os.posix_fallocate(self._fd, 0, 8 * (_HEADER_NUMBERS + 2 * records * _RECORD_NUMBERS))
+        self._numbers.release()
+        self._numbers = self._mapped()
+        self._adopt_records(records)
+
+
+def _create(path: str) -> None:
+    """Whole, and then in its place: a crash leaves no journal that cannot be read."""
+    aside = f"{path}.new"
+    fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, 8 * (_HEADER_NUMBERS + _FIRST_RECORDS * _RECORD_NUMBERS))
+        os.pwrite(fd, _MAGIC.to_bytes(8, "little"), 0)
+        os.rename(aside, path)
+    finally:
+        os.close(fd)

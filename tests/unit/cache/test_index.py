@@ -1,0 +1,113 @@
+"""The index under a full disk, and its sums under any order of what it is told."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsfs.cache.index import Index
+
+KEYS = [f"{number:064x}" for number in range(3)]
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "add", "use", "remove", "shrink", "flush"]),
+        st.sampled_from(KEYS),
+        st.sampled_from("ab"),
+    ),
+    max_size=30,
+)
+
+
+@given(events)
+@settings(deadline=None, max_examples=60)
+def test_sums_are_those_of_a_dictionary(events: list[tuple[str, str, str]]) -> None:
+    size: dict[str, int] = {}
+    owners: dict[str, set[str]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        index = Index(directory)
+        for what, key, owner in events:
+            match what:
+                case "add":
+                    index.add(key, 10, owner)
+                    size[key] = size.get(key, 0) + 10
+                    owners.setdefault(key, set()).add(owner)
+                case "use":
+                    index.use(key, owner)
+                    if key in size:
+                        owners[key].add(owner)
+                case "remove":
+                    index.remove(key)
+                    size.pop(key, None)
+                    owners.pop(key, None)
+                case "shrink" if size.get(key, 0) > 10:
+                    index.shrink(key, 10)
+                    size[key] -= 10
+                case "flush":
+                    index.flush(1.0)
+        index.flush(2.0)
+        rows = {row.key: row for row in index.oldest_first()}
+        assert {key: row.cached_bytes for key, row in rows.items()} == size
+        assert index.used_bytes == sum(size.values())
+        for owner in "ab":
+            assert index.owner_bytes(owner) == sum(row.cached_bytes for row in rows.values() if owner in row.owners)
+        for key, row in rows.items():
+            assert set(row.owners) >= owners[key]
+        index.close(3.0)
+        again = Index(directory)
+        assert again.was_clean
+        assert again.used_bytes == index.used_bytes
+        again.close(4.0)
+        assert Index(directory).owner_bytes("a") == index.owner_bytes("a")
+
+
+def test_least_recently_used_comes_first(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    for key in KEYS:
+        index.add(key, 10, "a")
+        index.flush(0.0)
+    index.use(KEYS[0], "a")
+    index.flush(1.0)
+    assert [row.key for row in index.oldest_first()] == [KEYS[1], KEYS[2], KEYS[0]]
+    index.close(2.0)
+
+
+def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path) -> None:
+    """SQLite's own limit on pages stands for the disk."""
+    index = Index(str(tmp_path))
+    index.add(KEYS[0], 10, "a")
+    index.flush(0.0)
+    ((pages,),) = index._cache._sql("PRAGMA page_count").fetchall()
+    index._cache._sql(f"PRAGMA max_page_count = {pages}").fetchall()
+    keys = [f"{number:064x}" for number in range(100, 1100)]
+    for key in keys:
+        index.add(key, 10, "b" * 100)
+    index.remove(KEYS[0])
+    for _again in range(2):
+        with pytest.raises(OSError, match="index of the cache cannot be written"):
+            index.flush(1.0)
+        index.add(keys[0], 5, "a")
+        assert KEYS[0] in index
+    index._cache._sql("PRAGMA max_page_count = 1073741823").fetchall()
+    index.flush(2.0)
+    rows = {row.key: row.cached_bytes for row in index.oldest_first()}
+    assert rows == dict.fromkeys(keys, 10) | {keys[0]: 20}
+    assert index.used_bytes == sum(rows.values())
+    assert index.owner_bytes("b" * 100) == index.used_bytes
+    assert index.owner_bytes("a") == 20
+    index.close(3.0)
+
+
+def test_a_crash_forgets_what_was_not_written_and_counts_nothing_twice(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    index.add(KEYS[0], 10, "a")
+    index.flush(0.0)
+    index.add(KEYS[1], 10, "a")
+    index._cache.close()  # killed
+    after = Index(str(tmp_path))
+    assert not after.was_clean
+    assert after.used_bytes == sum(row.cached_bytes for row in after.oldest_first()) == 10
+    after.close(1.0)

@@ -1,0 +1,73 @@
+"""A team sees its own datasets and the shared ones, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dsfs.datasets.access import NAME_LABEL, selects, visible
+from dsfs.manifest.schema import Manifest, SourceSpec
+
+
+def dataset(*, share: bool = False, selector: dict[str, Any] | None = None) -> Manifest:
+    return Manifest(
+        namespace="vision",
+        name="imagenet",
+        source=SourceSpec(type="S3", uri="s3://bucket/prefix"),
+        share=share,
+        share_to_namespace_selector=selector,
+    )
+
+
+NAMED_AUDIO = {"matchLabels": {NAME_LABEL: "audio"}}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "namespaces", "seen"),
+    [
+        (dataset(), (), True),
+        (dataset(), ("vision",), True),
+        (dataset(), ("audio",), False),
+        (dataset(), ("audio", "vision"), True),
+        (dataset(share=True), ("audio",), True),
+        (dataset(share=True, selector={}), ("audio",), True),
+        (dataset(share=True, selector=NAMED_AUDIO), ("audio",), True),
+        (dataset(share=True, selector=NAMED_AUDIO), ("text",), False),
+        (dataset(share=True, selector=NAMED_AUDIO), ("vision",), True),
+        (dataset(share=True, selector=NAMED_AUDIO), ("text", "audio"), True),
+        (dataset(share=False, selector=NAMED_AUDIO), ("audio",), False),
+    ],
+)
+def test_who_sees_it(manifest: Manifest, namespaces: tuple[str, ...], seen: bool) -> None:
+    assert visible(manifest, namespaces) is seen
+
+
+def term(key: str, operator: str, *values: str) -> dict[str, Any]:
+    return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
+
+
+@pytest.mark.parametrize(
+    ("selector", "selected"),
+    [
+        (None, True),
+        ({}, True),
+        ({"matchLabels": {"team": "a"}}, True),
+        ({"matchLabels": {"team": "a", "tier": "x"}}, False),
+        ({"matchLabels": {"team": "b"}}, False),
+        (term("team", "In", "a", "b"), True),
+        (term("team", "In", "b"), False),
+        (term("tier", "In", "x"), False),
+        (term("team", "NotIn", "b"), True),
+        (term("team", "NotIn", "a"), False),
+        (term("tier", "NotIn", "x"), True),  # as in Kubernetes: a label that is not there is not in
+        (term("team", "Exists"), True),
+        (term("tier", "Exists"), False),
+        (term("team", "DoesNotExist"), False),
+        (term("tier", "DoesNotExist"), True),
+        (term("team", "Resembles", "a"), False),
+        ({"matchLabels": {"team": "a"}} | term("team", "NotIn", "a"), False),
+    ],
+)
+def test_selectors(selector: dict[str, Any] | None, selected: bool) -> None:
+    assert selects(selector, {"team": "a"}) is selected

@@ -1,0 +1,197 @@
+"""Who may fetch next: the budget holds, who waits goes first, and nobody waits for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsfs.fetch.queue import FetchQueue, Limits, Priority, Ticket, grantable
+
+SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
+
+limits_ = st.builds(Limits, st.integers(1, 60), st.integers(1, 12), st.integers(1, 8))
+waiting_ = st.lists(
+    st.tuples(st.sampled_from(Priority), st.integers(1, 12) | st.integers(1, 80), st.sampled_from("xyz")), max_size=12
+).map(lambda rows: [Ticket(*row, order) for order, row in enumerate(rows)])
+busy_ = st.lists(st.tuples(st.integers(1, 10), st.sampled_from("xyz")), max_size=6)
+
+
+class Load:
+    """What is in flight: tickets, and the sums that ``grantable`` is told."""
+
+    def __init__(self, busy: list[tuple[int, str]]) -> None:
+        self.busy = [Ticket(Priority.DEMAND, size, source, -1) for size, source in busy]
+
+    def grant(self, waiting: list[Ticket], limits: Limits) -> list[Ticket]:
+        return grantable(
+            waiting,
+            limits,
+            sum(ticket.size_bytes for ticket in self.busy),
+            len(self.busy),
+            Counter(ticket.source for ticket in self.busy),
+        )
+
+
+@given(waiting_, limits_, busy_)
+@settings(deadline=None, max_examples=400)
+def test_the_budget_holds_but_for_one_oversized_alone(
+    waiting: list[Ticket], limits: Limits, busy: list[tuple[int, str]]
+) -> None:
+    load = Load(busy)
+    granted = load.grant(waiting, limits)
+    assert len(set(map(id, granted))) == len(granted)
+    assert all(any(ticket is other for other in waiting) for ticket in granted)
+    for ticket in granted:
+        load.busy.append(ticket)
+        alone = len(load.busy) == 1
+        assert alone or sum(t.size_bytes for t in load.busy) <= limits.memory_bytes * SHARE[ticket.priority]
+        assert alone or len(load.busy) <= limits.requests * SHARE[ticket.priority]
+        of_source = sum(t.source == ticket.source for t in load.busy)
+        assert of_source == 1 or of_source < limits.requests_per_source * SHARE[ticket.priority] + 1
+
+
+@given(waiting_, limits_, busy_)
+def test_demand_before_ahead_before_warm_and_first_come_first(
+    waiting: list[Ticket], limits: Limits, busy: list[tuple[int, str]]
+) -> None:
+    granted = Load(busy).grant(waiting, limits)
+    assert [(t.priority, t.order) for t in granted] == sorted((t.priority, t.order) for t in granted)
+    left = [ticket for ticket in waiting if not any(ticket is other for other in granted)]
+    for ticket in granted:
+        # who is overtaken by its equal or its lesser is held up by its own source alone, or wants too much of the
+        # share that read-ahead has; demand is overtaken only for its source's sake
+        for overtaken in left:
+            if overtaken.priority is Priority.DEMAND and (overtaken.priority, overtaken.order) < (
+                ticket.priority,
+                ticket.order,
+            ):
+                busy_there = sum(s == overtaken.source for _size, s in busy) + sum(
+                    t.source == overtaken.source for t in granted
+                )
+                assert busy_there >= limits.requests_per_source
+
+
+@given(waiting_, limits_)
+def test_nobody_starves(waiting: list[Ticket], limits: Limits) -> None:
+    """Whatever is under way ends some time; then everything that waits gets its turn, however large it is."""
+    load = Load([])
+    left = list(waiting)
+    for _round in range(len(waiting) + 1):
+        granted = load.grant(left, limits)
+        assert granted or not left or load.busy
+        left = [ticket for ticket in left if not any(ticket is other for other in granted)]
+        load.busy = [] if not granted else granted[1:]  # the first one ends
+        if not granted:
+            continue
+    while left:
+        load.busy = []
+        granted = load.grant(left, limits)
+        assert granted
+        left = [ticket for ticket in left if not any(ticket is other for other in granted)]
+
+
+def test_a_large_read_is_not_overtaken_for_ever_by_small_ones() -> None:
+    large = Ticket(Priority.DEMAND, 30, "x", 0)
+    small = Ticket(Priority.DEMAND, 1, "x", 1)
+    assert grantable([large, small], Limits(32, 8, 8), 10, 1, Counter(x=1)) == []
+
+
+def test_a_slow_source_does_not_hold_up_another() -> None:
+    slow = Ticket(Priority.DEMAND, 1, "slow", 0)
+    other = Ticket(Priority.DEMAND, 1, "other", 1)
+    assert grantable([slow, other], Limits(32, 8, 2), 2, 2, Counter(slow=2)) == [other]
+
+
+# -- carrying it out ----------------------------------------------------------------------------------
+
+
+def run(function: Any) -> None:
+    trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_waiter_that_is_cancelled_gives_its_place_back() -> None:
+    async def main() -> None:
+        queue = FetchQueue(Limits(10, 1, 1))
+        order: list[str] = []
+
+        async def hold(name: str, scope: trio.CancelScope, release: trio.Event) -> None:
+            with scope:
+                async with queue.turn(queue.ticket(Priority.DEMAND, 5, "x")):
+                    order.append(name)
+                    await release.wait()
+
+        async with trio.open_nursery() as nursery:
+            scopes = {name: trio.CancelScope() for name in "abc"}
+            events = {name: trio.Event() for name in "abc"}
+            for name in "abc":
+                nursery.start_soon(hold, name, scopes[name], events[name])
+                await trio.testing.wait_all_tasks_blocked()
+            assert order == ["a"]
+            scopes["b"].cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            events["a"].set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == ["a", "c"]
+            scopes["c"].cancel()
+        assert (queue.in_flight, queue.bytes_in_flight) == (0, 0)
+
+    run(main)
+
+
+def test_a_grant_that_meets_a_cancel_is_given_back() -> None:
+    async def main() -> None:
+        queue = FetchQueue(Limits(10, 1, 1))
+        first = queue.turn(queue.ticket(Priority.DEMAND, 5, "x"))
+        await first.__aenter__()
+        scope = trio.CancelScope()
+
+        async def second() -> None:
+            with scope:
+                async with queue.turn(queue.ticket(Priority.DEMAND, 5, "x")):
+                    raise AssertionError("was cancelled before it ran")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()  # both before the task runs again
+            await first.__aexit__(None, None, None)
+        assert (queue.in_flight, queue.bytes_in_flight) == (0, 0)
+        async with queue.turn(queue.ticket(Priority.WARM, 5, "x")):
+            assert queue.in_flight == 1
+
+    run(main)
+
+
+def test_a_warm_up_that_somebody_waits_for_goes_first() -> None:
+    async def main() -> None:
+        queue = FetchQueue(Limits(10, 1, 1))
+        order: list[int] = []
+        tickets = [queue.ticket(Priority.WARM, 1, "x") for _ in range(3)]
+
+        async def go(ticket: Ticket) -> None:
+            async with queue.turn(ticket):
+                order.append(ticket.order)
+
+        async with trio.open_nursery() as nursery:
+            async with queue.turn(queue.ticket(Priority.DEMAND, 5, "x")):
+                for ticket in tickets:
+                    nursery.start_soon(go, ticket)
+                await trio.testing.wait_all_tasks_blocked()
+                queue.raise_priority(tickets[2], Priority.DEMAND)
+        assert order[0] == tickets[2].order
+        assert sorted(order) == [1, 2, 3]
+
+    run(main)
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_something_that_fits_nowhere_goes_when_it_is_alone(priority: Priority) -> None:
+    ticket = Ticket(priority, 1000, "x", 0)
+    assert grantable([ticket], Limits(10), 0, 0, {}) == [ticket]
+    assert grantable([ticket], Limits(10), 1, 1, {"y": 1}) == []
