@@ -22,6 +22,7 @@ The protocol on ``keeper.sock`` (unix, SOCK_SEQPACKET; one JSON object a message
     {"op": "unmount", "name"}                             {"name"} or {"name", "error"}
     {"op": "hold", "name"} + descriptor                   nothing; kept for the next server (a memfd: never on a disk)
     {"op": "ready"}, {"op": "failed", "error"}            nothing
+    {"op": "restart"}                                     {"ok": true} once another server is ready, or {"error"}
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _FIRST_RESTART_S, _LONGEST_RESTART_S = 0.1, 10.0
 _STEADY_S = 5.0  # a server that lived so long did not fail at its start
 _SERVER_STOP_S = 8.0
+_CHECK_S = 30.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -81,6 +83,8 @@ class Keeper:
         self._server_since = 0.0
         self._restart_s = _FIRST_RESTART_S
         self._restarts = -1
+        self._planned = False  # the server was asked to end, for another to take over
+        self._restart_peers: list[socket.socket] = []
         self._told = False
         self._stopping = False
         self._selector = selectors.DefaultSelector()
@@ -94,7 +98,7 @@ class Keeper:
         os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -118,7 +122,10 @@ class Keeper:
         return status
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if number != signal.SIGCHLD:
+        if number == signal.SIGHUP:
+            quiet, _other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            threading.Thread(target=self._restart, args=(quiet,), daemon=True).start()
+        elif number != signal.SIGCHLD:
             self._stopping = True
 
     def _start_server(self) -> None:
@@ -135,6 +142,12 @@ class Keeper:
             self._tell({"error": f"the server ended with status {code} before it was ready", "unexpected": True})
             self._stopping = True
             return 1
+        if self._planned:
+            self._planned = False
+            _say("server handed over")
+            self._start_server()
+            return 0
+        self._answer_restart({"error": f"the new server ended with status {code} before it was ready"})
         if not self._own_mounts:
             _umount(self._mountpoint)  # libfuse's connection died with the server
         if time.monotonic() - self._server_since >= _STEADY_S:
@@ -154,6 +167,39 @@ class Keeper:
     def _start_later(self) -> None:
         if not self._stopping:
             self._start_server()
+
+    def _restart(self, peer: socket.socket) -> None:
+        """Upgrade: make sure that another server can start, then have the one that runs hand over to it.
+
+        The one that ends answers no more requests; those it had taken are repeated by the kernel to the next.
+        """
+        if not self._own_mounts:
+            _send(peer, {"error": "the pyfuse3 session cannot hand over: unmount, and mount again"})
+            return
+        try:
+            check = subprocess.run(
+                [*self._server_argv, self._runtime_dir, "--check"], capture_output=True, timeout=_CHECK_S, check=False
+            )
+            problem = "" if check.returncode == 0 else check.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            failed = check.returncode != 0
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem, failed = str(error), True
+        server = self._server
+        if failed or server is None:
+            _send(peer, {"error": f"the new version does not start, the old one stays: {problem}"})
+            return
+        self._restart_peers.append(peer)
+        self._planned = True
+        server.terminate()
+        try:
+            server.wait(_SERVER_STOP_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+    def _answer_restart(self, message: dict[str, Any]) -> None:
+        peers, self._restart_peers = self._restart_peers, []
+        for peer in peers:
+            _send(peer, message)
 
     def _tell(self, message: dict[str, Any]) -> None:
         """Say once how the start went, to whoever waits for it."""
@@ -219,8 +265,11 @@ class Keeper:
                 if before is not None:
                     os.close(before)
                 self._held[name] = fds.pop()
+            case "restart":
+                threading.Thread(target=self._restart, args=(peer,), daemon=True).start()
             case "ready":
                 self._tell({"ok": True})
+                self._answer_restart({"ok": True})
             case "failed":
                 if not self._told:
                     self._tell({"error": str(message.get("error", "the server failed"))})

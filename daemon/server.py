@@ -259,8 +259,10 @@ def _first(group: BaseExceptionGroup[DsfsError]) -> BaseException:
     return error
 
 
-def main(runtime_dir: str) -> int:
+def main(runtime_dir: str, *flags: str) -> int:
     settings = Settings.load(runtime_dir)
+    if "--check" in flags:
+        return 0  # all that a server needs could be imported, and its settings are understood
     logs.configure(debug=settings.debug)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -281,4 +283,4 @@ def main(runtime_dir: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

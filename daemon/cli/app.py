@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("mount")(mount.mount)
 app.command("unmount")(mount.unmount)
+app.command("restart")(mount.restart)
 app.command("status")(look.status)
 app.command("evict")(cache.evict)
 app.command("verify")(cache.verify)

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from dsfs.manifest.durations import parse_duration
 from dsfs.manifest.sizes import parse_size_or_percent
 
 _UNMOUNT_S = 20.0
+_RESTART_S = 90.0
 
 T = TypeVar("T")
 
@@ -142,6 +144,23 @@ def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help
             _detach_all(place)
     if found is not None:
         running.forget(found.runtime_dir)
+
+
+def restart(
+    mountpoint: Annotated[str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Which mount.")] = None,
+) -> None:
+    """Have a new server take over, as after an upgrade of dsfs. No read fails."""
+    found = running.find(mountpoint)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+        keeper.settimeout(_RESTART_S)
+        try:
+            keeper.connect(f"{found.runtime_dir}/keeper.sock")
+            keeper.send(json.dumps({"op": "restart"}).encode())
+            answer = json.loads(keeper.recv(64 * 1024) or b'{"error": "the keeper is gone"}')
+        except OSError as error:
+            raise MountError(f"{found.mountpoint}: its keeper does not answer: {error}") from error
+    if "error" in answer:
+        raise MountError(f"{found.mountpoint}: {answer['error']}")
 
 
 def check_mountpoint(mountpoint: str) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from typing import Any
 from urllib.parse import quote
 
 from daemon.running import Running
 from dsfs.errors import MountError
+
+_SERVER_START_S = 3.0
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -18,9 +21,18 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        deadline_s = time.monotonic() + _SERVER_START_S
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(self.timeout)
+            try:
+                self.sock.connect(self._path)
+                return
+            except (FileNotFoundError, ConnectionRefusedError):  # the next server is just starting, perhaps
+                self.sock.close()
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(0.05)
 
 
 def ask(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 
+import trio
 from cachetools import LRUCache
 
 from dsfs.cache.complete import CachedObject
 from dsfs.catalog.diff import Changes
 from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
 from dsfs.datasets.dataset import Dataset
-from dsfs.errors import DsfsError, SourceChanged, SourceError
+from dsfs.errors import DsfsError, SourceChanged, SourceError, SourceUnavailable
 from dsfs.fetch.flights import SMALL_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
@@ -26,6 +27,9 @@ from dsfs.ranges import ByteRange
 from dsfs.sources.base import Buffer
 
 _KNOWN_FILES = 8192
+_SAME_ANSWER_S = 0.25
+"""After a failed read-ahead the kernel asks at once for the one page that its reader waits for (filemap_get_pages in
+mm/filemap.c). That READ gets the same answer, or a reader would wait for two timeouts."""
 _FIRST_COOKIE = 2  # behind "." and ".."
 _NEVER_SHOWN = Entry(0, None, 0)
 _ABSENT = Entry(0, None, FOREVER_S)
@@ -60,6 +64,7 @@ class DatasetFiles:
         self._longest_window = longest_window
         self._files: LRUCache[int, RemoteFile] = LRUCache(_KNOWN_FILES)
         self._streams: LRUCache[int, Streams] = LRUCache(_KNOWN_FILES)
+        self._failed: LRUCache[int, tuple[SourceUnavailable, float]] = LRUCache(_KNOWN_FILES)
         self._completing: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
 
     # -- names ----------------------------------------------------------------------------------------------------
@@ -201,7 +206,14 @@ class DatasetFiles:
             return []
         if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
             self._look_ahead(nodeid, file, wanted)
-        return await self._reader.read(file, wanted)
+        failed = self._failed.get(nodeid)
+        if failed is not None and trio.current_time() < failed[1]:
+            raise failed[0]
+        try:
+            return await self._reader.read(file, wanted)
+        except SourceUnavailable as error:
+            self._failed[nodeid] = error, trio.current_time() + _SAME_ANSWER_S
+            raise
 
     def _look_ahead(self, nodeid: int, file: RemoteFile, wanted: ByteRange) -> None:
         streams = self._streams.get(nodeid)

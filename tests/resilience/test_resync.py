@@ -1,0 +1,242 @@
+"""The next revision, datasets that come and go, older revisions by name, credentials that change: all while mounted."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import dataset, write_manifests
+from tests.mounts import Mount, Mounts, dsfs, eventually
+from tests.servers import hostile as web
+
+SESSIONS = ("direct", "pyfuse3")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "same").write_bytes(b"stays as it is")
+    (directory / "changes").write_bytes(b"old")
+    (directory / "sub/goes").write_bytes(b"still here")
+    return directory
+
+
+def change(source: Path) -> None:
+    (source / "changes").write_bytes(b"new and longer")
+    (source / "sub/goes").unlink()
+    (source / "sub/comes").write_bytes(b"just come")
+
+
+def verb(mount: Mount, *argv: str | Path) -> str:
+    done = dsfs(*argv, "-m", mount.mountpoint)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_resync_shows_the_next_revision_at_once(mounts: Mounts, source: Path, session: str) -> None:
+    mount = mounts.mount(source, session=session)
+    root = mount.root
+    first = mount.wait_phase("READY")["revision"]
+    before = {name: os.stat(root / name).st_ino for name in ("same", "changes", "sub")}
+    assert (root / "sub/goes").read_bytes() == b"still here"
+    assert not (root / "sub/comes").exists()
+    with open(root / "changes", "rb") as held:
+        assert held.read() == b"old"
+        change(source)
+        revision = json.loads(verb(mount, "dataset", "resync", "source", "--json"))["revision"]
+        assert revision != first
+        assert mount.dataset()["revision"] == revision
+        assert (root / "changes").read_bytes() == b"new and longer"
+        assert sorted(os.listdir(root / "sub")) == ["comes"]
+        assert (root / "sub/comes").read_bytes() == b"just come"
+        with pytest.raises(FileNotFoundError):
+            (root / "sub/goes").read_bytes()
+        after = {name: os.stat(root / name).st_ino for name in before}
+        assert after["same"] == before["same"]
+        assert after["sub"] == before["sub"]
+        assert after["changes"] != before["changes"]
+        held.seek(0)
+        assert held.read() == b"old", "an open file goes on reading the revision that it was opened in"
+
+
+def test_a_resync_without_changes_changes_nothing(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    first = mount.wait_phase("READY")["revision"]
+    verb(mount, "dataset", "resync", "source")
+    assert mount.dataset()["revision"] == first
+
+
+def test_a_mapping_lives_through_resyncs_and_a_crash(mounts: Mounts, source: Path) -> None:
+    data = os.urandom(3 << 20)
+    (source / "mapped").write_bytes(data)
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    with open(mount.root / "mapped", "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        assert mapped[:10] == data[:10]
+        for round_ in range(3):
+            (source / "changes").write_bytes(b"round %d" % round_)
+            verb(mount, "dataset", "resync", "source")
+            assert (mount.root / "changes").read_bytes() == b"round %d" % round_
+        mount.kill_server()
+        assert mapped[:] == data
+        assert (mount.root / "changes").read_bytes() == b"round 2"
+        assert (mount.root / "sub/goes").read_bytes() == b"still here"
+        mapped.close()
+
+
+def test_a_resync_that_fails_keeps_what_is_shown(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    assert (mount.root / "same").read_bytes() == b"stays as it is"
+    mount.expect_log("resync failed")
+    source.rename(source.with_name("away"))
+    done = dsfs("dataset", "resync", "source", "-m", mount.mountpoint)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert mount.dataset()["phase"] == "READY"
+    assert "resync failed" in mount.dataset()["message"]
+    assert (mount.root / "same").read_bytes() == b"stays as it is"
+    source.with_name("away").rename(source)
+    verb(mount, "dataset", "resync", "source")
+    assert mount.dataset()["message"] == ""
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_an_older_revision_is_read_by_its_name(mounts: Mounts, source: Path, session: str, tmp_path: Path) -> None:
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source, "team"))
+    mount = mounts.mount("-f", manifest, session=session, dataset="team/data")
+    first = mount.wait_phase("READY")["revision"]
+    assert (mount.root / "changes").read_bytes() == b"old"
+    assert (mount.root / "sub/goes").read_bytes() == b"still here"
+    change(source)
+    verb(mount, "dataset", "resync", "team/data")
+    older = mount.mountpoint / f"team/data@{first}"
+    assert os.listdir(mount.mountpoint / "team") == ["data"], "it is not listed"
+    assert (older / "changes").read_bytes() == b"old"
+    assert sorted(os.listdir(older / "sub")) == ["goes"]
+    assert (older / "sub/goes").read_bytes() == b"still here"
+    assert not (mount.mountpoint / "team/data@20000101T000000.000Z").exists()
+    assert (mount.root / "changes").read_bytes() == b"new and longer"
+    if session == "direct":
+        with open(older / "changes", "rb") as held:
+            mount.kill_server()
+            assert held.read() == b"old"
+        assert (older / "sub/goes").read_bytes() == b"still here"
+        assert (mount.root / "sub/comes").read_bytes() == b"just come"
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_datasets_come_and_go(mounts: Mounts, source: Path, session: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_bytes(b"of the other")
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("one", source, "team"), dataset("two", source, "team"))
+    mount = mounts.mount("-f", manifest, session=session, dataset="team/one")
+    mount.wait_phase("READY", "one")
+    assert sorted(os.listdir(mount.mountpoint)) == ["team"]
+    applied = write_manifests(tmp_path / "n.yaml", dataset("late", other, "elsewhere"), dataset("three", other, "team"))
+    assert "elsewhere/late added" in verb(mount, "dataset", "apply", "-f", applied)
+    assert sorted(os.listdir(mount.mountpoint)) == ["elsewhere", "team"]
+    assert sorted(os.listdir(mount.mountpoint / "team")) == ["one", "three", "two"]
+    assert (mount.mountpoint / "elsewhere/late/file").read_bytes() == b"of the other"
+    with open(mount.mountpoint / "team/three/file", "rb") as held:
+        verb(mount, "dataset", "delete", "team/two")
+        assert sorted(os.listdir(mount.mountpoint / "team")) == ["one", "three"]
+        assert held.read() == b"of the other"
+    assert (mount.root / "same").read_bytes() == b"stays as it is", "its neighbours' mounts stay"
+    mount.kill_server()
+    assert mount.server_pid, "the next server shows what was applied"
+    assert sorted(os.listdir(mount.mountpoint / "team")) == ["one", "three"]
+    assert sorted(each["name"] for each in mount.status()["datasets"]) == ["late", "one", "three"]
+
+
+def test_another_round_in_an_applied_manifest_asks_for_a_resync(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source))
+    mount = mounts.mount("-f", manifest, dataset="default/data")
+    mount.wait_phase("READY")
+    assert (mount.root / "changes").read_bytes() == b"old"
+    change(source)
+    again = write_manifests(tmp_path / "n.yaml", dataset("data", source, dataSyncRound=2))
+    assert "default/data resyncs" in verb(mount, "dataset", "apply", "-f", again)
+    eventually(lambda: (mount.root / "sub/comes").exists(), 10, "the next revision is shown")
+    assert (mount.root / "changes").read_bytes() == b"new and longer"
+
+
+def test_a_manifest_that_is_wrong_changes_nothing(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source))
+    mount = mounts.mount("-f", manifest, dataset="default/data")
+    wrong = write_manifests(tmp_path / "n.yaml", dataset("late", source), {"kind": "Pod"})
+    done = dsfs("dataset", "apply", "-f", wrong, "-m", mount.mountpoint)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert [each["name"] for each in mount.status()["datasets"]] == ["data"]
+
+
+def test_a_reference_shows_another_dataset_and_shares_its_cache(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    manifest = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("data", source, "owner", share=True),
+        dataset("private", source, "owner"),
+        dataset("all", "dataset://owner/data", "team", type="REFERENCE"),
+        dataset("part", "dataset://owner/data/sub", "team", type="REFERENCE"),
+        dataset("denied", "dataset://owner/private", "team", type="REFERENCE"),
+    )
+    mount = mounts.mount("-f", manifest, dataset="team/all")
+    mount.expect_log("dataset cannot be used|listing failed")
+    for name in ("data", "all", "part"):
+        mount.wait_phase("READY", name)
+    assert (mount.mountpoint / "owner/data/sub/goes").read_bytes() == b"still here"
+    fetched = mount.sum_of("dsfs_origin_read_bytes_total")
+    assert (mount.root / "sub/goes").read_bytes() == b"still here"
+    assert (mount.mountpoint / "team/part/goes").read_bytes() == b"still here"
+    assert mount.sum_of("dsfs_origin_read_bytes_total") == fetched, "its bytes are here already"
+    denied = mount.wait_phase("FAILED", "denied")
+    assert "not shared" in denied["message"]
+
+
+def test_a_file_that_is_put_into_a_manual_dataset_is_seen(mounts: Mounts, tmp_path: Path) -> None:
+    claim = tmp_path / "claims/hand"
+    claim.mkdir(parents=True)
+    (claim / "first").write_bytes(b"1")
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("hand", "manual://", type="MANUAL", syncInterval="500ms"))
+    mount = mounts.mount("-f", manifest, "--pvc-root", tmp_path / "claims", dataset="default/hand")
+    mount.wait_phase("READY")
+    assert os.listdir(mount.root) == ["first"]
+    (claim / "second").write_bytes(b"2")
+    eventually(lambda: (mount.root / "second").exists(), 10, "it is seen")
+    assert sorted(os.listdir(mount.root)) == ["first", "second"]
+
+
+def test_a_rotated_secret_is_used_without_a_remount(mounts: Mounts, tmp_path: Path) -> None:
+    secret = tmp_path / "secrets/default/login"
+    secret.mkdir(parents=True)
+    (secret / "token").write_text("made-up-1")
+    accepted = ["made-up-1"]
+
+    def only_with_token(asked: web.Asked, _data: bytes, answer: web.Answer) -> web.Answer:
+        right = asked.headers.get("authorization") == f"Bearer {accepted[0]}"
+        return answer if right else replace(answer, status=403, body=b"", headers={})
+
+    with web.hostile() as server:
+        server.files["/data/first"] = b"first file"
+        server.files["/data/second"] = b"second file"
+        server.files["/data/"] = b'<html><a href="first">first</a> <a href="second">second</a></html>'
+        for path in server.files:
+            server.always(path, only_with_token)
+        manifest = write_manifests(
+            tmp_path / "m.yaml", dataset("data", f"{server.url}data/", type="HTTP", secretRef="login")
+        )
+        mount = mounts.mount("-f", manifest, "--secrets", tmp_path / "secrets", dataset="default/data")
+        mount.wait_phase("READY")
+        assert (mount.root / "first").read_bytes() == b"first file"
+        accepted[0] = "made-up-2"
+        (secret / "token").write_text("made-up-2")
+        assert (mount.root / "second").read_bytes() == b"second file"

@@ -1,0 +1,117 @@
+"""A new revision beside the shown one: the same things keep their numbers, and every change is told."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsfs.catalog.diff import adopt_numbers, changes
+from dsfs.catalog.lookup import ROOT_INO, Catalog
+from dsfs.catalog.writer import CatalogWriter
+from dsfs.model import Kind, ListingPage, SourceObject
+
+NAMES = st.sampled_from(["a", "b", "c", "d"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
+TREES = st.dictionaries(PATHS, st.integers(0, 3), max_size=10)  # path → version
+_numbers = itertools.count()
+
+
+def sealed(directory: Path, tree: dict[str, int]) -> str:
+    writer = CatalogWriter.create(f"{directory}/{next(_numbers)}.sqlite", "r", time.time_ns())
+    objects = [SourceObject(path, Kind.FILE, version, 1, f"v{version}") for path, version in sorted(tree.items())]
+    writer.add(ListingPage(tuple(objects)))
+    writer.seal()
+    return writer.file
+
+
+def rows(file: str) -> dict[str, tuple[int, int, str]]:
+    """path → (number, kind, tag) of everything that a reader finds by walking from the root."""
+    catalog = Catalog(file)
+    found: dict[str, tuple[int, int, str]] = {"": (ROOT_INO, int(Kind.DIRECTORY), "")}
+    waiting = [("", ROOT_INO)]
+    while waiting:
+        above, ino = waiting.pop()
+        for row in catalog.children(ino, 0, 100):
+            path = f"{above}/{row.name.decode()}" if above else row.name.decode()
+            assert path not in found
+            assert row.parent == ino
+            assert catalog.path_of(row.ino) == path
+            found[path] = (row.ino, row.kind, row.tag)
+            if row.kind == Kind.DIRECTORY:
+                waiting.append((path, row.ino))
+    catalog.close()
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(before=TREES, after=TREES, again=TREES)
+def test_the_same_things_keep_their_numbers_and_no_number_is_given_twice(
+    tmp_path_factory: pytest.TempPathFactory, before: dict[str, int], after: dict[str, int], again: dict[str, int]
+) -> None:
+    directory = tmp_path_factory.mktemp("diff")
+    first, second, third = (sealed(directory, tree) for tree in (before, after, again))
+    known = rows(first)
+    meaning = {number: (path, kind, tag) for path, (number, kind, tag) in known.items()}
+    shown, free = first, max(meaning) + 1
+    for file in (second, third):
+        expected = {path: (kind, tag) for path, (_number, kind, tag) in rows(file).items()}
+        free = adopt_numbers(file, shown, free)
+        now = rows(file)
+        assert {path: (kind, tag) for path, (_number, kind, tag) in now.items()} == expected
+        for path, (number, kind, tag) in now.items():
+            assert number < free
+            if path in known and known[path][1:] == (kind, tag) and _same_above(path, known, now):
+                assert number == known[path][0]
+            # whatever a number has meant once, it means for ever
+            assert meaning.setdefault(number, (path, kind, tag)) == (path, kind, tag)
+        _check_changes(file, shown, known, now)
+        known, shown = now, file
+
+
+def _same_above(path: str, known: dict[str, tuple[int, int, str]], now: dict[str, tuple[int, int, str]]) -> bool:
+    """Whether every directory above is the same one in both."""
+    parts = path.split("/")
+    return all(known["/".join(parts[:n])][0] == now["/".join(parts[:n])][0] for n in range(1, len(parts)))
+
+
+def _check_changes(
+    new: str, shown: str, known: dict[str, tuple[int, int, str]], now: dict[str, tuple[int, int, str]]
+) -> None:
+    found = changes(new, shown, 1000)
+    assert found is not None
+
+    def names(tree: dict[str, tuple[int, int, str]]) -> dict[tuple[int, bytes], int]:
+        return {
+            (tree[path.rpartition("/")[0]][0], path.rpartition("/")[2].encode()): number
+            for path, (number, _kind, _tag) in tree.items()
+            if path
+        }
+
+    was, is_now = names(known), names(now)
+    differing = {name for name in was.keys() | is_now.keys() if was.get(name) != is_now.get(name)}
+    assert set(found.names) == differing
+    assert set(found.directories) == {parent for parent, _name in differing}
+    assert bool(found) == bool(differing)
+
+
+def test_more_changes_than_can_be_told_are_a_lot(tmp_path: Path) -> None:
+    first, second = sealed(tmp_path, {}), sealed(tmp_path, {f"{number:02}": 1 for number in range(20)})
+    adopt_numbers(second, first, 2)
+    assert changes(second, first, 19) is None
+    found = changes(second, first, 20)
+    assert found is not None
+    assert len(found.names) == 20
+
+
+def test_a_directory_in_which_nothing_changed_keeps_its_time(tmp_path: Path) -> None:
+    first, second = sealed(tmp_path, {"a/x": 1, "b/x": 1}), sealed(tmp_path, {"a/x": 1, "b/x": 2})
+    adopt_numbers(second, first, 100)
+    old, new = Catalog(first), Catalog(second)
+    times = {name: (old.find(name), new.find(name)) for name in ("a", "b")}
+    assert times["a"][0].mtime_ns == times["a"][1].mtime_ns  # type: ignore[union-attr]
+    assert times["b"][0].mtime_ns != times["b"][1].mtime_ns  # type: ignore[union-attr]
