@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
 NO_OPTIONS: Final = S3Options()
-_ACCEPTED_OPTIONS: Final = "endpoint, region, anonymous, provider, syncMode"
+_ACCEPTED_OPTIONS: Final = "endpoint, region, anonymous, requesterPays, provider, syncMode"
 
 
 def s3_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> S3Source:
@@ -215,9 +215,8 @@ class _FlatTree:
         self._objects: list[SourceObject] = []
         self._complete: list[str] = []
         self._open: list[str] = []  # paths, from the outermost in
-        self._seen: set[str] = set()
-        self._done_earlier: set[str] = set()  # complete, and on a page that was handed out
-        self._pending: list[str] = []  # complete, but of a listing out of order: told at the end
+        # Directories that were left, and whether they were told complete; by hash, a fifth of what paths would take.
+        self._left: dict[int, bool] = {}
         self._in_order = True
         self._last = b""
 
@@ -239,18 +238,18 @@ class _FlatTree:
             self._objects.append(obj)
 
     def take_page(self) -> ListingPage:
-        complete = self._complete if self._in_order else []
-        if not self._in_order:
-            self._pending += self._complete
+        complete: list[str] = []
+        if self._in_order:
+            complete, self._complete = self._complete, []
+            self._left.update((hash(directory), True) for directory in complete)
         page = ListingPage(tuple(self._objects), tuple(complete))
-        self._done_earlier.update(complete)
-        self._objects, self._complete = [], []
+        self._objects = []
         return page
 
     def finish(self) -> None:
-        self._in_order = True
         self._leave_below(0)
-        self._complete = [*dict.fromkeys(self._pending + self._complete), ""]
+        self._in_order = True
+        self._complete = [*dict.fromkeys(self._complete), ""]
 
     def _check_order(self, obj: SourceObject) -> None:
         slash = "/" if obj.kind is Kind.DIRECTORY else ""
@@ -261,12 +260,14 @@ class _FlatTree:
 
     def _enter(self, directory: str) -> None:
         self._open.append(directory)
-        if directory not in self._seen:
-            self._seen.add(directory)
+        told = self._left.get(hash(directory))
+        if told is None:
             self._objects.append(SourceObject(directory, Kind.DIRECTORY))
-        elif directory in self._done_earlier:
+        elif told:
             raise SourceUnavailable(f"the listing comes back to {directory!r}, which it had left: it is not in order")
 
     def _leave_below(self, depth: int) -> None:
         while len(self._open) > depth:
-            self._complete.append(self._open.pop())
+            directory = self._open.pop()
+            self._left.setdefault(hash(directory), False)
+            self._complete.append(directory)

@@ -70,8 +70,17 @@ class S3Options(BaseModel):
     endpoint: str | None = None
     region: str | None = None
     anonymous: Literal["true", "false"] = "false"
+    requesterPays: Literal["true", "false"] = "false"  # noqa: N815  # the key as users write it
     provider: str = ""
     syncMode: str = ""  # noqa: N815  # the key as users write it
+
+
+PAYER_HEADER: Final = "x-amz-request-payer"
+
+
+def _pay(request: Any, **_: object) -> None:
+    """Requester Pays: the header that agrees to be billed, on every request of the client."""
+    request.headers[PAYER_HEADER] = "requester"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,10 @@ class S3Connection:
         self._lock = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._opened: Opened | None = None
+
+    @property
+    def requester_pays(self) -> bool:
+        return self._options.requesterPays == "true"
 
     @property
     def place(self) -> str:
@@ -145,6 +158,8 @@ class S3Connection:
             response_checksum_validation="when_required",
             **({"signature_version": UNSIGNED} if keys is None else {}),
         )
+        if self._options.requesterPays == "true":
+            session.register("before-sign.s3", _pay)
         maker = session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
         return await self._stack.enter_async_context(maker)
 

@@ -12,6 +12,7 @@ from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind, SourceObject
 from dsfs.sources.base import Source
 from dsfs.sources.registry import build_source
+from tests.servers.hostile import etag_of, hostile
 from tests.servers.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, credentials, seaweedfs
 from tests.sources.sinks import names_in, read_range, tree_of
 
@@ -161,3 +162,21 @@ def test_the_prefix_is_a_directory_and_not_a_beginning(server: S3Server) -> None
 def test_what_cannot_be_built(uri: str, options: dict[str, str], secret: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build_source(SourceSpec(type=SourceType.S3, uri=uri, options=options), secret)
+
+
+def test_requester_pays_agrees_on_every_request() -> None:
+    with hostile() as server:
+        server.files["/bucket/file"] = b"paid for"
+        listed = SourceObject("file", size=8, version_tag=etag_of(b"paid for").strip('"'))
+
+        async def read(source: Source) -> None:
+            with pytest.raises(SourceMissing):  # this server speaks no listings
+                async for _page in source.list_tree():
+                    pass
+            assert await read_range(source, listed, 0, 8) == b"paid for"
+
+        options = {"endpoint": server.url.rstrip("/"), "region": "us-east-1", "requesterPays": "true"}
+        spec = SourceSpec(type=SourceType.S3, uri="s3://bucket", options=options)
+        using(build_source(spec, credentials()), read)
+        assert len(server.asked) >= 2
+        assert all(asked.headers.get("x-amz-request-payer") == "requester" for asked in server.asked)
