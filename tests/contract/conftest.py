@@ -1,0 +1,76 @@
+"""The command line as others script against it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from tests.mounts import dsfs
+
+
+def one_line_failure(done: CompletedProcess[str], *words: str) -> str:
+    """Exit status 1, nothing on stdout, one line on stderr with these words in it; the line."""
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("dsfs: ")
+    assert "Traceback" not in lines[0]
+    missing = [word for word in words if word not in lines[0]]
+    assert not missing, (missing, lines[0])
+    return lines[0]
+
+
+def wrong_usage(done: CompletedProcess[str], *words: str) -> str:
+    """Exit status 2, nothing on stdout, a usage message on stderr."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    missing = [word for word in words if word not in done.stderr]
+    assert not missing, (missing, done.stderr)
+    return done.stderr
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory with a few files."""
+    directory = tmp_path / "source"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "a.txt").write_bytes(b"first")
+    (directory / "sub/b.bin").write_bytes(bytes(range(256)) * 20_000)
+    return directory
+
+
+@pytest.fixture
+def try_mount(tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
+    """``dsfs mount`` that is meant to fail: onto an empty directory, with a cache of its own."""
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+
+    def call(*argv: str | Path, **how: Any) -> CompletedProcess[str]:
+        return dsfs("mount", *argv, mountpoint, f"--cache-dir={tmp_path}/cache", **how)
+
+    return call
+
+
+def dataset(name: str, uri: str | Path, namespace: str | None = None, type: str = "PVC", **spec: Any) -> dict[str, Any]:
+    """A manifest."""
+    metadata = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
+    source = {"type": type, "uri": str(uri), **spec.pop("source", {})}
+    return {
+        "apiVersion": "dsfs.dev/v1alpha1",
+        "kind": "Dataset",
+        "metadata": metadata,
+        "spec": {"source": source, **spec},
+    }
+
+
+def write_manifests(path: Path, *documents: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
+    return path

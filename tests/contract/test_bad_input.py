@@ -1,0 +1,330 @@
+"""Everything that can be wrong with what is given: one line that says what, where, what to do; exit status 1 or 2."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
+from tests.mounts import HOST, Mounts, dsfs, free_port, is_mounted, leftovers
+from tests.servers import hostile as web
+from tests.servers.http_server import nginx
+
+Try = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(tmp_path: Path, request: pytest.FixtureRequest) -> object:
+    """What failed leaves neither a mount nor a process, and no ghost in ``dsfs status``."""
+    yield
+    if "mounts" not in request.fixturenames:
+        assert leftovers(tmp_path) == []
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("nosuch://host/x", ["nosuch", "s3"]),
+        ("name-without-scheme", ["s3"]),
+        ("s3://", ["s3"]),
+        ("", ["empty"]),
+        ("file://relative/path", ["file:///"]),
+        ("s3://bucket/\n", ["control character"]),
+    ],
+)
+def test_wrong_uri(try_mount: Try, uri: str, words: list[str]) -> None:
+    one_line_failure(try_mount(uri), *words)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["git+https://example.invalid/x.git", "hf://datasets/org/name", "hdfs://host/x", "nfs://host/x", "dataset://ns/x"],
+)
+def test_kinds_of_sources_that_are_not_there_yet(try_mount: Try, uri: str) -> None:
+    """Refused as such, and not tried."""
+    one_line_failure(try_mount(uri))
+
+
+def test_directory_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
+    one_line_failure(try_mount(tmp_path / "none"), str(tmp_path / "none"), "not there")
+
+
+def test_url_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
+    with nginx(tmp_path) as server:
+        one_line_failure(try_mount(f"{server.url}none/"), f"{server.url}none/")
+
+
+def test_nobody_listens(try_mount: Try) -> None:
+    port = free_port()
+    one_line_failure(try_mount(f"http://{HOST}:{port}/", "--read-timeout=3s"), f"{HOST}:{port}")
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_refused(try_mount: Try, code: int) -> None:
+    with web.hostile() as server:
+        server.always("/data/", web.status(code))
+        line = one_line_failure(try_mount(f"{server.url}data/"), f"{server.url}data/")
+    assert "refused" in line or str(code) in line
+
+
+def test_bucket_that_is_not_there(try_mount: Try) -> None:
+    """Spoken by a server that knows no bucket at all: 404 NoSuchBucket for everything."""
+    body = b"<?xml version='1.0'?><Error><Code>NoSuchBucket</Code><Message>none</Message></Error>"
+
+    def missing(asked: web.Asked, data: bytes, answer: web.Answer) -> web.Answer:
+        return web.Answer(404, {"Content-Type": "application/xml"}, body)
+
+    with web.hostile() as server:
+        for path in ("/nobucket", "/nobucket/"):
+            server.always(path, missing)
+        options = [f"--option=endpoint={server.url.rstrip('/')}", "--option=anonymous=true"]
+        one_line_failure(try_mount("s3://nobucket", *options), "nobucket")
+
+
+def test_s3_that_refuses(try_mount: Try) -> None:
+    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+
+    def refused(asked: web.Asked, data: bytes, answer: web.Answer) -> web.Answer:
+        return web.Answer(403, {"Content-Type": "application/xml"}, body)
+
+    with web.hostile() as server:
+        for path in ("/bucket", "/bucket/"):
+            server.always(path, refused)
+        env = {"AWS_ACCESS_KEY_ID": "fake-id", "AWS_SECRET_ACCESS_KEY": "fake-secret-0123456789"}
+        done = try_mount("s3://bucket", f"--option=endpoint={server.url.rstrip('/')}", env=env)
+    assert "fake-secret" not in one_line_failure(done, "bucket")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["https://user:fake-passw0rd@example.invalid/x/"],
+        ["https://example.invalid/x/?X-Amz-Signature=fake-passw0rd"],
+        ["s3://bucket/x", "--option=secret-key=fake-passw0rd"],
+        ["http://example.invalid/", "--option=Authorization=Bearer fake-passw0rd"],
+    ],
+)
+def test_a_credential_on_the_command_line_is_refused_and_not_repeated(try_mount: Try, argv: list[str]) -> None:
+    done = try_mount(*argv)
+    line = one_line_failure(done, "Secret")
+    assert "fake-passw0rd" not in line
+    kept = [path for path in Path("/run/dsfs").rglob("*") if stat.S_ISREG(path.lstat().st_mode)]
+    assert not [path for path in kept if b"fake-passw0rd" in path.read_bytes()]
+
+
+# -- mount points -----------------------------------------------------------------------------------------------------
+
+
+def test_mount_point_missing(source: Path, tmp_path: Path) -> None:
+    done = dsfs("mount", source, tmp_path / "none", f"--cache-dir={tmp_path}/cache")
+    one_line_failure(done, str(tmp_path / "none"), "does not exist", "mkdir")
+
+
+def test_mount_point_not_empty(try_mount: Try, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnt/file").touch()
+    one_line_failure(try_mount(source), str(tmp_path / "mnt"), "not empty")
+
+
+def test_mount_point_is_a_file(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = dsfs("mount", source, tmp_path / "file", f"--cache-dir={tmp_path}/cache")
+    one_line_failure(done, "not a directory")
+
+
+def test_mount_point_in_use(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    done = dsfs("mount", source, mount.mountpoint, f"--cache-dir={mount.cache_dir}-other")
+    one_line_failure(done, str(mount.mountpoint), "already", str(mount.keeper_pid))
+    assert (mount.root / "a.txt").read_bytes() == b"first"
+
+
+def test_unmount_what_is_not_mounted(tmp_path: Path) -> None:
+    one_line_failure(dsfs("unmount", tmp_path), str(tmp_path), "nothing mounted")
+    one_line_failure(dsfs("unmount", "/proc"), "/proc")
+    one_line_failure(dsfs("status", tmp_path), str(tmp_path))
+
+
+# -- cache directories ------------------------------------------------------------------------------------------------
+
+
+def test_cache_directory_is_a_file(try_mount: Try, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    one_line_failure(try_mount(source), str(tmp_path / "cache"), "--cache-dir")
+
+
+def test_cache_directory_cannot_be_made(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    done = dsfs("mount", source, tmp_path / "mnt", "--cache-dir=/proc/none")
+    one_line_failure(done, "/proc/none", "--cache-dir")
+
+
+def test_cache_directory_of_unknown_layout(try_mount: Try, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/version").write_text("99\n")
+    one_line_failure(try_mount(source), str(tmp_path / "cache"), "99")
+    assert sorted(os.listdir(tmp_path / "cache")) in (["version"], ["lock", "version"])
+
+
+def test_cache_directory_with_foreign_files(try_mount: Try, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/thesis.tex").write_text("precious")
+    one_line_failure(try_mount(source), str(tmp_path / "cache"), "thesis.tex")
+    assert (tmp_path / "cache/thesis.tex").read_text() == "precious"
+
+
+def test_cache_directory_in_use(mounts: Mounts, try_mount: Try, source: Path, tmp_path: Path) -> None:
+    mount = mounts.mount(source)
+    done = dsfs("mount", source, tmp_path / "mnt", f"--cache-dir={mount.cache_dir}")
+    one_line_failure(done, str(mount.cache_dir), "another dsfs server", str(mount.status()["server_pid"]))
+
+
+# -- manifests --------------------------------------------------------------------------------------------------------
+
+GOOD = """\
+apiVersion: dsfs.dev/v1alpha1
+kind: Dataset
+metadata: {name: good, namespace: team}
+spec: {source: {type: PVC, uri: /tmp}}
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("apiVersion: dsfs.dev/v1alpha1\nkind: Dataset\n  bad: [indent", ["line 3"]),
+        (GOOD + "kind: [", ["line 6"]),
+        (GOOD + "just text", ["document 2"]),
+        (GOOD + GOOD, ["document 2", "good"]),
+        ("{apiVersion: dsfs.dev/v1alpha1, kind: Dataset, metadata: {name: a}, spec: {}}", ["spec.source", "missing"]),
+        (
+            "{apiVersion: dsfs.dev/v1alpha1, kind: Dataset, metadata: {name: a}, spec: {source: {type: PVC}}}",
+            ["document 1", "spec.source.uri", "missing"],
+        ),
+        (
+            "{apiVersion: dsfs.dev/v1alpha1, kind: Dataset, metadata: {name: a}, spec: {source: {type: PVC, uri: 3}}}",
+            ["document 1", "spec.source.uri", "text"],
+        ),
+        (
+            GOOD.replace("PVC", "FLOPPY"),
+            ["document 1", "spec.source.type", "S3"],
+        ),
+        (GOOD.replace("name: good", "name: a/b"), ["document 1", "metadata.name"]),
+        (GOOD.replace("name: good", f"name: {'a' * 300}"), ["document 1", "metadata.name", "253"]),
+        (GOOD.replace("namespace: team", "namespace: a/b"), ["metadata.namespace"]),
+        (GOOD.replace("{source", "{share: maybe, source"), ["spec.share", "true or false"]),
+        (GOOD.replace("{source", "{reedPath: auto, source"), ["spec.reedPath", "readPath"]),
+        (GOOD.replace("v1alpha1", "v9"), ["apiVersion"]),
+        (GOOD.replace("kind: Dataset", "kind: Deployment"), ["kind"]),
+        (GOOD.replace("uri: /tmp", "uri: 'https://u:fake-passw0rd@host/'"), ["spec.source.uri", "password"]),
+    ],
+)
+def test_manifests(try_mount: Try, tmp_path: Path, text: str, words: list[str]) -> None:
+    file = tmp_path / "datasets.yaml"
+    file.write_text(text)
+    line = one_line_failure(try_mount("-f", file), str(file), *words)
+    assert "fake-passw0rd" not in line
+
+
+def test_manifest_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
+    one_line_failure(try_mount("-f", tmp_path / "none.yaml"), str(tmp_path / "none.yaml"))
+
+
+def test_two_of_one_name_in_two_files(try_mount: Try, tmp_path: Path, source: Path) -> None:
+    first = write_manifests(tmp_path / "m/1.yaml", dataset("same", source))
+    second = write_manifests(tmp_path / "m/2.yaml", dataset("same", source))
+    one_line_failure(try_mount("-f", tmp_path / "m"), str(first), str(second), "same")
+
+
+# -- usage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["frobnicate"],
+        ["dataset", "frobnicate"],
+        ["mount", "/tmp", "/mnt", "--frobnicate"],
+        ["status", "--frobnicate"],
+        ["mount"],
+        ["mount", "/tmp"],
+        ["mount", "/tmp", "/mnt", "/x"],
+        ["mount", "-f", "/tmp/x.yaml"],
+        ["mount", "-f", "/tmp/x.yaml", "/tmp", "/mnt"],
+        ["mount", "/tmp", "/mnt", "--session", "telepathy"],
+        ["mount", "/tmp", "/mnt", "--read-timeout", "soon"],
+        ["mount", "/tmp", "/mnt", "--cache-size", "big"],
+        ["mount", "/tmp", "/mnt", "--cache-size", "120%"],
+        ["mount", "/tmp", "/mnt", "--http", "nowhere"],
+        ["mount", "/tmp", "/mnt", "--http", "localhost:99999"],
+        ["mount", "/tmp", "/mnt", "--option", "novalue"],
+        ["mount", "/tmp", "/mnt", "--namespace", "x"],
+        ["mount", "-f", "/tmp/x.yaml", "/mnt", "--option", "a=b"],
+        ["unmount"],
+        ["evict"],
+        ["dataset", "show"],
+    ],
+)
+def test_wrong_usage(argv: list[str]) -> None:
+    wrong_usage(dsfs(*argv), "Usage")
+
+
+LATER = {
+    "": ["warm", "pin", "unpin", "hint", "top", "restart"],
+    "dataset": ["apply", "resync", "delete", "clone", "set-credential"],
+}
+
+
+@pytest.mark.parametrize(("group", "verb"), [(group, verb) for group, verbs in LATER.items() for verb in verbs])
+def test_a_verb_that_is_not_there_yet_is_unknown(group: str, verb: str) -> None:
+    """ "None is accepted and ignored". Once it has come its own tests say what it does."""
+    words = [group] if group else []
+    if any(line.split()[:1] == [verb] for line in dsfs(*words, "--help").stdout.splitlines()):
+        pytest.skip("has come")
+    wrong_usage(dsfs(*words, verb), "No such command")
+
+
+def test_a_flag_that_is_not_there_yet_is_unknown() -> None:
+    if "--shared-cache" in dsfs("mount", "--help").stdout:
+        pytest.skip("has come")
+    wrong_usage(dsfs("mount", "/tmp", "/mnt", "--shared-cache", "/x"), "No such option")
+
+
+def test_help_names_every_verb_and_ends_well() -> None:
+    done = dsfs("--help")
+    assert done.returncode == 0
+    for verb in ("mount", "unmount", "status", "evict", "verify", "doctor", "dataset"):
+        assert verb in done.stdout
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_http_address_in_use(try_mount: Try, source: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        one_line_failure(try_mount(source, f"--http={HOST}:{taken.getsockname()[1]}"), "--http", "in use")
+
+
+def test_dataset_that_is_not_there(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    where = f"-m{mount.mountpoint}"
+    one_line_failure(dsfs("dataset", "show", "none/none", where), "none/none", "default/source")
+    one_line_failure(dsfs("evict", "none", where), "none", "default/source")
+    assert is_mounted(mount.mountpoint)
+
+
+def test_verify_of_what_is_no_cache(tmp_path: Path) -> None:
+    one_line_failure(dsfs("verify", f"--cache-dir={tmp_path}"), str(tmp_path))
+    one_line_failure(dsfs("verify", f"--cache-dir={tmp_path}/none"), f"{tmp_path}/none")
+    assert list(tmp_path.iterdir()) == []

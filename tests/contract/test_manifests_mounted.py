@@ -1,0 +1,233 @@
+"""Many datasets of several namespaces in one mount: who is shown, who may read, and that one cannot hurt another."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import dataset, write_manifests
+from tests.mounts import HOST, Mount, Mounts, eventually, free_port, runtime_dir_of
+from tests.servers import hostile as web
+
+SESSIONS = ("direct", "pyfuse3")
+NOBODY = 65534
+
+
+def names_in(mount: Mount) -> set[str]:
+    return {f"{ns}/{name}" for ns in os.listdir(mount.mountpoint) for name in os.listdir(mount.mountpoint / ns)}
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_files_directories_and_several_documents(mounts: Mounts, source: Path, tmp_path: Path, session: str) -> None:
+    folder = tmp_path / "folder"
+    write_manifests(folder / "1.yaml", dataset("a", source, "red"), dataset("b", source, "red"))
+    write_manifests(folder / "2.json", dataset("a", source, "blue"))
+    (folder / "README.md").write_text("not a manifest")
+    single = write_manifests(tmp_path / "single.yaml", dataset("c", source))
+    mount = mounts.mount("-f", folder, "-f", single, session=session)
+    wanted = {"red/a", "red/b", "blue/a", "default/c"}
+    assert names_in(mount) == wanted
+    for name in wanted:
+        assert (mount.mountpoint / name / "a.txt").read_bytes() == b"first"
+        assert sorted(os.listdir(mount.mountpoint / name)) == ["a.txt", "sub"]
+    for absent in ("green", "red/c", "red/b/none"):
+        assert not (mount.mountpoint / absent).exists()
+    with pytest.raises(OSError, match="Read-only file system"):
+        (mount.mountpoint / "green").mkdir()
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_one_that_cannot_be_reached_does_not_stop_the_others(
+    mounts: Mounts, source: Path, tmp_path: Path, session: str
+) -> None:
+    gone = f"http://{HOST}:{free_port()}/"
+    manifest = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("good", source),
+        dataset("gone", gone, type="HTTP"),
+        dataset("no-directory", tmp_path / "none"),
+        dataset("no-secret", source, secretRef="nowhere"),
+        dataset("not-read", "conda://env", type="CONDA"),
+    )
+    mount = mounts.mount("-f", manifest, "--read-timeout=5s", session=session)
+    mount.expect_log("listing failed|dataset cannot be used")
+    assert mount.mount_seconds < 5
+    root = mount.mountpoint / "default"
+    assert (root / "good/a.txt").read_bytes() == b"first"
+    words = {
+        "gone": gone.rstrip("/"),
+        "no-directory": str(tmp_path / "none"),
+        "no-secret": "nowhere",
+        "not-read": "CONDA",
+    }
+    for name, word in words.items():
+        found = mount.wait_phase("FAILED", name)
+        assert word in found["message"], found
+        assert "\n" not in found["message"]
+        with pytest.raises(OSError) as raised:  # noqa: PT011  # the errno is looked at
+            os.listdir(root / name)
+        assert raised.value.errno != 2, 'not reachable is never "not there"'
+        with pytest.raises(OSError) as raised:  # noqa: PT011
+            os.stat(root / name / "x")
+        assert raised.value.errno != 2
+    assert mount.dataset("good")["phase"] == "READY"
+    assert mount.status()["healthy"] is True
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_namespace_hides(mounts: Mounts, source: Path, tmp_path: Path, session: str) -> None:
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": "blue"}}
+    manifest = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("own", source, "red"),
+        dataset("private", source, "blue"),
+        dataset("shared", source, "blue", share=True),
+        dataset("for-blue", source, "green", share=True, shareToNamespaceSelector=selector),
+    )
+    seen = {
+        ("red",): {"red/own", "blue/shared"},
+        ("blue",): {"blue/private", "blue/shared", "green/for-blue"},
+        ("red", "blue"): {"red/own", "blue/private", "blue/shared", "green/for-blue"},
+        ("none",): {"blue/shared"},
+    }
+    for namespaces, wanted in seen.items():
+        mount = mounts.mount("-f", manifest, *(f"--namespace={name}" for name in namespaces), session=session)
+        assert names_in(mount) == wanted
+        assert {f"{each['namespace']}/{each['name']}" for each in mount.status()["datasets"]} == wanted
+        assert not (mount.mountpoint / "blue/private").exists() or "blue/private" in wanted
+        assert mount.unmount().returncode == 0
+
+
+_AS_ANOTHER = """
+import os, sys
+for path in sys.argv[1:]:
+    try:
+        if os.path.isdir(path):
+            os.listdir(path)
+        else:
+            with open(path, "rb") as file:
+                file.read()
+        print("ok")
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+def as_another(uid: int, root: Path, *paths: str) -> list[str]:
+    """What another user gets; from inside, as directories above may be closed to that user."""
+    argv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", sys.executable, "-c", _AS_ANOTHER, *paths]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_owner_and_mode_are_enforced(mounts: Mounts, source: Path, tmp_path: Path, session: str) -> None:
+    def owned(name: str, mode: str, uid: int = 1000) -> dict[str, object]:
+        return dataset(name, source, mountOptions={"uid": uid, "gid": 1000, "mode": mode})
+
+    manifest = write_manifests(
+        tmp_path / "m.yaml", owned("open", "0755"), owned("closed", "0700"), owned("theirs", "0740", NOBODY)
+    )
+    mount = mounts.mount("-f", manifest, session=session)
+    root = mount.mountpoint / "default"
+    for name, mode, directory_mode in (("open", 0o555, 0o555), ("closed", 0o500, 0o500), ("theirs", 0o540, 0o550)):
+        found = os.stat(root / name / "sub/b.bin")
+        assert stat.S_IMODE(found.st_mode) == mode
+        assert (found.st_uid, found.st_gid) == (NOBODY if name == "theirs" else 1000, 1000)
+        for directory in (root / name, root / name / "sub"):
+            found = os.stat(directory)
+            assert stat.S_IMODE(found.st_mode) == directory_mode, directory
+            assert found.st_uid == (NOBODY if name == "theirs" else 1000)
+    paths = [f"{name}/{path}" for name in ("open", "closed", "theirs") for path in (".", "a.txt", "sub", "sub/b.bin")]
+    answers = dict(zip(paths, as_another(NOBODY, root, *paths), strict=True))
+    for path, answer in answers.items():
+        assert answer == ("13" if path.startswith("closed") else "ok"), (path, answer)
+    assert (root / "closed/a.txt").read_bytes() == b"first"  # root
+
+
+def test_owner_is_who_mounted(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    found = os.stat(mount.root / "a.txt")
+    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o555, os.getuid(), os.getgid())
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_the_control_socket_and_the_cache_are_the_users_alone(mounts: Mounts, source: Path, session: str) -> None:
+    mount = mounts.mount(source, session=session)
+    for path in (mount.cache_dir, Path("/run/dsfs")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((runtime_dir_of(mount.mountpoint) / "control.sock").stat().st_mode) == 0o600
+
+
+def test_secrets_appear_nowhere(mounts: Mounts, tmp_path: Path) -> None:
+    """A server that refuses them all, so that every way to complain is walked."""
+    fakes = ("fake-passw0rd-11111", "fake-t0ken-22222", "fake-access-33333", "fake-secret-44444")
+
+    def secret(name: str, **values: str) -> dict[str, object]:
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values}
+
+    with web.hostile() as server:
+        for path in ("/data/", "/bucket", "/bucket/"):
+            server.always(path, web.status(403))
+        options = {"endpoint": server.url.rstrip("/")}
+        manifest = write_manifests(
+            tmp_path / "m.yaml",
+            dataset("basic", f"{server.url}data/", type="HTTP", secretRef="basic"),
+            dataset("token", f"{server.url}data/", type="HTTP", secretRef="token"),
+            dataset("keys", "s3://bucket/x", type="S3", secretRef="keys", source={"options": options}),
+            secret("basic", username="someone", password=fakes[0]),
+            secret("token", token=fakes[1]),
+            secret("keys", **{"access-key": fakes[2], "secret-key": fakes[3]}),
+        )
+        mount = mounts.mount("-f", manifest)
+        mount.expect_log("listing failed")
+        for name in ("basic", "token", "keys"):
+            mount.wait_phase("FAILED", name)
+        sent = " ".join(str(dict(each.headers)) for each in server.asked)
+        assert "authorization" in sent, "the secrets are used"
+        shown = [str(mount.status()), mount.log(), str(mount.metrics())]
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                shown.append(Path(f"/proc/{name}/cmdline").read_text(errors="replace"))
+            except OSError:
+                continue
+    for path in (*mount.cache_dir.rglob("*"), *Path("/run/dsfs").rglob("*")):
+        if path.is_file():
+            shown += [path.read_bytes().decode("latin-1")]
+    for fake in fakes:
+        assert not [text[:200] for text in shown if fake in text]
+
+
+@pytest.mark.parametrize("how", ["directory", "environment"])
+def test_other_places_for_secrets(mounts: Mounts, tmp_path: Path, how: str) -> None:
+    with web.hostile() as server:
+        server.files["/data/"] = b'<h1>Index of /data/</h1><a href="../">../</a><a href="a">a</a>'
+        server.always("/data/", lambda asked, data, answer: answer.with_headers(Content_Type="text/html"))
+        server.files["/data/a"] = b"inside"
+        spec = {"secretRef": "web"} if how == "directory" else {}
+        manifest = write_manifests(
+            tmp_path / "m.yaml", dataset("web", f"{server.url}data/", "team", type="HTTP", **spec)
+        )
+        env = {}
+        argv: list[str | Path] = ["-f", manifest]
+        if how == "directory":
+            (tmp_path / "secrets/team/web").mkdir(parents=True)
+            (tmp_path / "secrets/team/web/username").write_text("someone\n")
+            (tmp_path / "secrets/team/web/password").write_text("fake-passw0rd\n")
+            argv.append(f"--secrets={tmp_path}/secrets")
+        else:
+            (tmp_path / "netrc").write_text(f"machine {HOST} login someone password fake-passw0rd\n")
+            (tmp_path / "netrc").chmod(0o600)
+            env["NETRC"] = str(tmp_path / "netrc")
+        mount = mounts.mount(*argv, dataset="team/web", env=env)
+        assert (mount.root / "a").read_bytes() == b"inside"
+        authorised = [each for each in server.asked if "authorization" in each.headers]
+        assert authorised
+        assert eventually(lambda: mount.dataset()["phase"] == "READY", 10, "sealed")

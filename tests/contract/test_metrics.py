@@ -1,0 +1,127 @@
+"""/metrics: every name of DESIGN section 7 is there, and moves with what it counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import dataset, write_manifests
+from tests.mounts import Mounts, eventually
+from tests.servers import hostile as web
+
+# name → labels; a histogram has _bucket, _sum and _count
+DESIGNED = {
+    "dsfs_read_bytes_total": {"namespace", "dataset", "tier"},
+    "dsfs_kernel_opened_bytes_total": {"namespace", "dataset"},
+    "dsfs_origin_read_bytes_total": {"namespace", "dataset"},
+    "dsfs_origin_requests_total": {"namespace", "dataset", "outcome"},
+    "dsfs_origin_request_seconds_count": {"namespace", "dataset"},
+    "dsfs_operation_seconds_count": {"operation"},
+    "dsfs_errors_total": {"namespace", "dataset", "errno"},
+    "dsfs_cache_bytes": {"tier"},
+    "dsfs_cache_limit_bytes": {"tier"},
+    "dsfs_cache_evicted_bytes_total": set(),
+    "dsfs_cache_corrupt_blocks_total": set(),
+    "dsfs_dataset_info": {"namespace", "dataset", "revision", "phase", "source_type"},
+    "dsfs_dataset_bytes": {"namespace", "dataset"},
+    "dsfs_dataset_cached_bytes": {"namespace", "dataset"},
+    "dsfs_server_restarts_total": set(),
+}
+
+
+def test_every_designed_metric_is_there_and_moves(mounts: Mounts, tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    with web.hostile() as server:
+        server.files["/file"] = data
+        manifest = write_manifests(
+            tmp_path / "m.yaml", dataset("data", f"{server.url}file", "team", type="HTTP", readPath="passthrough")
+        )
+        mount = mounts.mount("-f", manifest, "--read-timeout=5s", dataset="team/data")
+        labels = {"namespace": "team", "dataset": "data"}
+        fd = os.open(mount.root / "file", os.O_RDONLY)
+        assert os.pread(fd, len(data), 0) == data
+        os.close(fd)
+        assert mount.sum_of("dsfs_kernel_opened_bytes_total", **labels) == len(data)
+        assert mount.sum_of("dsfs_origin_read_bytes_total", **labels) == len(data)
+        assert mount.sum_of("dsfs_origin_requests_total", outcome="ok", **labels) >= 1
+        assert mount.sum_of("dsfs_origin_request_seconds_count", **labels) >= 1
+        assert mount.sum_of("dsfs_operation_seconds_count", operation="open") == 1
+        eventually(lambda: mount.sum_of("dsfs_cache_bytes", tier="node") >= len(data), 10, "the cache is measured")
+        assert mount.sum_of("dsfs_cache_limit_bytes", tier="node") == mount.status()["cache_size"]
+        assert mount.sum_of("dsfs_dataset_info", phase="READY", source_type="HTTP", **labels) == 1
+        assert mount.sum_of("dsfs_dataset_info", **labels) == 1
+        assert mount.sum_of("dsfs_dataset_bytes", **labels) == len(data)
+        assert len(data) <= mount.sum_of("dsfs_dataset_cached_bytes", **labels) <= len(data) + 8192
+        # a failure
+        assert mount.unmount().returncode == 0
+        server.always("/file", web.status(403))
+    samples = mount_and_see_errors(mounts, tmp_path)
+    found = {}
+    for name in samples:
+        base, _, rest = name.partition("{")
+        found[base] = set(re.findall(r'(\w+)="', rest))
+    for name, wanted in DESIGNED.items():
+        assert name in found, name
+        assert found[name] == wanted, name
+
+
+def mount_and_see_errors(mounts: Mounts, tmp_path: Path) -> dict[str, float]:
+    """A dataset whose file changes under it, is evicted, and whose server is restarted."""
+    source = tmp_path / "changing"
+    source.mkdir()
+    (source / "gone").write_bytes(b"1" * 100_000)
+    (source / "kept").write_bytes(b"2" * 100_000)
+    manifest = write_manifests(tmp_path / "m2.yaml", dataset("data", source, "team", readPath="daemon"))
+    mount = mounts.mount("-f", manifest, dataset="team/data")
+    mount.expect_log("fetch failed")
+    assert (mount.root / "kept").read_bytes() == b"2" * 100_000
+    assert mount.sum_of("dsfs_read_bytes_total", tier="origin") + mount.sum_of("dsfs_read_bytes_total", tier="node") > 0
+    (source / "gone").write_bytes(b"3" * 50_000)
+    with pytest.raises(OSError, match="Stale file handle"):
+        (mount.root / "gone").read_bytes()
+    assert mount.sum_of("dsfs_errors_total", namespace="team", dataset="data", errno="ESTALE") >= 1
+    assert mount.sum_of("dsfs_origin_requests_total", outcome="changed") >= 1
+    assert b"not the file" in os.getxattr(mount.root / "gone", "user.dsfs.error")
+    samples = mount.metrics()
+    assert samples["dsfs_server_restarts_total"] == 0
+    mount.kill_server()
+    eventually(lambda: answers(mount.http), 20, "the next server serves metrics")
+    assert mount.metrics()["dsfs_server_restarts_total"] == 1
+    return samples
+
+
+def answers(http: str | None) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{http}/healthz", timeout=5) as answer:
+            return bool(json.load(answer)["healthy"])
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_evicted_bytes_are_counted(mounts: Mounts, source: Path) -> None:
+    """`--cache-size` covers all that is in the cache directory, so a small one makes room by itself."""
+    for number in range(8):
+        (source / f"big{number}").write_bytes(os.urandom(2_000_000))
+    mount = mounts.mount(source, "--cache-size=8MiB")
+    for number in range(8):
+        assert (mount.root / f"big{number}").read_bytes() == (source / f"big{number}").read_bytes()
+    eventually(lambda: mount.sum_of("dsfs_cache_evicted_bytes_total") > 0, 10, "eviction")
+    eventually(lambda: mount.status()["cache_used"] <= 8 << 20, 10, "the cache is within its size")
+    on_disk = sum(path.lstat().st_blocks * 512 for path in mount.cache_dir.rglob("*"))
+    assert on_disk <= (8 << 20) + (2 << 20), "what is on the disk, and some for directories and the index"
+
+
+def test_public_interface_changes_nothing(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    with urllib.request.urlopen(f"http://{mount.http}/api/v1/status", timeout=5) as answer:
+        assert json.load(answer) == mount.status()
+    for path in ("evict", "verify"):
+        request = urllib.request.Request(f"http://{mount.http}/api/v1/{path}", data=b"{}", method="POST")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(request, timeout=5)

@@ -1,0 +1,272 @@
+"""What the verbs print: ``dsfs status --json`` and the others, exactly as DESIGN section 7 has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.conftest import dataset, one_line_failure, write_manifests
+from tests.mounts import DSFS, Mounts, clean_environment, dsfs, eventually, is_mounted, leftovers
+
+MOUNT_SCHEMA = {
+    "mountpoint": str,
+    "session": str,
+    "keeper_pid": int,
+    "server_pid": int,
+    "http": (str, type(None)),
+    "cache_dir": str,
+    "cache_size": int,
+    "cache_used": int,
+    "healthy": bool,
+    "datasets": list,
+}
+DATASET_SCHEMA = {
+    "namespace": str,
+    "name": str,
+    "source": str,
+    "revision": str,
+    "phase": str,
+    "message": str,
+    "files": int,
+    "bytes": int,
+    "cached_bytes": int,
+    "pinned_bytes": int,
+    "skipped": int,
+    "read_path": str,
+}
+
+
+OBJECT_SPACE = 8192
+"""An object takes whole pages, and a map: what ``cached_bytes`` may say over its bytes."""
+
+
+def check_schema(found: dict[str, Any], schema: dict[str, Any]) -> None:
+    assert list(found) == list(schema)
+    for key, kind in schema.items():
+        assert isinstance(found[key], kind), (key, found[key])
+        assert kind is bool or not isinstance(found[key], bool), (key, found[key])
+
+
+def printed(*argv: str | Path) -> Any:
+    done = dsfs(*argv)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_status(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    (mount.root / "a.txt").read_bytes()
+    answer = printed("status", mount.mountpoint, "--json")
+    assert list(answer) == ["mounts"]
+    (status,) = answer["mounts"]
+    check_schema(status, MOUNT_SCHEMA)
+    (only,) = status["datasets"]
+    check_schema(only, DATASET_SCHEMA)
+    assert status["mountpoint"] == str(mount.mountpoint)
+    assert status["session"] == "direct"
+    assert status["http"] == mount.http
+    assert status["cache_dir"] == str(mount.cache_dir)
+    assert status["healthy"] is True
+    assert 0 < status["cache_used"] < status["cache_size"]
+    for key in ("keeper_pid", "server_pid"):
+        assert os.path.exists(f"/proc/{status[key]}")
+    assert only["source"] == str(source)
+    assert (only["namespace"], only["name"], only["phase"], only["message"]) == ("default", "source", "READY", "")
+    assert (only["files"], only["bytes"]) == (2, 5 + 256 * 20_000)
+    assert 5 <= only["cached_bytes"] <= 5 + OBJECT_SPACE
+    assert (only["pinned_bytes"], only["skipped"]) == (0, 0)
+    assert only["read_path"] in ("passthrough", "openless", "daemon")
+    assert mount.mountpoint in [Path(each["mountpoint"]) for each in printed("status", "--json")["mounts"]]
+
+
+def test_status_for_people(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    done = dsfs("status", mount.mountpoint)
+    assert done.returncode == 0
+    assert "default/source" in done.stdout
+    assert "READY" in done.stdout
+    assert done.stderr == ""
+
+
+def test_mounted_within_about_a_second(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    assert (mount.root / "a.txt").read_bytes() == b"first"
+    assert mount.mount_seconds < 4  # 0.9 s on two idle cores
+
+
+def test_dataset_list_and_show(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "keys", "namespace": "team"},
+        "stringData": {"username": "someone", "password": "fake-passw0rd-1"},
+    }
+    manifest = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("one", source, "team", secretRef="keys", share=True),
+        dataset("two", source),
+        secret,
+    )
+    mount = mounts.mount("-f", manifest)
+    where = f"-m{mount.mountpoint}"
+    listed = printed("dataset", "list", where, "--json")
+    assert sorted((each["namespace"], each["name"]) for each in listed) == [("default", "two"), ("team", "one")]
+    for each in listed:
+        check_schema(each, DATASET_SCHEMA)
+    text = dsfs("dataset", "show", "team/one", where, "--json").stdout
+    shown = json.loads(text)
+    assert shown["manifest"]["source"]["uri"] == str(source)
+    assert shown["manifest"]["share"] is True
+    check_schema({key: value for key, value in shown.items() if key != "manifest"}, DATASET_SCHEMA)
+    assert printed("dataset", "show", "two", where, "--json")["name"] == "two"
+    assert "team/one" in dsfs("dataset", "list", where).stdout
+    everything = text + dsfs("dataset", "show", "team/one", where).stdout + json.dumps(mount.status()) + mount.log()
+    assert "fake-passw0rd-1" not in everything
+
+
+def test_evict(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    data = (source / "sub/b.bin").read_bytes()
+    assert (mount.root / "sub/b.bin").read_bytes() == data
+    assert (mount.root / "a.txt").read_bytes() == b"first"
+    eventually(lambda: mount.dataset()["cached_bytes"] == len(data) + 5, 10, "both files are cached")
+    where = f"-m{mount.mountpoint}"
+    answer = printed("evict", "source/sub", where, "--json")
+    assert list(answer) == ["evicted_bytes"]
+    assert answer["evicted_bytes"] >= len(data)
+    assert 5 <= mount.dataset()["cached_bytes"] <= 5 + OBJECT_SPACE
+    assert printed("evict", "default/source/none*", where, "--json")["evicted_bytes"] == 0
+    assert printed("evict", "default/source", where, "--json")["evicted_bytes"] > 0
+    assert mount.dataset()["cached_bytes"] == 0
+    assert (mount.root / "sub/b.bin").read_bytes() == data
+    assert dsfs("evict", "source", where).returncode == 0
+
+
+def test_a_file_that_is_open_survives_its_eviction(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    data = (source / "sub/b.bin").read_bytes()
+    fd = os.open(mount.root / "sub/b.bin", os.O_RDONLY)
+    try:
+        assert os.pread(fd, 1000, 0) == data[:1000]
+        printed("evict", "source", f"-m{mount.mountpoint}", "--json")
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for offset in range(0, len(data), 1_000_000):
+            assert os.pread(fd, 1_000_000, offset) == data[offset : offset + 1_000_000]
+    finally:
+        os.close(fd)
+
+
+def flip(cache_dir: Path, at_least_bytes: int) -> None:
+    """Change one byte of a cached object, on the disk."""
+    objects = [path for path in (cache_dir / "objects").rglob("*") if path.is_file() and path.suffix != ".map"]
+    (large,) = [path for path in objects if path.stat().st_size >= at_least_bytes]
+    with open(large, "r+b") as file:
+        file.seek(1_500_000)
+        (byte,) = file.read(1)
+        file.seek(1_500_000)
+        file.write(bytes([byte ^ 0x40]))
+
+
+def test_verify(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    data = (source / "sub/b.bin").read_bytes()
+    assert (mount.root / "sub/b.bin").read_bytes() == data
+    eventually(lambda: mount.dataset()["cached_bytes"] == len(data), 10, "it is cached")
+    cache = f"--cache-dir={mount.cache_dir}"
+    found = printed("verify", cache, "--json")
+    assert found == {"objects": 1, "blocks": 5, "bytes": len(data), "bad": 0}
+    # mounted
+    flip(mount.cache_dir, len(data))
+    mount.expect_log("corrupt block dropped")
+    done = dsfs("verify", cache, "--json")
+    assert done.returncode == 1, done
+    assert json.loads(done.stdout)["bad"] == 1
+    assert dsfs("verify", cache).returncode == 0
+    with open(mount.root / "sub/b.bin", "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert file.read() == data
+    eventually(lambda: mount.dataset()["cached_bytes"] == len(data), 10, "it is cached again")
+    # and not
+    assert mount.unmount().returncode == 0
+    assert dsfs("verify", cache).returncode == 0
+    flip(mount.cache_dir, len(data))
+    done = dsfs("verify", cache)
+    assert done.returncode == 1
+    assert "1 bad" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert dsfs("verify", cache).returncode == 0
+    # and what was dropped is fetched anew
+    again = mounts.mount(source, cache_dir=mount.cache_dir)
+    assert (again.root / "sub/b.bin").read_bytes() == data
+
+
+def test_doctor() -> None:
+    done = dsfs("doctor")
+    assert done.returncode == 0
+    assert "/dev/fuse" in done.stdout
+    checks = printed("doctor", "--json")["checks"]
+    assert {"name", "ok", "result", "remedy", "fatal"} == set(checks[0])
+
+
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+def test_unmount_is_refused_while_somebody_uses_it(mounts: Mounts, source: Path, session: str) -> None:
+    mount = mounts.mount(source, session=session)
+    argv = [sys.executable, "-c", "import sys; f = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()"]
+    with subprocess.Popen([*argv, mount.root / "a.txt"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline()
+        line = one_line_failure(dsfs("unmount", mount.mountpoint), str(mount.mountpoint), f"pid {user.pid}")
+        assert "in use" in line
+        assert (mount.root / "a.txt").read_bytes() == b"first"
+        user.communicate()
+    assert mount.unmount().returncode == 0
+    assert not is_mounted(mount.mountpoint)
+    assert leftovers(mount.mountpoint) == []
+    assert list(mount.mountpoint.iterdir()) == []
+
+
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_foreground(mounts: Mounts, source: Path, session: str, number: signal.Signals) -> None:
+    mountpoint, cache = mounts.place()
+    mounts.adopt(mountpoint, cache)
+    argv = [DSFS, "mount", source, mountpoint, f"--cache-dir={cache}", f"--session={session}", "--foreground"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        assert process.stderr is not None
+        eventually(lambda: "mounted at" in process.stderr.readline(), 20, "it says so")
+        assert (mountpoint / "a.txt").read_bytes() == b"first"
+        process.send_signal(number)
+        ready = select.select([os.pidfd_open(process.pid)], [], [], 20)[0]
+        os.close(ready[0]) if ready else process.kill()
+        rest = process.stderr.read()
+        assert ready, "it did not end"
+    assert process.returncode == 0, rest
+    assert "Traceback" not in rest
+    assert not is_mounted(mountpoint)
+    assert leftovers(mountpoint) == []
+
+
+def test_status_does_not_enter_a_mount_that_hangs(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    pid = mount.status()["server_pid"]
+    keeper = mount.keeper_pid
+    os.kill(keeper, signal.SIGSTOP)  # so that it starts no other
+    os.kill(pid, signal.SIGKILL)
+    try:
+        started = time.monotonic()
+        status = mount.status()
+        assert time.monotonic() - started < 5
+        assert status["healthy"] is False
+        check_schema(status, MOUNT_SCHEMA)
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    eventually(lambda: mount.status()["healthy"], 20, "it heals")

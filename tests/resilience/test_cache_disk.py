@@ -1,0 +1,117 @@
+"""The cache's disk: full, small, damaged. Reads stay right; the cache is an optimisation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import one_line_failure
+from tests.mounts import Mount, Mounts, dsfs, eventually
+from tests.resilience.conftest import DIRECT, MIB, make_tree, mount_path
+
+PATHS = (*DIRECT, "pyfuse3")
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path, mounts: Mounts) -> Iterator[Callable[[str], Path]]:
+    """A small file system in memory."""
+    made: list[Path] = []
+
+    def make(size: str) -> Path:
+        place = tmp_path / f"tmpfs{len(made)}"
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
+        made.append(place)
+        return place
+
+    yield make
+    mounts.close_quietly()  # who uses it goes first
+    for place in made:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def compare(mount: Mount, source: Path) -> None:
+    for file in sorted(source.rglob("*")):
+        if file.is_file():
+            assert (mount.root / file.relative_to(source)).read_bytes() == file.read_bytes(), file
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_full(mounts: Mounts, tmp_path: Path, tmpfs: Callable[[str], Path], path: str) -> None:
+    """More is read than the disk holds, and the cache was told that it may have it all."""
+    source = make_tree(tmp_path / "source", files=40, large_mib=24)
+    mount = mount_path(mounts, path, source, "--cache-size=1GiB", cache_dir=tmpfs("12m"))
+    mount.wait_phase("READY")
+    mount.expect_log("cache|full|No space")
+    for _ in range(2):
+        compare(mount, source)
+    assert mount.dataset()["phase"] == "READY"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_much_smaller_than_what_is_read(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source", files=40, large_mib=24)
+    mount = mount_path(mounts, path, source, "--cache-size=6MiB")
+    for _ in range(2):
+        compare(mount, source)
+    eventually(lambda: mount.status()["cache_used"] <= 6 * MIB, 15, "the cache is within its size")
+
+
+def test_no_room_at_all(tmp_path: Path, tmpfs: Callable[[str], Path]) -> None:
+    """Not even for what says that it is a cache."""
+    place = tmpfs("64k")
+    (place / "cache").mkdir()
+    room = os.statvfs(place).f_bavail * 4096
+    (place / "filler").write_bytes(bytes(room))
+    (tmp_path / "mnt").mkdir()
+    source = make_tree(tmp_path / "source", files=2, large_mib=1)
+    done = dsfs("mount", source, tmp_path / "mnt", f"--cache-dir={place}/cache")
+    one_line_failure(done, str(place / "cache"), "No space")
+
+
+@pytest.mark.parametrize("path", ["passthrough", "openless"])
+def test_damaged_while_unmounted(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source", files=6, large_mib=6)
+    mount = mount_path(mounts, path, source)
+    compare(mount, source)
+    eventually(lambda: mount.dataset()["cached_bytes"] == mount.dataset()["bytes"], 15, "all of it is cached")
+    assert mount.unmount().returncode == 0
+    objects = sorted(p for p in (mount.cache_dir / "objects").rglob("*") if p.is_file() and p.suffix != ".map")
+    assert len(objects) == 7
+    for number, place in enumerate(objects):
+        size = place.stat().st_size
+        with open(place, "r+b") as file:
+            if number % 3 == 0:  # a torn file
+                file.truncate(size // 2)
+            else:
+                file.seek(size // 2)
+                (byte,) = file.read(1)
+                file.seek(size // 2)
+                file.write(bytes([byte ^ 1]))
+    assert dsfs("verify", f"--cache-dir={mount.cache_dir}").returncode == 1
+    again = mount_path(mounts, path, source, cache_dir=mount.cache_dir)
+    compare(again, source)
+
+
+def test_torn_maps_and_lost_index(mounts: Mounts, tmp_path: Path) -> None:
+    """What a crash can leave: torn maps, data without maps, an index that is gone. Nothing of it is believed."""
+    source = make_tree(tmp_path / "source", files=6, large_mib=6)
+    mount = mount_path(mounts, "daemon", source)
+    compare(mount, source)
+    assert mount.unmount().returncode == 0
+    maps = sorted((mount.cache_dir / "objects").rglob("*.map"))
+    assert len(maps) == 7
+    maps[0].unlink()
+    for torn in maps[1:3]:
+        with open(torn, "r+b") as file:
+            file.truncate(40)
+    maps[3].write_bytes(os.urandom(maps[3].stat().st_size))
+    shutil.rmtree(mount.cache_dir / "index")
+    again = mount_path(mounts, "daemon", source, cache_dir=mount.cache_dir)
+    again.expect_log("cached object dropped|index of the cache")
+    compare(again, source)

@@ -1,0 +1,153 @@
+"""The mount outlives its process: "a crash or an upgrade fails no read"."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import (
+    Mounts,
+    dsfs,
+    eventually,
+    fuse_mounts_below,
+    is_mounted,
+    leftovers,
+    processes_of,
+    runtime_dir_of,
+)
+from tests.resilience.conftest import DIRECT, Web, errno_of_read, make_tree, mount_path, readers
+
+KILLS = 4
+
+
+@pytest.mark.parametrize("path", DIRECT)
+def test_readers_do_not_notice_that_the_server_is_killed(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source")
+    mount = mount_path(mounts, path, source)
+    pids = {mount.server_pid}
+    keeper = mount.keeper_pid
+    with readers(mount, source, tmp_path) as reading:
+        reading.wait_progress()
+        for _ in range(KILLS):
+            killed = mount.kill_server()
+            reading.wait_progress()
+            pid = mount.server_pid
+            assert pid not in pids
+            assert killed in pids
+            pids.add(pid)
+    assert mount.keeper_pid == keeper
+    assert mount.dataset()["read_path"] == path
+    assert mount.status()["healthy"] is True
+
+
+@pytest.mark.parametrize("path", DIRECT)
+def test_killed_while_everything_is_cold(mounts: Mounts, tmp_path: Path, web_origin: Web, path: str) -> None:
+    """In the middle of fetches, with requests in flight that nobody has answered."""
+    source = make_tree(web_origin.root / "data", files=60, large_mib=24)
+    mount = mount_path(mounts, path, f"{web_origin.url}data/", type="HTTP")
+    with readers(mount, source, tmp_path) as reading:
+        for _ in range(3):
+            mount.kill_server()  # without waiting: the readers are somewhere in their first rounds
+            eventually(lambda: mount.server_pid_now() is not None, 20, "the next server is started")
+            reading.check()
+        reading.wait_progress()
+    for file in source.rglob("*"):
+        if file.is_file():
+            assert (mount.root / file.relative_to(source)).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("path", DIRECT)
+def test_what_is_cached_is_read_while_no_server_is_there(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    """Passthrough needs no daemon for handles that are open; the others wait, and go on."""
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, path, source)
+    data = (source / "d1/f001").read_bytes()
+    os.close(os.open(mount.root / "d1/f001", os.O_RDONLY))  # the first close of a connection is told: no FLUSH, please
+    held = os.open(mount.root / "d1/f001", os.O_RDONLY)  # not open(): that asks whether it is a terminal
+    try:
+        assert os.pread(held, len(data), 0) == data
+        keeper = mount.keeper_pid
+        os.kill(keeper, signal.SIGSTOP)  # so that it starts no other
+        try:
+            mount.kill_server()
+            if path == "passthrough":
+                os.posix_fadvise(held, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(held, len(data), 0) == data  # from the cache file, or from the page cache
+            if path == "openless":
+                again = os.open(mount.root / "d1/f001", os.O_RDONLY)
+                assert os.pread(again, len(data), 0) == data
+                os.close(again)
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        eventually(lambda: mount.status()["healthy"], 20, "the next server answers")
+        assert os.pread(held, len(data), 0) == data
+    finally:
+        os.close(held)
+    assert errno_of_read(mount.root / "large") == 0
+
+
+def test_portable_session_is_mounted_again(mounts: Mounts, tmp_path: Path) -> None:
+    """It cannot resume, but it must not stay away either."""
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, "pyfuse3", source)
+    data = (source / "d1/f001").read_bytes()
+    assert (mount.root / "d1/f001").read_bytes() == data
+    first = mount.server_pid
+    mount.kill_server()
+    eventually(lambda: mount.server_pid != first, 20, "another server")
+    eventually(lambda: (mount.root / "d1/f001").exists(), 20, "it is mounted again")
+    assert (mount.root / "d1/f001").read_bytes() == data
+    assert len(fuse_mounts_below(mount.mountpoint)) == 1
+
+
+@pytest.mark.parametrize("path", ["passthrough", "pyfuse3"])
+def test_both_processes_killed_and_mounted_anew(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, path, source)
+    data = (source / "d1/f001").read_bytes()
+    assert (mount.root / "d1/f001").read_bytes() == data
+    keeper, server = mount.keeper_pid, mount.server_pid
+    os.kill(keeper, signal.SIGSTOP)
+    for pid in (server, keeper):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not processes_of([runtime_dir_of(mount.mountpoint)]), 10, "both are gone")
+    assert is_mounted(mount.mountpoint)
+    assert errno_of_read(mount.root / "d1/f001") in (errno.ENOTCONN, errno.ECONNABORTED)
+    status = mount.status()
+    assert status["healthy"] is False
+    again = mount_path(mounts, path, source, mountpoint=mount.mountpoint, cache_dir=mount.cache_dir)
+    assert "dead mount" in again.said
+    assert (again.root / "d1/f001").read_bytes() == data
+    assert again.status()["healthy"] is True
+    assert len(fuse_mounts_below(mount.mountpoint)) == (2 if path == "passthrough" else 1)
+
+
+def test_dead_mount_can_be_unmounted(mounts: Mounts, tmp_path: Path) -> None:
+    mount = mount_path(mounts, "passthrough", make_tree(tmp_path / "source", files=4))
+    keeper, server = mount.keeper_pid, mount.server_pid
+    os.kill(keeper, signal.SIGSTOP)
+    for pid in (server, keeper):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not processes_of([runtime_dir_of(mount.mountpoint)]), 10, "both are gone")
+    done = dsfs("unmount", mount.mountpoint)
+    assert done.returncode == 0, done.stderr
+    assert leftovers(mount.mountpoint) == []
+
+
+def test_keeper_dies_alone(mounts: Mounts, tmp_path: Path) -> None:
+    """ "Either process may die alone and no read fails"; the next mount takes its place."""
+    source = make_tree(tmp_path / "source", files=8)
+    mount = mount_path(mounts, "daemon", source)
+    keeper, server = mount.keeper_pid, mount.server_pid
+    os.kill(keeper, signal.SIGKILL)
+    eventually(lambda: keeper not in processes_of([runtime_dir_of(mount.mountpoint)]), 10, "it is gone")
+    for file in source.rglob("f*"):
+        assert (mount.root / file.relative_to(source)).read_bytes() == file.read_bytes()
+    assert server in processes_of([runtime_dir_of(mount.mountpoint)])
+    again = mount_path(mounts, "daemon", source, mountpoint=mount.mountpoint, cache_dir=mount.cache_dir)
+    assert (again.root / "d1/f001").read_bytes() == (source / "d1/f001").read_bytes()
+    eventually(lambda: not os.path.exists(f"/proc/{server}"), 20, "the old server has ended")
