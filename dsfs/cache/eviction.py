@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """What is known of one cached object. ``last_used_s`` is a wall-clock time; ``cached_bytes`` is space on disk."""
+    """What is known of one cached object. ``last_used_s`` is a wall-clock time; ``cached_bytes`` is space on disk,
+    ``content_bytes`` what of a file is in it."""
 
     key: str
     cached_bytes: int
     last_used_s: float
     owners: tuple[str, ...] = ()
+    content_bytes: int = 0
 
 
 def choose_victims(oldest_first: Iterable[Cached], need_bytes: int) -> list[Cached]:

@@ -1,6 +1,6 @@
 """What the node tier holds, by object: space, owners, order of last use. Can be rebuilt from ``objects/``.
 
-One diskcache row per object, key → (bytes, owners, last use). diskcache iterates in order of insertion, so a use that
+One diskcache row per object, key → (space, content, owners, last use). diskcache iterates in order of insertion, so a use that
 deletes and inserts again keeps the rows in order of last use. Uses and sizes are collected in memory and written in
 one transaction a second: a transaction takes about as long as a small object takes to be fetched.
 """
@@ -31,20 +31,21 @@ class _Pending:
     removed: bool = False
     lost_bytes: int = 0  # of what was added and removed again between two flushes
     added_bytes: int = 0
+    content_bytes: int = 0  # of files, without what a disk and a map add
     owners: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Totals:
-    """Bytes in rows, of all objects and by owner."""
+    """Bytes in rows: space of all objects, content by owner."""
 
     all: int
     by_owner: dict[str, int]
 
-    def count(self, owners: tuple[str, ...], size_bytes: int) -> None:
+    def count(self, owners: tuple[str, ...], size_bytes: int, content_bytes: int) -> None:
         self.all += size_bytes
         for owner in owners:
-            self.by_owner[owner] = self.by_owner.get(owner, 0) + size_bytes
+            self.by_owner[owner] = self.by_owner.get(owner, 0) + content_bytes
 
 
 def _joined(first: dict[str, _Pending], then: dict[str, _Pending]) -> dict[str, _Pending]:
@@ -55,10 +56,15 @@ def _joined(first: dict[str, _Pending], then: dict[str, _Pending]) -> dict[str, 
         if before is not None:
             lost_bytes = before.lost_bytes + change.lost_bytes
             if change.removed:
-                change = _Pending(True, lost_bytes + before.added_bytes, change.added_bytes, change.owners)
+                lost_bytes += before.added_bytes
+                change = _Pending(True, lost_bytes, change.added_bytes, change.content_bytes, change.owners)
             else:
                 change = _Pending(
-                    before.removed, lost_bytes, before.added_bytes + change.added_bytes, before.owners | change.owners
+                    before.removed,
+                    lost_bytes,
+                    before.added_bytes + change.added_bytes,
+                    before.content_bytes + change.content_bytes,
+                    before.owners | change.owners,
                 )
         joined[key] = change
     return joined
@@ -87,23 +93,26 @@ class Index:
         return self._used_bytes
 
     def owner_bytes(self, owner: str) -> int:
-        """Bytes cached of what this dataset has used; an object that two datasets use counts for both."""
+        """Bytes of files that are here and that this dataset has used; what two datasets use counts for both."""
         return self._owner_bytes.get(owner, 0) + self._unflushed_bytes[owner]
 
-    def add(self, key: str, size_bytes: int, owner: str) -> None:
-        """Note that so many more bytes of an object are here, brought by this dataset."""
+    def add(self, key: str, size_bytes: int, content_bytes: int, owner: str) -> None:
+        """Note that so many more bytes of an object are here, brought by this dataset: space, and content."""
         with self._lock:
             self._used_bytes += size_bytes
             pending = self._pending.setdefault(key, _Pending())
             pending.added_bytes += size_bytes
+            pending.content_bytes += content_bytes
             pending.owners.add(owner)
-            self._unflushed_bytes[owner] += size_bytes
+            self._unflushed_bytes[owner] += content_bytes
 
-    def shrink(self, key: str, size_bytes: int) -> None:
-        """Note that so many bytes of an object are gone, and the rest of it is not."""
+    def shrink(self, key: str, size_bytes: int, content_bytes: int) -> None:
+        """Note that so many bytes of an object are gone, space and content, and the rest of it is not."""
         with self._lock:
             self._used_bytes -= size_bytes
-            self._pending.setdefault(key, _Pending()).added_bytes -= size_bytes
+            pending = self._pending.setdefault(key, _Pending())
+            pending.added_bytes -= size_bytes
+            pending.content_bytes -= content_bytes
 
     def use(self, key: str, owner: str) -> None:
         """Note that a dataset used an object just now: to the minute, as a row costs more to write than most reads."""
@@ -153,18 +162,19 @@ class Index:
 
     def _apply(self, key: str, change: _Pending, now_s: float, totals: _Totals) -> int:
         """Write one row, inside a transaction; how many bytes of those in use are not any more."""
-        row: tuple[int, tuple[str, ...], float] = self._cache.pop(key, default=(0, (), 0.0))
-        row_bytes, row_owners, _last = row
-        totals.count(row_owners, -row_bytes)
+        row: tuple[int, int, tuple[str, ...], float] = self._cache.pop(key, default=(0, 0, (), 0.0))
+        row_bytes, row_content, row_owners, _last = row
+        totals.count(row_owners, -row_bytes, -row_content)
         lost_bytes = change.lost_bytes
         if change.removed:
             lost_bytes += row_bytes
-            row_bytes, row_owners = 0, ()
+            row_bytes, row_content, row_owners = 0, 0, ()
         size_bytes = row_bytes + change.added_bytes
         if size_bytes > 0:
             owners = tuple(sorted(change.owners.union(row_owners)))
-            totals.count(owners, size_bytes)
-            self._cache.set(key, (size_bytes, owners, now_s))
+            content_bytes = max(0, row_content + change.content_bytes)
+            totals.count(owners, size_bytes, content_bytes)
+            self._cache.set(key, (size_bytes, content_bytes, owners, now_s))
             return lost_bytes
         return lost_bytes + size_bytes  # a use of what was evicted meanwhile; or more was taken back than was known
 
@@ -175,8 +185,8 @@ class Index:
                 continue
             row = self._cache.get(key)
             if row is not None:
-                size_bytes, owners, last_used_s = row
-                yield Cached(key, size_bytes, last_used_s, owners)
+                size_bytes, content_bytes, owners, last_used_s = row
+                yield Cached(key, size_bytes, last_used_s, owners, content_bytes)
 
     def __contains__(self, key: str) -> bool:
         return key in self._cache

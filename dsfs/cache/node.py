@@ -137,14 +137,14 @@ class NodeTier:
             raise
         if replaced:  # what lacked a block, or its map: whoever holds it keeps it, whoever comes now gets the new one
             self._forget(key)
-        self.index.add(key, space_of(size_bytes) + _PAGE, owner)
+        self.index.add(key, space_of(size_bytes) + _PAGE, size_bytes, owner)
 
     def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         """Store one block of a larger object. Raises OSError when the disk refuses."""
         with obj.writer() as writer:
             takes_space = writer.publish(block, data)
         if takes_space and not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
-            self.index.add(obj.key, space_of(len(data)), owner)
+            self.index.add(obj.key, space_of(len(data)), len(data), owner)
 
     # -- room ---------------------------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class NodeTier:
         if freed is None:
             self.drop(obj.key)
         else:
-            self.index.shrink(obj.key, space_of(freed))
+            self.index.shrink(obj.key, space_of(freed), freed)
 
     # -- health and upkeep --------------------------------------------------------------------------------------
 
@@ -270,6 +270,11 @@ class NodeTier:
             for directory, _names, _files in os.walk(self.layout.catalogs)
             for entry in _files_in(directory)
         ) + sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _files_in(self.layout.index))
+        if self.used_bytes > self._limit():  # catalogs and index have grown, or a percentage of the disk has shrunk
+            try:
+                self.make_room(0)
+            except CacheFull as full:
+                log.debug("cache stays over its limit", cache=self.layout.root, reason=str(full))
         metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
         metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._limit())
 

@@ -78,7 +78,8 @@ def rebuild_index(tier: NodeTier, boot: bytes) -> None:
             log.warning("cached object dropped", key=key, reason=str(error))
             tier.drop(key)
             continue
-        tier.index.add(key, obj.present_bytes() + map_space(obj.size_bytes, obj.block_bytes), "")
+        present_bytes = obj.present_bytes()
+        tier.index.add(key, present_bytes + map_space(obj.size_bytes, obj.block_bytes), present_bytes, "")
     for directory, _names, files in os.walk(tier.layout.objects):
         present = set(files)
         for name in files:

@@ -32,7 +32,7 @@ def test_sums_are_those_of_a_dictionary(events: list[tuple[str, str, str]]) -> N
         for what, key, owner in events:
             match what:
                 case "add":
-                    index.add(key, 10, owner)
+                    index.add(key, 10, 10, owner)
                     size[key] = size.get(key, 0) + 10
                     owners.setdefault(key, set()).add(owner)
                 case "use":
@@ -44,7 +44,7 @@ def test_sums_are_those_of_a_dictionary(events: list[tuple[str, str, str]]) -> N
                     size.pop(key, None)
                     owners.pop(key, None)
                 case "shrink" if size.get(key, 0) > 10:
-                    index.shrink(key, 10)
+                    index.shrink(key, 10, 10)
                     size[key] -= 10
                 case "flush":
                     index.flush(1.0)
@@ -67,7 +67,7 @@ def test_sums_are_those_of_a_dictionary(events: list[tuple[str, str, str]]) -> N
 def test_least_recently_used_comes_first(tmp_path: Path) -> None:
     index = Index(str(tmp_path))
     for key in KEYS:
-        index.add(key, 10, "a")
+        index.add(key, 10, 10, "a")
         index.flush(0.0)
     index.use(KEYS[0], "a")
     index.flush(1.0)
@@ -78,18 +78,18 @@ def test_least_recently_used_comes_first(tmp_path: Path) -> None:
 def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path) -> None:
     """SQLite's own limit on pages stands for the disk."""
     index = Index(str(tmp_path))
-    index.add(KEYS[0], 10, "a")
+    index.add(KEYS[0], 10, 10, "a")
     index.flush(0.0)
     ((pages,),) = index._cache._sql("PRAGMA page_count").fetchall()
     index._cache._sql(f"PRAGMA max_page_count = {pages}").fetchall()
     keys = [f"{number:064x}" for number in range(100, 1100)]
     for key in keys:
-        index.add(key, 10, "b" * 100)
+        index.add(key, 10, 10, "b" * 100)
     index.remove(KEYS[0])
     for _again in range(2):
         with pytest.raises(OSError, match="index of the cache cannot be written"):
             index.flush(1.0)
-        index.add(keys[0], 5, "a")
+        index.add(keys[0], 5, 5, "a")
         assert KEYS[0] in index
     index._cache._sql("PRAGMA max_page_count = 1073741823").fetchall()
     index.flush(2.0)
@@ -103,9 +103,9 @@ def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path)
 
 def test_a_crash_forgets_what_was_not_written_and_counts_nothing_twice(tmp_path: Path) -> None:
     index = Index(str(tmp_path))
-    index.add(KEYS[0], 10, "a")
+    index.add(KEYS[0], 10, 10, "a")
     index.flush(0.0)
-    index.add(KEYS[1], 10, "a")
+    index.add(KEYS[1], 10, 10, "a")
     index._cache.close()  # killed
     after = Index(str(tmp_path))
     assert not after.was_clean

@@ -381,7 +381,7 @@ class NodeTierMachine(RuleBasedStateMachine):
         assert self.index.used_bytes == sum(row.cached_bytes for row in rows.values())
         for owner in ("a/one", "b/two"):
             assert self.index.owner_bytes(owner) == sum(
-                row.cached_bytes for row in rows.values() if owner in row.owners
+                row.content_bytes for row in rows.values() if owner in row.owners
             )
         if self.exact:
             assert {key: row.cached_bytes for key, row in rows.items()} == {
