@@ -13,8 +13,9 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -55,6 +56,7 @@ _SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "
 _PREDECESSOR_S = 2.0
 _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
+_SECRETS_S = 5.0  # a kubelet takes a minute to update one
 
 
 async def serve(settings: Settings) -> None:
@@ -90,9 +92,9 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     stack.push_async_callback(shown.close)
     node = Node(settings, os.getppid(), tier, boot, shown)
     await background.start(control_interface, settings, node, bridge)
-    background.start_soon(_upkeep, tier)
-    background.start_soon(_gauges, node)
-    background.start_soon(shown.watch_secrets)
+    background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
+    background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
+    background.start_soon(_every, _SECRETS_S, "secrets", shown.look_at_secrets)
     if not tier.index.was_clean:
         background.start_soon(_rebuild, tier, boot)
     async with trio.open_nursery() as serving:
@@ -223,25 +225,28 @@ def _file_system_of(path: str) -> str:
     return ""
 
 
-async def _upkeep(tier: NodeTier) -> None:
+async def _every(interval_s: float, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again; what goes wrong is logged, and does not end the server."""
     while True:
-        await trio.sleep(_UPKEEP_S)
+        await trio.sleep(interval_s)
         try:
-            await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
-        except OSError as error:
-            tier.note_trouble(error)
-        except sqlite3.Error as error:
-            log.warning("index of the cache cannot be written", reason=str(error))
+            await work()
+        except Exception:
+            log.exception("background work failed", work=what)
 
 
-async def _gauges(node: Node) -> None:
-    while True:
-        await node.set_gauges()
-        await trio.sleep(_GAUGES_S)
+async def _upkeep(tier: NodeTier) -> None:
+    try:
+        await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
+    except OSError as error:
+        tier.note_trouble(error)
 
 
 async def _rebuild(tier: NodeTier, boot: bytes) -> None:
-    await trio.to_thread.run_sync(rebuild_index, tier, boot, limiter=CATALOG)
+    try:
+        await trio.to_thread.run_sync(rebuild_index, tier, boot, limiter=CATALOG)
+    except Exception:  # what is not in the index is found again by whoever reads it
+        log.exception("index of the cache could not be rebuilt")
 
 
 async def _stop_on_signal(serving: trio.Nursery) -> None:

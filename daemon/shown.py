@@ -46,7 +46,6 @@ HANDED_OVER = "manifests"
 
 _LONGEST_WINDOW = 64 * MiB
 _LONGEST_CHAIN = 8  # of references to references
-_SECRETS_S = 5.0  # between looks at the Secrets; a kubelet takes a minute to update one
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache", "preheat")
 
 
@@ -324,12 +323,10 @@ class Shown:
         """What the Secret says now; None when it is not there. Reads files."""
         return self._secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
 
-    async def watch_secrets(self) -> None:
+    async def look_at_secrets(self) -> None:
         """Have every source use a Secret that has changed, before its origin refuses the old one."""
-        while True:
-            await trio.sleep(_SECRETS_S)
-            for name in list(self._shown):
-                await self._renew_if_changed(name)
+        for name in list(self._shown):
+            await self._renew_if_changed(name)
 
     async def _renew_if_changed(self, name: str) -> bool:
         shown = self._shown.get(name)
@@ -360,4 +357,8 @@ class Shown:
 
 async def _run(dataset: Dataset, scope: trio.CancelScope) -> None:
     with scope:
-        await dataset.run()
+        try:
+            await dataset.run()
+        except Exception as error:  # a bug in one dataset must not end the others
+            log.exception("dataset failed unexpectedly", dataset=dataset.manifest.id)
+            dataset.fail(f"{type(error).__name__} in the daemon (see its log)")

@@ -101,6 +101,8 @@ def changes(new_file: str, shown_file: str, at_most: int) -> Changes | None:
     db = _open_both(new_file, shown_file)
     try:
         names = db.execute(f"{_DIFFERENT} LIMIT ?", (at_most + 1,)).fetchall()
+    except sqlite3.Error as error:
+        raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
     finally:
         db.close()
     if len(names) > at_most:

@@ -53,32 +53,35 @@ class CatalogWriter:
 
     @classmethod
     def create(cls, path: str, revision: str, created_ns: int) -> CatalogWriter:
-        """A new catalog with nothing but its root."""
-        temporary = f"{path}.new"
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        db = sqlite3.connect(temporary, isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")  # readers look while the crawl writes
-        db.executescript(resources.files("dsfs.catalog").joinpath("schema.sql").read_text())
-        db.executemany(
-            "INSERT INTO meta VALUES (?, ?)",
-            [
-                ("layout", CATALOG_LAYOUT),
-                ("revision", revision),
-                ("created_ns", created_ns),
-                ("sealed", 0),
-                ("files", 0),
-                ("bytes", 0),
-                ("skipped", 0),
-            ],
-        )
-        db.execute(
-            "INSERT INTO entry (ino, parent, name, kind, size, mtime_ns) VALUES (?, 0, x'', ?, 0, ?)",
-            (ROOT_INO, Kind.DIRECTORY, created_ns),
-        )
-        db.close()  # the last connection to close empties the WAL, so the rename moves all of it
-        os.rename(temporary, path)
-        return cls(path)
+        """A new catalog with nothing but its root. Raises CatalogError when the disk refuses."""
+        try:
+            temporary = f"{path}.new"
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            db = sqlite3.connect(temporary, isolation_level=None)
+            db.execute("PRAGMA journal_mode = WAL")  # readers look while the crawl writes
+            db.executescript(resources.files("dsfs.catalog").joinpath("schema.sql").read_text())
+            db.executemany(
+                "INSERT INTO meta VALUES (?, ?)",
+                [
+                    ("layout", CATALOG_LAYOUT),
+                    ("revision", revision),
+                    ("created_ns", created_ns),
+                    ("sealed", 0),
+                    ("files", 0),
+                    ("bytes", 0),
+                    ("skipped", 0),
+                ],
+            )
+            db.execute(
+                "INSERT INTO entry (ino, parent, name, kind, size, mtime_ns) VALUES (?, 0, x'', ?, 0, ?)",
+                (ROOT_INO, Kind.DIRECTORY, created_ns),
+            )
+            db.close()  # the last connection to close empties the WAL, so the rename moves all of it
+            os.rename(temporary, path)
+            return cls(path)
+        except (sqlite3.Error, OSError) as error:
+            raise CatalogError(f"catalog {path} cannot be made: {error}") from error
 
     def add(self, page: ListingPage) -> None:
         """Take in a page of a listing. Directories that are listed already keep exactly the names they have."""

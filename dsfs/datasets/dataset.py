@@ -87,7 +87,7 @@ class Dataset:
         self._catalog: Catalog | None = None
         self._older: list[Catalog] = []
         self._asked = trio.Event()
-        self._rounds = 0
+        self._rounds_begun = self._rounds_ended = 0
         self._round_ended = trio.Event()
         self._resync_error: DsfsError | None = None
         self._closing: list[Source] = []
@@ -135,7 +135,6 @@ class Dataset:
                 nursery.start_soon(self._ask_by_the_clock, interval_s)
             while True:
                 await self._asked.wait()
-                self._asked = trio.Event()
                 await self._resync()
 
     async def _list_first(self) -> None:
@@ -144,6 +143,7 @@ class Dataset:
         while self._writer is not None:
             if self._phase is not Phase.FAILED:
                 self._phase = Phase.PROCESSING
+            self._begin_round()
             try:
                 await self._bridge.call(self._crawl, self._writer)
             except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
@@ -156,6 +156,7 @@ class Dataset:
                 self._phase, self._message = Phase.FAILED, str(error)
                 self.answered.set()
                 self.settled.set()
+                self._end_round(error)
                 with trio.move_on_after(_RETRY_CRAWL_S[min(attempt, len(_RETRY_CRAWL_S) - 1)]):
                     await self._asked.wait()  # who asks for a resync does not want to wait for the next try
                 attempt += 1
@@ -166,6 +167,7 @@ class Dataset:
             self.catalog.refresh()
             self.origin.last_error = None
             self._shown(Phase.READY)
+            self._end_round(None)
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
 
     async def renew(self) -> None:
@@ -183,6 +185,13 @@ class Dataset:
         self.origin.source = source
         if len(self._closing) > _OLD_SOURCES:
             await self._bridge.call(self._closing.pop(0).close)
+
+    def fail(self, message: str) -> None:
+        """Something that nobody expected has ended ``run``: what is shown stays, and says so."""
+        self._phase, self._message = Phase.FAILED, message
+        self.answered.set()
+        self.settled.set()
+        self._end_round(CatalogError(message))
 
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
@@ -227,9 +236,9 @@ class Dataset:
     async def resync(self) -> str:
         """List the source anew and show that; its revision. Raises the DsfsError that kept it from being listed."""
         await self.settled.wait()
-        rounds = self._rounds
+        wanted = self._rounds_begun + 1  # one that has begun already may have looked before the change was made
         self.ask_for_resync()
-        while self._rounds == rounds:
+        while self._rounds_ended < wanted:
             await self._round_ended.wait()
         if self._resync_error is not None:
             raise self._resync_error
@@ -242,15 +251,23 @@ class Dataset:
 
     async def _resync(self) -> None:
         """One round. What is shown stays until the next revision is whole, and for good if that fails."""
-        self._resync_error = None
+        self._begin_round()
         try:
             await self._show_next()
             self._message = ""
-        except DsfsError as error:
-            self._resync_error = error
+            self._end_round(None)
+        except (DsfsError, OSError) as error:
             self._message = f"resync failed, revision {self.catalog.revision} stays: {error}"
             log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
-        self._rounds += 1
+            self._end_round(error if isinstance(error, DsfsError) else CatalogError(str(error)))
+
+    def _begin_round(self) -> None:
+        self._asked = trio.Event()
+        self._rounds_begun += 1
+
+    def _end_round(self, error: DsfsError | None) -> None:
+        self._resync_error = error
+        self._rounds_ended = self._rounds_begun
         ended, self._round_ended = self._round_ended, trio.Event()
         ended.set()
 

@@ -223,7 +223,9 @@ def test_a_rotated_secret_is_used_without_a_remount(mounts: Mounts, tmp_path: Pa
 
     def only_with_token(asked: web.Asked, _data: bytes, answer: web.Answer) -> web.Answer:
         right = asked.headers.get("authorization") == f"Bearer {accepted[0]}"
-        return answer if right else replace(answer, status=403, body=b"", headers={})
+        if not right:
+            return replace(answer, status=403, body=b"", headers={})
+        return answer.with_headers(Content_Type="text/html") if asked.path.endswith("/") else answer
 
     with web.hostile() as server:
         server.files["/data/first"] = b"first file"
