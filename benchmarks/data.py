@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,7 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1\n")
 
 
-def empty(directory: Path) -> Path:
-    """A directory without anything in it."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    return directory
+def fresh(directory: Path, name: str) -> Path:
+    """A new directory. Nothing is removed before the end: ext4 looks through inodes that were just deleted when it
+    makes files, which made a cold epoch three times as slow."""
+    return Path(tempfile.mkdtemp(prefix=name, dir=directory))

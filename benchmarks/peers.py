@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.data import empty
+from benchmarks.data import fresh
 
 BIN = Path(sys.executable).parent
 
@@ -25,6 +25,20 @@ class S3Origin:
     bucket: str
     access_key: str
     secret_key: str
+
+    @property
+    def source(self) -> dict[str, object]:
+        """``spec.source`` of a manifest."""
+        return {
+            "type": "S3",
+            "uri": f"s3://{self.bucket}",
+            "options": {"endpoint": self.endpoint, "region": "us-east-1"},
+        }
+
+    @property
+    def remote(self) -> list[str]:
+        """What rclone calls it."""
+        return [f"ORIGIN:{self.bucket}"]
 
     def environment(self) -> dict[str, str]:
         return {
@@ -40,10 +54,31 @@ class S3Origin:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class HttpOrigin:
+    """A directory index on loopback."""
+
+    url: str
+
+    @property
+    def source(self) -> dict[str, object]:
+        return {"type": "HTTP", "uri": self.url}
+
+    @property
+    def remote(self) -> list[str]:
+        return [":http:", f"--http-url={self.url}"]
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+
+Origin = S3Origin | HttpOrigin
+
+
 @contextlib.contextmanager
-def dsfs(origin: S3Origin, work: Path, read_path: str, session: str = "direct") -> Iterator[Path]:
+def dsfs(origin: Origin, work: Path, read_path: str, session: str = "direct") -> Iterator[Path]:
     """dsfs with one read path, from a manifest."""
-    mountpoint, cache = empty(work / "mnt"), empty(work / "cache")
+    mountpoint, cache = fresh(work, "mnt"), fresh(work, "cache")
     manifest = work / "dataset.yaml"
     manifest.write_text(
         json.dumps(
@@ -51,14 +86,7 @@ def dsfs(origin: S3Origin, work: Path, read_path: str, session: str = "direct") 
                 "apiVersion": "dsfs.dev/v1alpha1",
                 "kind": "Dataset",
                 "metadata": {"name": "data", "namespace": "bench"},
-                "spec": {
-                    "source": {
-                        "type": "S3",
-                        "uri": f"s3://{origin.bucket}",
-                        "options": {"endpoint": origin.endpoint, "region": "us-east-1"},
-                    },
-                    "readPath": read_path,
-                },
+                "spec": {"source": origin.source, "readPath": read_path},
             }
         )
     )
@@ -71,10 +99,11 @@ def dsfs(origin: S3Origin, work: Path, read_path: str, session: str = "direct") 
 
 
 @contextlib.contextmanager
-def rclone(origin: S3Origin, work: Path) -> Iterator[Path]:
+def rclone(origin: Origin, work: Path) -> Iterator[Path]:
     """rclone mount with its full cache, and attributes that stay as long as ours."""
-    mountpoint, cache = empty(work / "mnt"), empty(work / "cache")
-    command = [BIN / "rclone", "mount", f"ORIGIN:{origin.bucket}", mountpoint, "--read-only", "--vfs-cache-mode=full"]
+    mountpoint, cache = fresh(work, "mnt"), fresh(work, "cache")
+    command = [BIN / "rclone", "mount", *origin.remote[:1], mountpoint, *origin.remote[1:]]
+    command += ["--read-only", "--vfs-cache-mode=full"]
     command += [f"--cache-dir={cache}", "--dir-cache-time=24h", "--attr-timeout=24h", "--vfs-fast-fingerprint"]
     process = subprocess.Popen(command, env=origin.environment(), stderr=subprocess.DEVNULL)
     try:

@@ -1,4 +1,4 @@
-"""One entry: starts an S3 server, runs the workloads on every peer in turn, writes a table with ratios."""
+"""One entry: starts an origin, runs the workloads on every peer in turn, writes a table with ratios."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from benchmarks import data, peers, workloads
+from tests.servers.http_server import nginx
 from tests.servers.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, seaweedfs
 
 FULL = data.Sizes(large_bytes=1 << 30, small_files=10_000, names=100_000)
@@ -68,8 +69,24 @@ def _settle() -> None:
     time.sleep(2)
 
 
+@contextmanager
+def started(kind: str, source: Path, work: Path) -> Iterator[peers.Origin]:
+    """A server that has the files."""
+    if kind == "http":
+        with nginx(source) as server:
+            yield peers.HttpOrigin(server.url)
+        return
+    (work / "weed").mkdir()
+    with seaweedfs(work / "weed") as server:
+        origin = peers.S3Origin(server.endpoint, BUCKET, ACCESS_KEY, SECRET_KEY)
+        print("copying them to the origin", file=sys.stderr)
+        copy = [peers.BIN / "rclone", "copy", source, *origin.remote, "--transfers=16", "--s3-no-check-bucket"]
+        subprocess.run(copy, check=True, env=origin.environment())
+        yield origin
+
+
 def contestants(
-    origin: peers.S3Origin, source: Path, work: Path, wanted: set[str]
+    origin: peers.Origin, source: Path, work: Path, wanted: set[str]
 ) -> dict[str, Callable[[], AbstractContextManager[Path]]]:
     every: dict[str, Callable[[], AbstractContextManager[Path]]] = {
         "raw": lambda: peers.raw(source),
@@ -90,7 +107,7 @@ def table(results: dict[str, Result]) -> str:
         for name, result in results.items():
             value, base = result.get(row), results.get("raw", {}).get(row)
             ratio = f" ({value / base:.2f})" if value is not None and base and name != "raw" else ""
-            cells.append("–" if value is None else f"{value:,.0f}{ratio}")
+            cells.append("-" if value is None else f"{value:,.0f}{ratio}")
         lines.append(f"| {row} | {unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -98,6 +115,7 @@ def table(results: dict[str, Result]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the data, for a look")
+    parser.add_argument("--origin", choices=("s3", "http"), default="s3", help="SeaweedFS, or nginx")
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", dest="json_path", default=None, help="write the numbers there too")
@@ -109,12 +127,7 @@ def main() -> None:
         source = work / "source"
         print("making files", file=sys.stderr)
         data.make(source, sizes)
-        (work / "weed").mkdir()
-        with seaweedfs(work / "weed") as server:
-            origin = peers.S3Origin(server.endpoint, BUCKET, ACCESS_KEY, SECRET_KEY)
-            print("copying them to the origin", file=sys.stderr)
-            copy = [peers.BIN / "rclone", "copy", source, f"ORIGIN:{BUCKET}", "--transfers=16", "--s3-no-check-bucket"]
-            subprocess.run(copy, check=True, env=origin.environment())
+        with started(args.origin, source, work) as origin:
             for name, start in contestants(origin, source, work, set(args.only)).items():
                 results[name] = {}
                 with start() as root:
@@ -123,9 +136,8 @@ def main() -> None:
                         print(f"{name:18} {row:34} {value:12,.0f} {ROWS[row]}", file=sys.stderr)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(
-        f"Linux {platform.release()}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n"
-    )
+    machine = f"Linux {platform.release()}, {os.cpu_count()} cores, {platform.machine()}"
+    print(f"{machine}, Python {platform.python_version()}, origin {args.origin}\n")
     print(table(results))
     if args.json_path:
         Path(args.json_path).write_text(json.dumps(results, indent=2))

@@ -13,8 +13,8 @@ log says why.
 The protocol on ``keeper.sock`` (unix, SOCK_SEQPACKET; one JSON object a message; version 1):
 
     server → keeper                                       keeper → server
-    {"op": "hello", "version": 1, "pid": …}               {"version": 1, "restarts": …, "connections": [names…],
-                                                          "held": [names…]}, for each connection
+    {"op": "hello", "version": 1, "pid": …}               {"version": 1, "restarts": …, "connections": count,
+                                                          "held": count}, for each connection
                                                           {"name", "dev", "state"} + descriptor, and for each that is
                                                           held {"name"} + descriptor
     {"op": "mount", "name", "path", "source"}             {"name", "dev", "state"} + descriptor, or {"name", "error"}
@@ -32,6 +32,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import selectors
 import signal
 import socket
@@ -92,6 +93,8 @@ class Keeper:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor for each dataset
         lock_fd = os.open(f"{self._runtime_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX)  # held for life: a runtime directory without it belongs to a dead keeper
         os.ftruncate(lock_fd, 0)
@@ -111,8 +114,7 @@ class Keeper:
         while not self._stopping:
             for key, _events in self._selector.select():
                 if key.fileobj is listener:
-                    peer, _address = listener.accept()
-                    self._selector.register(peer, selectors.EVENT_READ)
+                    self._accept(listener)
                 elif key.fileobj == wake_r:
                     os.read(wake_r, 512)
                     status = self._look_after_server() or status
@@ -120,6 +122,15 @@ class Keeper:
                     self._serve(key.fileobj)
         self._stop()
         return status
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            peer, _address = listener.accept()
+        except OSError as error:
+            _say(f"a peer cannot be accepted: {error}")
+            time.sleep(0.1)  # out of descriptors: whoever frees one does not wake us
+            return
+        self._selector.register(peer, selectors.EVENT_READ)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGHUP:
@@ -131,7 +142,22 @@ class Keeper:
     def _start_server(self) -> None:
         self._restarts += 1
         self._server_since = time.monotonic()
-        self._server = subprocess.Popen([*self._server_argv, self._runtime_dir])
+        try:
+            self._server = subprocess.Popen([*self._server_argv, self._runtime_dir])
+        except OSError as error:  # no memory, or an installation that is just being replaced
+            _say(f"no server can be started: {error}")
+            self._server = None
+            if self._told:
+                self._start_after(self._restart_s)
+                self._restart_s = min(self._restart_s * 2, _LONGEST_RESTART_S)
+            else:
+                self._tell({"error": f"no server can be started: {error}"})
+                self._stopping = True
+
+    def _start_after(self, delay_s: float) -> None:
+        timer = threading.Timer(delay_s, self._start_later)
+        timer.daemon = True
+        timer.start()
 
     def _look_after_server(self) -> int:
         """After a SIGCHLD: start the next server. Nonzero when the first one ended before it was ready."""
@@ -157,9 +183,7 @@ class Keeper:
         _say(f"server ended with status {code}, the next one starts in {delay_s:g} s")
         if delay_s:
             self._server = None
-            timer = threading.Timer(delay_s, self._start_later)
-            timer.daemon = True
-            timer.start()
+            self._start_after(delay_s)
         else:
             self._start_server()
         return 0
@@ -282,8 +306,8 @@ class Keeper:
     def _hand_over(self, peer: socket.socket) -> None:
         with self._lock:
             connections = dict(self._connections)
-        hello = {"version": VERSION, "restarts": self._restarts, "connections": sorted(connections)}
-        _send(peer, {**hello, "held": sorted(self._held)})
+        hello = {"version": VERSION, "restarts": self._restarts}
+        _send(peer, {**hello, "connections": len(connections), "held": len(self._held)})
         for name, connection in sorted(connections.items()):
             _send(peer, {"name": name, "dev": connection.dev, "state": connection.state}, connection.fd)
         for name, fd in sorted(self._held.items()):

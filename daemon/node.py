@@ -77,7 +77,7 @@ class Node:
 
     async def show(self, selector: str) -> dict[str, Any]:
         """One dataset with its manifest; a manifest never holds a secret, only the name of one."""
-        dataset, _glob = self._select(selector)
+        dataset = self._select_whole(selector)
         manifest = dataset.manifest.model_dump(mode="json", by_alias=True)
         return {**await self._dataset(dataset), "manifest": manifest}
 
@@ -95,8 +95,7 @@ class Node:
 
     async def resync(self, selector: str) -> dict[str, str]:
         """List a dataset's source anew and show that."""
-        dataset, _glob = self._select(selector)
-        return {"revision": await dataset.resync()}
+        return {"revision": await self._select_whole(selector).resync()}
 
     async def apply(self, text: str) -> dict[str, list[str]]:
         """Take in manifests."""
@@ -104,7 +103,7 @@ class Node:
 
     async def delete(self, selector: str) -> dict[str, str]:
         """Show a dataset no longer."""
-        dataset, _glob = self._select(selector)
+        dataset = self._select_whole(selector)
         labels = self._last_info.pop(dataset.manifest.id, None)
         await self._shown.delete(dataset.manifest.id)
         if labels is not None:
@@ -129,6 +128,12 @@ class Node:
                     metrics.DATASET_INFO.remove(*last)
                 metrics.DATASET_INFO.labels(*info).set(1)
                 self._last_info[manifest.id] = info
+
+    def _select_whole(self, selector: str) -> Dataset:
+        dataset, glob = self._select(selector)
+        if glob:
+            raise ConfigError(f"{selector}: names a path (give [NAMESPACE/]DATASET)")
+        return dataset
 
     def _select(self, selector: str) -> tuple[Dataset, str]:
         """``[NAMESPACE/]DATASET[/GLOB]``: a namespace that is known goes first, else it is ``default``."""

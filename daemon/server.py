@@ -8,9 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import shutil
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -29,7 +27,7 @@ from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
 from daemon.shown import HANDED_OVER, Shown, Wanted, read_wanted
 from dsfs import metrics
 from dsfs.bridge import network_side
-from dsfs.cache.index import Index
+from dsfs.cache.index import open_index
 from dsfs.cache.layout import Layout, boot_id, open_layout
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import rebuild_index
@@ -123,7 +121,14 @@ async def _show(
         prepared = [await shown.prepare(manifest) for manifest in wanted.manifests]
         await nursery.start(_run_session, session, serving)
         for mount in prepared:
-            await mount()
+            try:
+                await mount()
+            except MountError as error:
+                if wanted.single:
+                    raise
+                log.error("dataset cannot be mounted", reason=str(error))
+        if isinstance(session, DirectSession):
+            await session.drop_unserved()
         await shown.hand_over()
         datasets = shown.datasets.values()
         await _first_answers(datasets, settings.read_timeout_s if wanted.single else _FIRST_ANSWERS_S)
@@ -162,7 +167,7 @@ async def _first_answers(datasets: Collection[Dataset], patience_s: float) -> No
 async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]]:
     layout = await _locked_layout(settings.cache_dir)
     try:
-        index = _open_index(layout.index)
+        index = open_index(layout.index)
         boot = boot_id()
         tier = NodeTier(layout, index, settings.cache_limit, boot)
         await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
@@ -185,16 +190,6 @@ async def _locked_layout(directory: str) -> Layout:
             if trio.current_time() > deadline:
                 raise
         await trio.sleep(0.1)
-
-
-def _open_index(directory: str) -> Index:
-    try:
-        return Index(directory)
-    except sqlite3.DatabaseError as error:
-        log.warning("index of the cache is damaged and built anew", directory=directory, reason=str(error))
-        shutil.rmtree(directory)
-        os.makedirs(directory, mode=0o700)
-        return Index(directory)
 
 
 def _tree(settings: Settings) -> WholeTree:

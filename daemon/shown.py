@@ -45,6 +45,7 @@ log = structlog.get_logger()
 HANDED_OVER = "manifests"
 
 _LONGEST_WINDOW = 64 * MiB
+_REMOVED_DATASETS = 8
 _LONGEST_CHAIN = 8  # of references to references
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache", "preheat")
 
@@ -128,6 +129,8 @@ class Shown:
             whole.find_revision = self._find_revision
             whole.reopen = self._reopen_revision
         self._shown: dict[str, _Shown] = {}
+        self._comings: dict[str, int] = {}
+        self._removed: list[Dataset] = []  # whose sources are not closed yet: files of theirs may be open
         self._changing = trio.Lock()  # one apply or delete at a time
 
     @property
@@ -153,10 +156,16 @@ class Shown:
                 raise
             log.warning("dataset cannot be used", dataset=manifest.id, reason=str(error))
             source = UnusableSource(manifest.source.uri, str(error))
+        except Exception as error:  # a bug in one source must not keep the others from being shown
+            if self._tree is None:
+                raise
+            log.exception("dataset cannot be used", dataset=manifest.id)
+            reason = f"{manifest.id}: {type(error).__name__} in the daemon (see its log)"
+            source = UnusableSource(manifest.source.uri, reason)
         prefix = "" if isinstance(source, UnusableSource) else self._key_prefix(manifest)
         quota = manifest.cache.quota
         origin = Origin(source, manifest.namespace, manifest.name, quota_bytes=quota, key_prefix=prefix)
-        slot = self._store.number(f"dataset {manifest.id}")
+        slot = self._store.number(self._slot_name(manifest))
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
         dataset.open_revision(self._session.shown_before(manifest.id))
         dataset.on_swap = partial(self._session.swapped, manifest.id)
@@ -171,6 +180,14 @@ class Shown:
         alone = self._tree is None or self._settings.session == "direct"
         files = self._files(dataset, ROOT_ID if alone else nodeid_of(slot, ROOT_ID))
         return partial(self._session.add, files, changed)
+
+    def _slot_name(self, manifest: Manifest) -> str:
+        """What the slot of a dataset is noted under. On one connection for all, a dataset that comes back must not get
+        the numbers that its files had: the kernel may still keep their pages."""
+        if self._settings.session == "direct":
+            return f"dataset {manifest.id}"
+        comings = self._comings[manifest.id] = self._comings.get(manifest.id, 0) + 1
+        return f"dataset {manifest.id}#{comings}"
 
     async def _find_revision(self, namespace: str, name: str) -> int | None:
         """The slot of ``dataset@revision``, opened if it is still known."""
@@ -216,33 +233,41 @@ class Shown:
         documents = parse_documents(text, "applied manifest")
         if self._tree is None:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
-        done = []
+        for manifest in documents.manifests:
+            self._check_source(manifest)
+        done: list[str] = []
         async with self._changing:
             self._secrets.add(documents.secrets)
             self._known.update({manifest.id: manifest for manifest in documents.manifests})
-            for manifest in documents.manifests:
-                if visible(manifest, self._settings.namespaces):
-                    done.append(await self._apply(manifest))
-                else:
-                    done.append(f"{manifest.id} is not visible here")
+            try:
+                done += [await self._apply(manifest) for manifest in documents.manifests]
+                await self._follow_references({manifest.id for manifest in documents.manifests})
+            finally:
+                await self.hand_over()  # also of what was done before something failed
             for shown in self._shown.values():
                 manifest = shown.dataset.manifest
                 if (manifest.namespace, manifest.secret_ref) in documents.secrets:
                     shown.dataset.ask_for_resync()  # with the new credentials
-            await self.hand_over()
         return done
+
+    def _check_source(self, manifest: Manifest) -> None:
+        shown = self._shown.get(manifest.id)
+        before = shown.dataset.manifest.source if shown else manifest.source
+        if before.type != manifest.source.type or before.uri != manifest.source.uri:
+            raise ConfigError(f"{manifest.id}: the source of a dataset cannot be changed (delete it, then apply)")
 
     async def _apply(self, manifest: Manifest) -> str:
         shown = self._shown.get(manifest.id)
+        if not visible(manifest, self._settings.namespaces):
+            if shown is not None:
+                await self._remove(manifest.id)
+            return f"{manifest.id} is not visible here"
         if shown is None:
             await (await self.prepare(manifest))()
             return f"{manifest.id} added"
         before = shown.dataset.manifest
-        if before.source.type != manifest.source.type or before.source.uri != manifest.source.uri:
-            raise ConfigError(f"{manifest.id}: the source of a dataset cannot be changed (delete it, then apply)")
         if any(getattr(before, field) != getattr(manifest, field) for field in _IDENTITY):
-            await self._remove(manifest.id)
-            await (await self.prepare(manifest))()
+            await self._show_anew(manifest)
             return f"{manifest.id} changed"
         shown.dataset.manifest = manifest
         if before.data_sync_round != manifest.data_sync_round:
@@ -250,28 +275,45 @@ class Shown:
             return f"{manifest.id} resyncs"
         return f"{manifest.id} unchanged"
 
+    async def _show_anew(self, manifest: Manifest) -> None:
+        await self._remove(manifest.id)
+        await (await self.prepare(manifest))()
+
+    async def _follow_references(self, changed: set[str]) -> None:
+        """A REFERENCE to what is not shared any more, or is now, is shown as what it has become."""
+        for name, shown in list(self._shown.items()):
+            manifest = shown.dataset.manifest
+            if manifest.source.type is not SourceType.REFERENCE or name in changed:
+                continue
+            namespace, target, _path = parse_reference(manifest.source.uri)
+            if f"{namespace}/{target}" in changed:
+                await self._show_anew(manifest)
+
     async def delete(self, name: str) -> None:
         """Show a dataset no longer. Its cached bytes stay until the space is wanted."""
         if self._tree is None:
             raise ConfigError(f"{name} is all that is mounted (use dsfs unmount)")
         async with self._changing:
             await self._remove(name)
+            self._known.pop(name, None)
             await self.hand_over()
 
     async def _remove(self, name: str) -> None:
         shown = self._shown.pop(name)
-        self._known.pop(name, None)
         manifest = shown.dataset.manifest
         assert self._tree is not None
         gone, changed = self._tree.remove(manifest.namespace, manifest.name)
         await self._session.remove(name, gone, changed)
         shown.scope.cancel()
+        self._removed.append(shown.dataset)
+        if len(self._removed) > _REMOVED_DATASETS:
+            await self._removed.pop(0).close_sources()
 
     async def close(self) -> None:
         """Give back the sources' connections."""
-        for shown in self._shown.values():
+        for dataset in (*self._removed, *self.datasets.values()):
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-                await shown.dataset.close_sources()
+                await dataset.close_sources()
 
     async def _build(self, manifest: Manifest, depth: int = 0) -> Source:
         """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""

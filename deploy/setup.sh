@@ -5,12 +5,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(python3 python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3)
+packages=(python3 python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3 git openssh-client)
 extras=""
 if [ "${1:-}" = dev ]; then
-  packages+=(git nginx-light rsync)
+  packages+=(nginx-light rsync fcgiwrap openssh-server openssl nfs-ganesha nfs-ganesha-vfs)
   extras="[dev]"
 fi
+
+# the client library for nfs:// without a kernel mount, under the name that this release has
+for library in libnfs13 libnfs14 libnfs14t64; do
+  if apt-cache show "$library" >/dev/null 2>&1; then packages+=("$library"); break; fi
+done
 
 missing=()
 for package in "${packages[@]}"; do

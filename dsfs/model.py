@@ -24,7 +24,7 @@ class SourceObject:
     ``path`` is relative to the dataset's root, parts separated by ``/``; bytes that are not UTF-8 are carried as
     surrogate escapes (PEP 383). ``size`` in bytes; None when the listing did not say, then ``Source.stat`` must.
     ``version_tag`` is what makes this version of the file unique at its source; empty when ``size`` is None and for
-    directories. ``target`` is where a symbolic link points.
+    directories. ``target`` is where a symbolic link points. ``executable``: the source says that the file is a program.
     """
 
     path: str
@@ -33,6 +33,7 @@ class SourceObject:
     mtime_ns: int = 0
     version_tag: str = ""
     target: str | None = None
+    executable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

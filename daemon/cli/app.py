@@ -49,10 +49,17 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except OSError as error:
         if os.environ.get("DSFS_DEBUG"):
             raise
         say(f"dsfs: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "))
+        sys.exit(1)
+    except Exception as error:  # a bug: one line, and how to see the rest
+        if os.environ.get("DSFS_DEBUG"):
+            raise
+        say(f"dsfs: {type(error).__name__}: {error} (dsfs --debug shows where)".replace("\n", " "))
         sys.exit(1)
 
 

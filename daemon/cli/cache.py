@@ -57,7 +57,7 @@ def _verify_unmounted(directory: str) -> dict[str, int]:
     from dataclasses import asdict
 
     from daemon import logs
-    from dsfs.cache.index import Index
+    from dsfs.cache.index import open_index
     from dsfs.cache.layout import boot_id, open_layout
     from dsfs.cache.node import NodeTier
     from dsfs.cache.verify import verify as verify_tier
@@ -67,7 +67,7 @@ def _verify_unmounted(directory: str) -> dict[str, int]:
     logs.configure(debug=False)
     layout = open_layout(directory)
     try:
-        index = Index(layout.index)
+        index = open_index(layout.index)
         boot = boot_id()
         found = verify_tier(NodeTier(layout, index, lambda: 0, boot), boot)
         index.close(time.time())

@@ -6,12 +6,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
+import structlog
 from aiohttp import web
 from prometheus_client import exposition
 
 from daemon.node import Node
 from dsfs.bridge import Bridge
 from dsfs.errors import DsfsError
+from dsfs.ranges import MiB
+
+log = structlog.get_logger()
+
+_LARGEST_BODY_BYTES = 64 * MiB  # manifests of some ten thousand datasets
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -19,7 +25,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def public_app(node: Node, bridge: Bridge) -> web.Application:
     """Read-only: metrics, health, status."""
     routes = Routes(node, bridge)
-    app = web.Application(middlewares=[errors_as_json])
+    app = web.Application(middlewares=[errors_as_json], client_max_size=_LARGEST_BODY_BYTES)
     app.router.add_get("/metrics", routes.metrics)
     app.router.add_get("/healthz", routes.healthz)
     app.router.add_get("/api/v1/status", routes.status)
@@ -46,6 +52,12 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except DsfsError as error:
         return web.json_response({"error": str(error)}, status=400)
+    except web.HTTPException as error:
+        return web.json_response({"error": f"{request.path}: {error.reason}"}, status=error.status)
+    except Exception as error:
+        log.exception("request to the control interface failed", path=request.path)
+        reason = f"{request.path}: {type(error).__name__} in the daemon (see its log)"
+        return web.json_response({"error": reason}, status=500)
 
 
 class Routes:

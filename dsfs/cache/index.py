@@ -1,13 +1,15 @@
 """What the node tier holds, by object: space, owners, order of last use. Can be rebuilt from ``objects/``.
 
-One diskcache row per object, key → (space, content, owners, last use). diskcache iterates in order of insertion, so a use that
-deletes and inserts again keeps the rows in order of last use. Uses and sizes are collected in memory and written in
-one transaction a second: a transaction takes about as long as a small object takes to be fetched.
+One diskcache row per object, key → (space, content, owners, last use). diskcache iterates in order of insertion, so a
+use that deletes and inserts again keeps the rows in order of last use. Uses and sizes are collected in memory and
+written in one transaction a second: a transaction takes about as long as a small object takes to be fetched.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import sqlite3
 import threading
 from collections import Counter
@@ -15,8 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import diskcache
+import structlog
 
 from dsfs.cache.eviction import Cached
+
+log = structlog.get_logger()
 
 _TOTALS = "#totals"  # not a key of an object, which is 64 hex digits
 _CLEAN = "#clean"
@@ -204,3 +209,14 @@ class Index:
         self.flush(now_s)
         self._cache.set(_CLEAN, True)
         self._cache.close()
+
+
+def open_index(directory: str) -> Index:
+    """The index of a cache; a damaged one is begun anew, and found again in ``objects/``."""
+    try:
+        return Index(directory)
+    except sqlite3.DatabaseError as error:
+        log.warning("index of the cache is damaged and built anew", directory=directory, reason=str(error))
+        shutil.rmtree(directory)
+        os.makedirs(directory, mode=0o700)
+        return Index(directory)

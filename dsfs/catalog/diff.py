@@ -1,8 +1,8 @@
 """A new revision beside the one that is shown: unchanged entries keep their numbers, and what has changed is told.
 
 The new catalog was crawled with numbers of its own. ``adopt_numbers`` gives every entry that is the same in both (kind,
-size, time, version and link target, at the same path) the number that it is shown under, so that kernel caches, open
-handles and cached bytes live on; all others get numbers that were never given to anything in this dataset.
+size, version or else time, link target, at the same path) the number that it is shown under, so that kernel caches,
+open handles and cached bytes live on; all others get numbers that were never given to anything in this dataset.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dsfs.catalog.lookup import ROOT_INO
 from dsfs.errors import CatalogError
 
 _SAME = """
-    o.kind = e.kind AND (e.kind = 1 OR (o.size IS e.size AND o.mtime_ns = e.mtime_ns AND o.tag = e.tag
-    AND o.target IS e.target))
+    o.kind = e.kind AND (e.kind = 1 OR (o.size IS e.size AND (o.mtime_ns = e.mtime_ns OR e.tag != '') AND o.tag = e.tag
+    AND o.target IS e.target AND o.executable = e.executable))
 """
 
 _DIFFERENT = """
@@ -88,6 +88,13 @@ def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
             WHERE o.ino = entry.ino AND entry.kind = 1 AND entry.ino NOT IN (SELECT parent FROM changed)
             """
         )
+        # So does a file that its version tag says is the same, as one of a commit that did not touch it.
+        db.execute(
+            """
+            UPDATE main.entry SET mtime_ns = o.mtime_ns FROM shown.entry AS o
+            WHERE o.ino = entry.ino AND entry.kind != 1
+            """
+        )
         db.execute("COMMIT")
     except sqlite3.Error as error:
         raise CatalogError(f"{new_file}: cannot be numbered after {shown_file}: {error}") from error
@@ -111,7 +118,10 @@ def changes(new_file: str, shown_file: str, at_most: int) -> Changes | None:
 
 
 def _open_both(new_file: str, shown_file: str) -> sqlite3.Connection:
-    db = sqlite3.connect(new_file, isolation_level=None)
-    db.execute("ATTACH DATABASE ? AS shown", (shown_file,))
-    db.execute("PRAGMA cache_size = -16384")
+    try:
+        db = sqlite3.connect(new_file, isolation_level=None)
+        db.execute("ATTACH DATABASE ? AS shown", (shown_file,))
+        db.execute("PRAGMA cache_size = -16384")
+    except sqlite3.Error as error:
+        raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
     return db

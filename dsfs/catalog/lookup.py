@@ -15,7 +15,7 @@ from dsfs.model import Kind
 CATALOG_LAYOUT = 1
 ROOT_INO = 1
 
-_COLUMNS = "ino, parent, name, kind, size, mtime_ns, tag, target, listed, subdirs"
+_COLUMNS = "ino, parent, name, kind, size, mtime_ns, tag, target, executable, listed, subdirs"
 _BY_NAME = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name = ? AND kind >= 0"
 _BY_INO = f"SELECT {_COLUMNS} FROM entry WHERE ino = ? AND kind >= 0"
 _AFTER = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name > ? AND kind >= 0 ORDER BY name LIMIT ?"
@@ -33,6 +33,7 @@ class Row(NamedTuple):
     mtime_ns: int
     tag: str
     target: bytes | None
+    executable: int
     listed: int
     subdirs: int
 
@@ -84,15 +85,14 @@ class Catalog:
         row = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ino,)).fetchone()
         return bool(row and row[0])
 
-    def children(self, parent: int, after_ino: int, limit: int) -> list[Row]:
-        """Entries of a directory in order of name, behind the one with number ``after_ino`` (0: from the start)."""
-        after = b""
-        if after_ino:
-            found = self._db.execute(_NAME_OF, (after_ino,)).fetchone()
-            if found is None:
-                return []
-            after = found[1]
+    def children(self, parent: int, after: bytes, limit: int) -> list[Row]:
+        """Entries of a directory in order of name, behind a name that need not be there (b"": from the start)."""
         return [Row._make(row) for row in self._db.execute(_AFTER, (parent, after, limit))]
+
+    def name_of(self, ino: int) -> bytes | None:
+        """What an entry is called in its directory; also of one that is not shown any more."""
+        found = self._db.execute(_NAME_OF, (ino,)).fetchone()
+        return found[1] if found else None
 
     def path_of(self, ino: int) -> str:
         """The path of an entry, relative to the dataset's root ("" for the root itself)."""

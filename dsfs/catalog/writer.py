@@ -22,9 +22,10 @@ log = structlog.get_logger()
 # What is there stays; but a directory wins over a file of its name (a key `a` beside `a/b`), and a row of which only
 # the name was known takes its size, time and tag.
 _INSERT = """
-    INSERT INTO entry (parent, name, kind, size, mtime_ns, tag, target) VALUES (?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO entry (parent, name, kind, size, mtime_ns, tag, target, executable) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (parent, name) DO UPDATE SET
-        kind = excluded.kind, size = excluded.size, mtime_ns = excluded.mtime_ns, tag = excluded.tag
+        kind = excluded.kind, size = excluded.size, mtime_ns = excluded.mtime_ns, tag = excluded.tag,
+        executable = excluded.executable
     WHERE (entry.kind = 0 AND excluded.kind = 1) OR (entry.size IS NULL AND excluded.kind = entry.kind)
 """
 
@@ -49,6 +50,7 @@ class CatalogWriter:
         (self._created_ns,) = self._db.execute("SELECT value FROM meta WHERE key = 'created_ns'").fetchone()
         self._directories: LRUCache[tuple[str, ...], _Directory] = LRUCache(8192)
         self._said_skipped = False
+        self._sealed = False  # then all that may be asked is in the catalog, and who comes late looks there
         self._revision = ""
 
     @classmethod
@@ -85,7 +87,9 @@ class CatalogWriter:
 
     def add(self, page: ListingPage) -> None:
         """Take in a page of a listing. Directories that are listed already keep exactly the names they have."""
-        with self._lock, self._transaction():
+        with self._lock, self._open_transaction() as is_open:
+            if not is_open:
+                return
             rows = []
             skipped = 0
             for obj in page.objects:
@@ -108,14 +112,16 @@ class CatalogWriter:
         parts = _names(obj.path)
         if parts is None:
             return
-        with self._lock, self._transaction():
+        with self._lock, self._open_transaction() as is_open:
+            if not is_open:
+                return
             parent = self._directory(parts[:-1])
             if parent is None:
                 return
             if not parent.listed:
                 self._db.execute(_INSERT, self._values(parent.ino, parts[-1], obj))
             elif obj.size is not None:
-                _parent, name, kind, size, mtime_ns, tag, _target = self._values(parent.ino, parts[-1], obj)
+                _parent, name, kind, size, mtime_ns, tag, *_rest = self._values(parent.ino, parts[-1], obj)
                 self._db.execute(
                     "UPDATE entry SET kind = ?, size = ?, mtime_ns = ?, tag = ? "
                     "WHERE parent = ? AND name = ? AND size IS NULL",
@@ -127,7 +133,9 @@ class CatalogWriter:
         parts = path_parts(path)
         if parts is None:
             return
-        with self._lock, self._transaction():
+        with self._lock, self._open_transaction() as is_open:
+            if not is_open:
+                return
             parent = self._directory(parts[:-1])
             if parent is not None:
                 self._db.execute(
@@ -139,6 +147,8 @@ class CatalogWriter:
     def unresolved(self, limit: int, parent: int | None = None, after: bytes = b"") -> list[tuple[int, bytes]]:
         """(parent, name) of files whose size is not known: of one directory from a name on, or anywhere."""
         with self._lock:
+            if self._sealed:
+                return []
             if parent is None:
                 query = "SELECT parent, name FROM entry WHERE size IS NULL LIMIT ?"
                 return self._db.execute(query, (limit,)).fetchall()
@@ -150,8 +160,9 @@ class CatalogWriter:
     def name_revision(self, revision: str) -> None:
         """Take the source's own name for what is listed, instead of the time."""
         with self._lock:
-            if revision != self._revision:
-                self._db.execute("UPDATE meta SET value = ? WHERE key = 'revision'", (revision,))
+            if revision != self._revision and not self._sealed:
+                with self._transaction():
+                    self._db.execute("UPDATE meta SET value = ? WHERE key = 'revision'", (revision,))
                 self._revision = revision
 
     def path_of(self, ino: int) -> str:
@@ -175,13 +186,26 @@ class CatalogWriter:
                 self._db.executemany(
                     "UPDATE meta SET value = ? WHERE key = ?", [(files, "files"), (size_bytes, "bytes"), (1, "sealed")]
                 )
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._sealed = True
+            try:
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:  # the log is read beside the file, until somebody can fold it in
+                log.warning("catalog not folded into one file", catalog=self.file, reason=str(error))
             self._db.close()
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+    @contextmanager
+    def _open_transaction(self) -> Iterator[bool]:
+        """A transaction; or, once the catalog is sealed, False and nothing to do."""
+        if self._sealed:
+            yield False
+            return
+        with self._transaction():
+            yield True
 
     # -- inside a transaction -------------------------------------------------------------------------------------
 
@@ -207,7 +231,7 @@ class CatalogWriter:
         size = 0 if obj.kind is Kind.DIRECTORY else len(target) if target is not None else obj.size
         mtime_ns = min(max(mtime_ns, -_MTIME_LIMIT_NS), _MTIME_LIMIT_NS)
         tag = obj.version_tag.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is no SQLite text
-        return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, tag, target
+        return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, tag, target, int(obj.executable)
 
     def _directory(self, parts: tuple[str, ...]) -> _Directory | None:
         """A directory, made with its parents if it is not a row yet; None when its listed parent has no such name."""
@@ -230,7 +254,7 @@ class CatalogWriter:
         if found is None or found[1] != Kind.DIRECTORY:
             if parent.listed:
                 return None
-            values = (parent.ino, name, int(Kind.DIRECTORY), 0, self._created_ns, "", None)
+            values = (parent.ino, name, int(Kind.DIRECTORY), 0, self._created_ns, "", None, 0)
             self._db.execute(_INSERT, values)
             found = self._db.execute(_FIND, (parent.ino, name)).fetchone()
         ino, kind, listed = found

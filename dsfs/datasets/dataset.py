@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -18,7 +19,15 @@ from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.once import Once
 from dsfs.datasets.store import DatasetStore, new_revision
-from dsfs.errors import CatalogError, ConfigError, DsfsError, SourceError, SourceRefused, SourceUnsupported
+from dsfs.errors import (
+    CatalogError,
+    ConfigError,
+    DsfsError,
+    SourceError,
+    SourceRefused,
+    SourceUnavailable,
+    SourceUnsupported,
+)
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.manifest.schema import Manifest, SourceType
@@ -145,7 +154,7 @@ class Dataset:
                 self._phase = Phase.PROCESSING
             self._begin_round()
             try:
-                await self._bridge.call(self._crawl, self._writer)
+                await self._guarded(self._crawl, self._writer)
             except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
                 if isinstance(error, SourceError):
                     self.origin.note_error(error)
@@ -199,6 +208,17 @@ class Dataset:
         if self._writer is None and now_s - self._asked_by_change_s > _RESYNC_PAUSE_S:
             self._asked_by_change_s = now_s
             self.ask_for_resync()
+
+    async def _guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        """A listing on the network side; what a source was not expected to raise counts as its failure."""
+        try:
+            await self._bridge.call(work, *args)
+        except (DsfsError, trio.Cancelled):
+            raise
+        except Exception as error:
+            log.exception("listing failed unexpectedly", dataset=self.manifest.id)
+            reason = f"{self.manifest.id}: {type(error).__name__} in the daemon (see its log)"
+            raise SourceUnavailable(reason) from error
 
     async def _crawl(self, writer: CatalogWriter) -> None:
         await crawl.crawl(self.origin.source, writer, lambda: self._bridge.soon(self.answered.set))
@@ -275,7 +295,7 @@ class Dataset:
         source = await self._bridge.call(self._renew_source)
         writer = self._new_writer()
         try:
-            await self._bridge.call(crawl.crawl, source, writer, lambda: None)
+            await self._guarded(crawl.crawl, source, writer, _ignored)
         except BaseException:
             writer.close()
             await self._bridge.call(source.close)
@@ -409,6 +429,21 @@ class Dataset:
                 return row
         return None
 
+    def children(self, parent: int, after_ino: int, limit: int) -> list[Row]:
+        """Entries of a directory in order of name, behind the one with a number (0: from the start).
+
+        The revision may have been swapped since that one was listed: its name is looked for in older ones too, so that
+        a readdir under way goes on and never ends early. Raises OSError (ESTALE) for a number that nobody knows.
+        """
+        after = b""
+        if after_ino:
+            names = (catalog.name_of(after_ino) for catalog in (self.catalog, *self._older))
+            known = next((name for name in names if name is not None), None)
+            if known is None:
+                raise OSError(errno.ESTALE, "a directory position of a revision that is not known any more")
+            after = known
+        return self.catalog.children(parent, after, limit)
+
     def path_of(self, ino: int) -> str:
         """Where an entry is, or was. Raises CatalogError for a number that was never shown."""
         for catalog in self._older:
@@ -437,6 +472,10 @@ def _remove_catalog(file: str) -> None:
     for path in (file, f"{file}-wal", f"{file}-shm"):
         if os.path.exists(path):
             os.unlink(path)
+
+
+def _ignored() -> None:
+    return
 
 
 async def _nobody_to_tell(found: Changes | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -24,6 +24,8 @@ SMALL_BLOCKS = 4
 """An object of up to so many blocks is fetched whole on first use and stored as two renamed files."""
 LONGEST_RUN_BLOCKS = 8
 """Blocks in one request. 8 MiB from loopback: one request of 8 MiB moved 1.9 times as much as eight of 1 MiB."""
+
+_FILLING_RUNS = 4
 
 DISK = trio.CapacityLimiter(8)  # threads that wait for the cache's disk
 
@@ -60,7 +62,7 @@ class Flights:
         self._bridge = bridge
         self._tier = tier
         self._queue = queue
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._by_block: dict[tuple[str, int], Flight] = {}
 
     @property
@@ -89,6 +91,20 @@ class Flights:
                 flights[block] = flight
         return flights
 
+    def fill(self, file: RemoteFile, blocks: Sequence[int]) -> None:
+        """Bring in the rest of a file behind its readers; a few flights at a time, as all of them may be thousands."""
+        self._nursery.start_soon(self._fill, file, blocks)
+
+    async def _fill(self, file: RemoteFile, blocks: Sequence[int]) -> None:
+        step = _FILLING_RUNS * LONGEST_RUN_BLOCKS
+        for at in range(0, len(blocks), step):
+            flights = self.ensure(file, blocks[at : at + step], Priority.WARM)
+            try:
+                for block, flight in flights.items():
+                    await flight.block(block)
+            except SourceError:
+                return  # logged by the flight; whoever reads there will hear of it
+
     def _start(self, file: RemoteFile, blocks: range, priority: Priority) -> Flight:
         wanted = self._range(file, blocks)
         flight = Flight(file, blocks, self._queue.ticket(priority, wanted.length, file.origin))
@@ -107,7 +123,9 @@ class Flights:
         try:
             async with self._queue.turn(flight.ticket):
                 await self._fetch_and_keep(flight)
+            self._queue.note(file.origin, answered=True)
         except SourceError as error:
+            self._queue.note(file.origin, answered=not isinstance(error, SourceTimeout))
             flight.error = error
             log.warning(
                 "fetch failed",
@@ -150,7 +168,7 @@ class Flights:
         data, trouble = await patiently(
             file.origin,
             lambda: self._bridge.call(bring_whole, self._bridge, tier, file, sink, keep),
-            self._deadline_s,
+            self.deadline_s,
         )
         if trouble is not None:
             tier.note_trouble(trouble)
@@ -175,7 +193,7 @@ class Flights:
                 await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
                 sink.check_end()
 
-        await patiently(file.origin, read_rest, self._deadline_s)
+        await patiently(file.origin, read_rest, self.deadline_s)
         if sink.keep:
             self._tier.note_success()
 

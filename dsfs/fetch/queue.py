@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -39,14 +39,23 @@ class Limits:
     """Of all fetches together: bytes in memory, requests in flight, and requests for any one source."""
 
     memory_bytes: int
-    requests: int = 64
+    requests: int = 128
     requests_per_source: int = 32
+    requests_per_slow_source: int = 4
 
 
 def grantable(
-    waiting: Sequence[Ticket], limits: Limits, bytes_in_flight: int, in_flight: int, per_source: Mapping[Hashable, int]
+    waiting: Sequence[Ticket],
+    limits: Limits,
+    bytes_in_flight: int,
+    in_flight: int,
+    per_source: Mapping[Hashable, int],
+    slow: Collection[Hashable] = (),
 ) -> list[Ticket]:
-    """Which tickets may start now, best first. Something that fits nowhere may go when nothing else is under way."""
+    """Which tickets may start now, best first. Something that fits nowhere may go when nothing else is under way.
+
+    A ``slow`` source, one that did not answer in time, gets few slots, so that it takes none from those that answer.
+    """
     granted: list[Ticket] = []
     busy = Counter(per_source)
     for ticket in sorted(waiting, key=lambda t: (t.priority, t.order)):
@@ -59,7 +68,8 @@ def grantable(
             if ticket.priority is Priority.DEMAND:
                 break  # nobody overtakes somebody who waits by being smaller
             continue
-        if busy[ticket.source] >= limits.requests_per_source * share:
+        most = limits.requests_per_slow_source if ticket.source in slow else limits.requests_per_source
+        if busy[ticket.source] >= most * share:
             continue
         granted.append(ticket)
         bytes_in_flight += ticket.size_bytes
@@ -78,6 +88,7 @@ class FetchQueue:
         self.bytes_in_flight = 0
         self.in_flight = 0
         self._per_source: Counter[Hashable] = Counter()
+        self._slow: set[Hashable] = set()
 
     def ticket(self, priority: Priority, size_bytes: int, source: Hashable) -> Ticket:
         self._order += 1
@@ -88,6 +99,13 @@ class FetchQueue:
         if priority < ticket.priority:
             ticket.priority = priority
             self._grant()
+
+    def note(self, source: Hashable, *, answered: bool) -> None:
+        """A source answered, or did not in time."""
+        if answered:
+            self._slow.discard(source)
+        else:
+            self._slow.add(source)
 
     @asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
@@ -114,9 +132,10 @@ class FetchQueue:
         self._grant()
 
     def _grant(self) -> None:
-        if not self._waiting:
+        if not self._waiting or self.in_flight >= self.limits.requests:
             return
-        for ticket in grantable(self._waiting, self.limits, self.bytes_in_flight, self.in_flight, self._per_source):
+        load = (self.bytes_in_flight, self.in_flight, self._per_source)
+        for ticket in grantable(self._waiting, self.limits, *load, self._slow):
             self._waiting.remove(ticket)
             self.bytes_in_flight += ticket.size_bytes
             self.in_flight += 1

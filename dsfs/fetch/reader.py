@@ -13,6 +13,7 @@ from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import CachedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
+from dsfs.errors import SourceTimeout
 from dsfs.fetch.flights import DISK, Flights
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
@@ -22,6 +23,7 @@ from dsfs.sources.base import Buffer
 
 log = structlog.get_logger()
 
+_GRACE_S = 0.5
 _ROUNDS = 5  # a block can be evicted between its arrival and its reading, but hardly five times in a row
 
 
@@ -62,8 +64,14 @@ class Reader:
     async def read(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer]:
         """The bytes of a range inside the object, in pieces: blocks that were on their way are not copied.
 
-        Raises the SourceError that kept them away.
+        Raises the SourceError that kept them away; SourceTimeout when even a turn to ask was not to be had in time.
         """
+        # A little more than a flight has, so that what it knows of the cause comes first.
+        with trio.move_on_after(self._flights.deadline_s + _GRACE_S):
+            return await self._read(file, wanted)
+        raise SourceTimeout(f"{file.origin.source.uri}: no answer within {self._flights.deadline_s:g} s")
+
+    async def _read(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer]:
         blocks = blocks_of(wanted, self._tier.block_bytes)
         for _round in range(_ROUNDS):
             obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
@@ -123,6 +131,12 @@ class Reader:
         missing: Iterable[int]
         missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.missing(wanted)
         self._flights.ensure(file, missing, priority)
+
+    def fill(self, file: RemoteFile) -> None:
+        """Have all that is missing of a file brought in, when nothing better is to be done."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        if obj is not None:
+            self._flights.fill(file, obj.missing(ByteRange(0, file.size_bytes)))
 
     def present_bytes(self, file: RemoteFile) -> int:
         """How much of an object is in the node tier, in bytes."""

@@ -85,6 +85,8 @@ def attributes_of(row: Row, nodeid: int, owner: Ownership) -> Attributes:
             FOREVER_S if row.listed else 0,
         )
     mode, size = owner.file_mode, row.size or 0
+    if row.executable:
+        mode |= (mode & 0o444) >> 2
     if row.kind == Kind.SYMLINK:
         mode, size = 0o777, len(row.target or b"")  # lstat(2): the length of the path that it holds
     return Attributes(nodeid, size, row.mtime_ns, _TYPE[Kind(row.kind)] | mode, 1, owner.uid, owner.gid)

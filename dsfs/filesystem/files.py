@@ -142,7 +142,7 @@ class DatasetFiles:
         if cookie < _FIRST_COOKIE:
             names.append(Listed(b"..", nodeid, Kind.DIRECTORY, _FIRST_COOKIE, None))
         after = max(0, cookie - _FIRST_COOKIE)
-        for row in self.dataset.catalog.children(ino, after, limit):
+        for row in self.dataset.children(ino, after, limit):
             attributes = None if row.size is None else self._attributes(row)
             names.append(Listed(row.name, self._nodeid(row.ino), row.kind, row.ino + _FIRST_COOKIE, attributes))
         return names
@@ -227,7 +227,7 @@ class DatasetFiles:
             self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes
         ):
             self._completing[nodeid] = True
-            self._reader.want(file, ByteRange(0, file.size_bytes), Priority.WARM)
+            self._reader.fill(file)
 
     # -- extended attributes --------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ None means that there is nothing (more) to send. What it raises becomes an errno
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from types import CoroutineType
@@ -148,7 +149,9 @@ class Connection:
         else:
             if type(answer) is CoroutineType:
                 assert self._nursery is not None
-                self._nursery.start_soon(self._finish, unique, opcode, nodeid, pid, started, answer)
+                scope = trio.CancelScope()
+                self._running[unique] = (scope, pid)  # an INTERRUPT may be the very next request
+                self._nursery.start_soon(self._finish, unique, opcode, nodeid, scope, started, answer)
                 return
             if answer is not None:
                 self.device.reply(unique, answer)  # type: ignore[arg-type]  # mypy does not narrow on CoroutineType
@@ -159,12 +162,11 @@ class Connection:
         unique: int,
         opcode: int,
         nodeid: int,
-        pid: int,
+        scope: trio.CancelScope,
         started: float,
         work: Coroutine[Any, Any, bytes | bytearray | memoryview | None],
     ) -> None:
-        with trio.CancelScope() as scope:
-            self._running[unique] = (scope, pid)
+        with scope:
             try:
                 answer = await work
             except Disconnected:
@@ -238,6 +240,10 @@ class Connection:
         self._initialised(int(self.offered))
         return reply
 
+    def close(self) -> None:
+        """Give back the descriptor: the connection has ended."""
+        os.close(self.device.fd)
+
     def init_flags(self) -> InitFlag:
         """What a subclass wants besides."""
         return InitFlag(0)
@@ -261,7 +267,10 @@ class Connection:
         return ATTR_OUT.pack(attributes.ttl_s, 0, 0) + pack_attributes(attributes)
 
     def on_readlink(self, unique: int, nodeid: int, body: memoryview) -> bytes:
-        return self._tree.readlink(nodeid)
+        target = self._tree.readlink(nodeid)
+        if len(target) >= _PAGE:
+            raise OSError(errno.ENAMETOOLONG, "the link's target is longer than a path can be")
+        return target
 
     def on_opendir(self, unique: int, nodeid: int, body: memoryview) -> None:
         # Turns OPENDIR and RELEASEDIR off for the connection, and the kernel's cache of listings on: what a directory

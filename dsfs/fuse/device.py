@@ -7,6 +7,8 @@ import fcntl
 import os
 import struct
 
+import structlog
+
 from dsfs.fuse.wire import (
     BACKING_MAP,
     DEV_IOC_BACKING_CLOSE,
@@ -18,6 +20,8 @@ from dsfs.fuse.wire import (
     Notify,
 )
 from dsfs.ranges import KiB
+
+log = structlog.get_logger()
 
 _BUFFER_BYTES = max(MIN_READ_BUFFER, 64 * KiB)  # no request of a read-only file system comes near it
 
@@ -63,7 +67,7 @@ class Device:
 
     def resend(self) -> None:
         """Ask the kernel to repeat what a server before us had taken and not answered (FUSE_NOTIFY_RESEND, 7.40)."""
-        self._write([OUT_HEADER.pack(OUT_HEADER.size, Notify.RESEND, 0)])
+        self._notify(Notify.RESEND, b"")
 
     def forget_listing(self, directory: int) -> None:
         """Have the kernel drop a directory's attributes and its cached listing. Never call it from the request loop.
@@ -81,7 +85,12 @@ class Device:
         self._notify(Notify.INC_EPOCH, b"")
 
     def _notify(self, code: Notify, payload: bytes) -> None:
-        self._write([OUT_HEADER.pack(OUT_HEADER.size + len(payload), code, 0), payload])
+        try:
+            os.writev(self.fd, [OUT_HEADER.pack(OUT_HEADER.size + len(payload), code, 0), payload])
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return  # the kernel does not know it
+            raise self._translated(error) from error
 
     def _write(self, parts: list[bytes | bytearray | memoryview]) -> None:
         try:
@@ -89,9 +98,15 @@ class Device:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return  # the request is gone: its process was killed
-            if error.errno in (errno.ENODEV, errno.ECONNABORTED):
-                raise Disconnected from error
-            raise
+            ended = self._translated(error)
+            if isinstance(ended, Disconnected):
+                raise ended from error
+            # The kernel has refused this answer and has ended its request with EIO; the next one is another.
+            log.warning("the kernel refuses an answer", size_bytes=sum(map(len, parts)), reason=str(error))
+
+    @staticmethod
+    def _translated(error: OSError) -> OSError | Disconnected:
+        return Disconnected() if error.errno in (errno.ENODEV, errno.ECONNABORTED) else error
 
     def open_backing(self, fd: int) -> int:
         """Register a file that the kernel may read itself; its backing id. Needs CAP_SYS_ADMIN. Raises OSError."""

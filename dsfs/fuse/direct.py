@@ -137,6 +137,8 @@ class DirectSession:
             nursery.start_soon(self._remember, name, _STATE_OFFERED, offered)
             initialised.set()
 
+        if not resume:
+            self._forget_journal(name, held)  # of a connection that had this device number before
         connection = make(held, Device(held.fd), on_init)
         await nursery.start(self._serve, name, connection, resume)
         if not (resume and _STATE_OFFERED in held.state):
@@ -155,14 +157,14 @@ class DirectSession:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         await connection.run(resume=resume, task_status=task_status)
-        os.close(connection.device.fd)
+        connection.close()  # not when this server is stopped: the next one goes on with descriptor and journal
         if (name == ROOT or self._tree is None) and self._nursery is not None:
             self._nursery.cancel_scope.cancel()  # the mount point is unmounted
 
     def _connection(
         self, name: str, files: DatasetFiles, held: Held, device: Device, initialised: Callable[[int], None]
     ) -> FilesConnection:
-        journal = OpenJournal(f"{self._options.journal_dir}/{name.replace('/', '@')}")
+        journal = OpenJournal(self._journal(name, held))
         return FilesConnection(
             name,
             device,
@@ -176,6 +178,22 @@ class DirectSession:
             turned_openless=lambda: self._soon(self._remember, name, _STATE_OPENLESS, True),
             stack_depth=self._options.stack_depth,
         )
+
+    def _journal(self, name: str, held: Held) -> str:
+        """Where a connection's open handles are noted: of this one alone, as backing ids start anew with each."""
+        return f"{self._options.journal_dir}/{name.replace('/', '@')}.{held.dev.replace(':', '-')}"
+
+    def _forget_journal(self, name: str, held: Held) -> None:
+        if os.path.exists(self._journal(name, held)):
+            os.unlink(self._journal(name, held))
+
+    async def drop_unserved(self) -> None:
+        """Unmount what an earlier server has mounted and nobody serves any more: whoever looked would wait for ever."""
+        for name, held in list(self._keeper.held.items()):
+            if name != ROOT:
+                await self._keeper.unmount(name)
+                os.close(held.fd)
+                del self._keeper.held[name]
 
     def _soon(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
         assert self._nursery is not None

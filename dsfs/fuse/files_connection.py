@@ -103,6 +103,10 @@ class FilesConnection(ReadingConnection):
         self._stack_depth = stack_depth
         self._chosen: tuple[bool, ReadPath] | None = None
 
+    def close(self) -> None:
+        super().close()
+        self._journal.remove()
+
     @property
     def read_path(self) -> ReadPath:
         """What the next open gets, from what is listed by now."""

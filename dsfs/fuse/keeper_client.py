@@ -46,11 +46,11 @@ class KeeperClient:
         if hello.get("version") != VERSION:
             raise MountError(f"the keeper speaks version {hello.get('version')} of its protocol, this server {VERSION}")
         self.restarts = int(hello["restarts"])
-        for _name in hello["connections"]:
+        for _ in range(int(hello["connections"])):
             message, fd = await self._receive()
             held = _held(message, fd)
             self.held[held.name] = held
-        for _name in hello.get("held", ()):
+        for _ in range(int(hello.get("held", 0))):
             message, fd = await self._receive()
             self.texts[str(message["name"])] = _text_of(fd)
 

@@ -29,6 +29,7 @@ class OpenJournal:
     def __init__(self, path: str) -> None:
         if not os.path.exists(path):
             _create(path)
+        self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._numbers = self._mapped()
         if self._numbers[0] != _MAGIC:
@@ -55,6 +56,11 @@ class OpenJournal:
     def close(self) -> None:
         self._numbers.release()
         os.close(self._fd)
+
+    def remove(self) -> None:
+        """Its connection has ended: nobody will ask again."""
+        self.close()
+        os.unlink(self._path)
 
     def mode(self, nodeid: int) -> InodeMode | None:
         """The mode of an inode's open handles; None when it has none."""

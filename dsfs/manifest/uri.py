@@ -18,7 +18,8 @@ from dsfs.manifest.schema import Manifest, SourceSpec, SourceType
 
 NAMESPACE: Final = "default"
 
-# Scheme → type. "git+X" is GIT at X, and any "fsspec+X" is FSSPEC at X; both lose their prefix.
+# Scheme → type. "git+X" is GIT at X, and any "fsspec+X" is FSSPEC at X; both lose their prefix, unless X is a scheme of
+# this table.
 SCHEMES: Final[Mapping[str, SourceType]] = {
     "s3": SourceType.S3,
     "http": SourceType.HTTP,
@@ -34,9 +35,13 @@ SCHEMES: Final[Mapping[str, SourceType]] = {
     "nfs": SourceType.NFS,
     "hdfs": SourceType.HADOOP,
     "webhdfs": SourceType.HADOOP,
+    "swebhdfs": SourceType.HADOOP,
     "gs": SourceType.FSSPEC,
     "az": SourceType.FSSPEC,
     "abfs": SourceType.FSSPEC,
+    "abfss": SourceType.FSSPEC,
+    "dataworld": SourceType.FSSPEC,
+    "nasdaq": SourceType.FSSPEC,
     "hf": SourceType.HUGGING_FACE,
     "huggingface": SourceType.HUGGING_FACE,
     "modelscope": SourceType.MODEL_SCOPE,
@@ -80,7 +85,9 @@ def _understood(uri: str, base_dir: str) -> tuple[SourceType, str, str]:
         path = "/" + os.path.normpath(os.path.join(base_dir, uri)).lstrip("/")
         return SourceType.PVC, path, os.path.basename(path)
     if match := _FSSPEC.fullmatch(uri):
-        return SourceType.FSSPEC, match[1], _last_part(re.split(r"://|::", match[1], maxsplit=1)[1])
+        # fsspec's own way to a store that has a source of ours keeps its prefix, which says so.
+        kept = uri if match[1].partition("://")[0].lower() in SCHEMES else match[1]
+        return SourceType.FSSPEC, kept, _last_part(re.split(r"://|::", match[1], maxsplit=1)[1])
     if match := _SCHEME.fullmatch(uri):
         return _with_scheme(match[1].lower(), match[2])
     if match := _SCP.fullmatch(uri):

@@ -105,6 +105,7 @@ class Access:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "",  # not unset: then git would try SSH_ASKPASS
+            "GIT_CEILING_DIRECTORIES": directory,  # no repository around our own directory is ever looked at
             "GIT_NO_REPLACE_OBJECTS": "1",
             "GIT_NO_LAZY_FETCH": "1",
             "GIT_ALLOW_PROTOCOL": self._protocols() if network else "none",
@@ -156,12 +157,12 @@ class Access:
 
     def ssh_command(self, directory: str, timeouts: Timeouts) -> str:
         """For a shell. A host that is seen for the first time is trusted, one whose key has changed never."""
-        words = os.environ.get("GIT_SSH_COMMAND", "") if not self.key else ""
         options = [
             "StrictHostKeyChecking=accept-new",
             f"ConnectTimeout={max(1, round(timeouts.connect_s))}",
             f"ServerAliveInterval={max(1, round(timeouts.idle_s / 2))}",
             "ServerAliveCountMax=2",
+            "NumberOfPasswordPrompts=1",
             "PasswordAuthentication=no",
             "KbdInteractiveAuthentication=no",
         ]
@@ -169,7 +170,9 @@ class Access:
             options.append("BatchMode=yes")
         if self.key:
             options += ["IdentitiesOnly=yes", "IdentityAgent=none", f"IdentityFile={directory}/key"]
-        return " ".join([words or "ssh", *(f"-o {shlex.quote(option)}" for option in options)])
+        # The operator's own words come first, and of ssh's options the first wins.
+        words = os.environ.get("GIT_SSH_COMMAND") or "ssh"
+        return " ".join([words, *(f"-o {shlex.quote(option)}" for option in options)])
 
 
 def _user_and_password(address: Address, credentials: Mapping[str, str]) -> tuple[str, str]:

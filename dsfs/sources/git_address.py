@@ -1,4 +1,4 @@
-"""Where a Git repository is: every form that git knows, what it is called without credentials, and what lies beside it."""
+"""Where a Git repository is: the forms that git knows, its name without credentials, and what lies beside it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class Address:
     @property
     def origin(self) -> str:
         """Scheme, host and port: where credentials may go. Of ssh the host alone, as one key opens all of its ports."""
-        return f"ssh://{self.host}" if self.scheme == "ssh" else f"{self.scheme}://{self.authority}"
+        if self.scheme == "ssh":
+            return f"ssh://{self.host}"
+        standard = self.port == {"http": 80, "https": 443}.get(self.scheme)
+        return f"{self.scheme}://{self.authority.rpartition(':')[0] if standard else self.authority}"
 
     @property
     def directory(self) -> str:
@@ -91,7 +94,7 @@ def parse_address(uri: str) -> Address:
         return _with_scheme(match[1].lower(), match[2])
     match = _SCP.fullmatch(uri)
     if match is None or uri.startswith("-") or "::" in uri.partition("/")[0]:
-        raise ConfigError("GIT: the URI is no address of a repository (write https://…, ssh://…, git@host:path, /a/dir)")
+        raise ConfigError("GIT: the URI names no repository (write https://…, ssh://…, git@host:path or /a/dir)")
     user, host, path = match.groups()
     _check_host(host)
     if path.startswith("-"):
@@ -114,7 +117,7 @@ def _with_scheme(scheme: str, rest: str) -> Address:
     except ValueError:
         raise ConfigError("GIT: the host or port in the URI cannot be read (write host:port)") from None
     if parts.password:
-        raise ConfigError("GIT: the URI carries a password (put it into a Secret, under username and password or token)")
+        raise ConfigError("GIT: the URI carries a password (put it into a Secret, as username and password or token)")
     if not parts.hostname:
         raise ConfigError(f"GIT: the URI names no host behind {scheme}://")
     _check_host(parts.hostname)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -80,7 +80,7 @@ class CatFile:
                     found.append(None if header is None else (await answers.readexactly(header.size_bytes + 1))[:-1])
         return found
 
-    async def stream(self, oid: str) -> AsyncIterator[bytes]:
+    async def stream(self, oid: str) -> AsyncGenerator[bytes, None]:
         """The bytes of one in pieces. Raises SourceUnavailable when it is not here."""
         async with self._asking("contents", [oid]) as answers:
             header = await self._header(answers)
@@ -123,7 +123,7 @@ class CatFile:
             except TimeoutError as error:
                 raise SourceTimeout(f"{self._program.directory}: git read nothing for {_PATIENCE_S:g} s") from error
             except (EOFError, OSError) as error:
-                raise SourceUnavailable(f"{self._program.access.address.shown}: git cat-file ended by itself") from error
+                raise SourceUnavailable(f"{self._program.directory}: git cat-file ended by itself") from error
             finally:
                 if not whole and self._process is process:
                     await self.close()

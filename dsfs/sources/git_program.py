@@ -1,4 +1,4 @@
-"""The ``git`` program: started with nothing of ours on its command line, ended when nobody waits, its words understood."""
+"""The ``git`` program: started with no secret on its command line, ended when nobody waits, its words understood."""
 
 from __future__ import annotations
 
@@ -61,15 +61,20 @@ class GitProgram:
         self._reaping: set[asyncio.Task[None]] = set()
 
     async def network(
-        self, git_dir: str, arguments: Sequence[str], stdin: bytes = b"", settings: Iterable[tuple[str, str]] = ()
+        self,
+        git_dir: str | None,
+        arguments: Sequence[str],
+        stdin: bytes = b"",
+        settings: Iterable[tuple[str, str]] = (),
     ) -> Output:
-        """A command that talks to the repository's server. Raises SourceError.
+        """A command that talks to the repository's server, in a repository or in none. Raises SourceError.
 
         It is ended when it says nothing for three times ``idle_s``: fetches report their progress every second.
         """
         self.network_commands += 1
         environment = self.access.environment(self.directory, self.timeouts, settings, network=True)
-        return await self._run(["git", f"--git-dir={git_dir}", *arguments], stdin, environment)
+        where = [] if git_dir is None else [f"--git-dir={git_dir}"]
+        return await self._run(["git", *where, *arguments], stdin, environment)
 
     async def local(self, arguments: Sequence[str], stdin: bytes = b"") -> Output:
         """A command that looks at nothing but its input."""
@@ -131,7 +136,7 @@ class GitProgram:
                 limit=512 * KiB,
             )
         except FileNotFoundError as error:
-            if not os.path.isdir(self.directory):
+            if error.filename == self.directory:
                 raise SourceUnavailable(f"{self.directory}: the work directory of git is gone") from error
             raise SourceUnsupported(f"{argv[0]} is not installed (apt-get install git openssh-client)") from error
         except OSError as error:
@@ -237,9 +242,10 @@ def failure_of(words: str, shown: str, status: int | None, *, has_secret: bool) 
         return NoShallow(f"{shown}: a plain web server")
     why = _line_of(words) or f"git ended with status {status}"
     if "host key verification failed" in words.lower():
-        return SourceRefused(f"{shown}: the host's key is another one than known_hosts has (look at it, remove it there)")
+        return SourceRefused(f"{shown}: the host's key is not the one in known_hosts (make sure, then remove it there)")
     if _REFUSED.search(words):
-        remedy = "look at the Secret" if has_secret else "give token, username and password, or ssh-privatekey, in a Secret"
+        keys = "token, username and password, or ssh-privatekey"
+        remedy = f"look at {keys} in the Secret" if has_secret else f"give {keys} in a Secret"
         return SourceRefused(f"{shown}: refused ({why}; {remedy})")
     if _TIMEOUT.search(words):
         return SourceTimeout(f"{shown}: nothing answered in time ({why})")
@@ -251,7 +257,9 @@ def failure_of(words: str, shown: str, status: int | None, *, has_secret: bool) 
 
 
 def _some(oids: frozenset[str]) -> str:
-    return "that branch or tag" if not oids else min(oids)[:12] + (f" and {len(oids) - 1} others" if len(oids) > 1 else "")
+    if not oids:
+        return "that branch or tag"
+    return min(oids) if len(oids) == 1 else f"{min(oids)} and {len(oids) - 1} others"
 
 
 def _line_of(words: str) -> str:

@@ -37,7 +37,7 @@ _LINK_NEXT = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel="?next"?', re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Credentials = Mapping[str, str] | Callable[[], Mapping[str, str]]
-"""Keys and values of a Secret, or what gives them. Looked at for each request, so that a rotated token counts at once."""
+"""Keys and values of a Secret, or what gives them. Looked at for each request: a rotated token counts at once."""
 
 
 def environment(name: str) -> str:

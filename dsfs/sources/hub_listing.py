@@ -14,7 +14,7 @@ Entries = AsyncGenerator[list[SourceObject], None]
 
 
 class Shown:
-    """Which paths a dataset shows: those below ``root`` (a directory of the repository, "" for all) that the filters let.
+    """Which paths a dataset shows: those below ``root`` (a directory of the repository, "" for all) that filters let.
 
     With filters a directory is there because a file in it is: git knows no other directories, and the hubs' own tools
     make none for files they leave out.
@@ -41,7 +41,7 @@ class Shown:
 
 
 async def tree_pages(entries: Entries, shown: Shown) -> AsyncIterator[ListingPage]:
-    """A flat listing of all. Hubs promise no order (huggingface_hub, ``list_repo_tree``), so all is complete at the end.
+    """A flat listing of all. Hubs promise no order (huggingface_hub: ``list_repo_tree``): all is complete at the end.
 
     Keeps the names of directories, and of no files.
     """

@@ -25,7 +25,7 @@ from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.hub import REDIRECTS_MAX, HubClient, chunks, joined, redirect_of
 
 VERIFIED_MAX_BYTES: Final = 4 * MiB
-"""Files up to this size that come whole are checked against their hash before they count. Larger ones come in pieces."""
+"""Files up to this size that come whole are checked against their hash before they count; larger come in pieces."""
 _HASHED_IN_LOOP_BYTES: Final = 64 * KiB
 _LINKS_MAX: Final = 4096
 _HUB_HEADERS: Final = frozenset({"X-Repo-Commit", "X-Error-Code"})
@@ -175,7 +175,7 @@ _RATE_LIMIT = re.compile(r"\br=(\d{1,9})\b.*?\bt=(\d{1,9})\b")
 
 
 def patience_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server wants to be left alone: Retry-After, else ``RateLimit: "api";r=0;t=55`` as the hub says it."""
+    """Seconds that the server wants to be left alone: Retry-After, else the hub's ``RateLimit: "api";r=0;t=55``."""
     asked = retry_after_s(headers)
     limit = _RATE_LIMIT.search(headers.get("RateLimit", ""))
     return float(limit[2]) if asked is None and limit is not None and int(limit[1]) == 0 else asked

@@ -21,28 +21,14 @@ from urllib.parse import quote
 import aiohttp
 from cachetools import LRUCache
 
-from dsfs.errors import (
-    RetryLater,
-    SourceChanged,
-    SourceMissing,
-    SourceRefused,
-    SourceUnavailable,
-)
+from dsfs.errors import RetryLater, SourceChanged, SourceMissing, SourceRefused, SourceUnavailable
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink
-from dsfs.sources.hub import (
-    Credentials,
-    HubClient,
-    Token,
-    TokenFile,
-    checked_endpoint,
-    environment,
-    read_json,
-)
+from dsfs.sources.hub import Credentials, HubClient, Token, TokenFile, checked_endpoint, environment, read_json
 from dsfs.sources.hub_address import HubAddress, hugging_face_address
-from dsfs.sources.hub_listing import Entries, Shown, any_shown, directory_pages, tree_pages
+from dsfs.sources.hub_listing import Shown, any_shown, directory_pages, tree_pages
 from dsfs.sources.hub_read import HubReader, patience_s
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
@@ -89,9 +75,7 @@ class _Pin:
 class HuggingFaceSource:
     """One repository, or a directory of it, at one commit."""
 
-    def __init__(
-        self, address: HubAddress, endpoint: str, token: Token, timeouts: Timeouts = DEFAULT_TIMEOUTS
-    ) -> None:
+    def __init__(self, address: HubAddress, endpoint: str, token: Token, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         kind = "" if address.kind == "models" else f"{address.kind}/"
         self._revision = address.revision or "main"
         self._token = token
@@ -246,22 +230,31 @@ class HuggingFaceSource:
     async def _commit_with(self, obj: SourceObject, tried: str) -> str:
         """The newest commit in the history of the revision that has this content at this path; "" without one."""
         url = f"{self._api}/commits/{quote(self._revision, safe='')}"
-        async with self._client.follow("GET", url, self._name) as answer:
-            self._check(answer)
-            history = await read_json(answer, self._name)
+        try:
+            async with self._client.follow("GET", url, self._name) as answer:
+                self._check(answer)
+                history = await read_json(answer, self._name)
+        except (SourceMissing, SourceRefused):  # the branch went, or a mirror that has no histories
+            return ""
         entries = history[:_HISTORY_MAX] if isinstance(history, list) else []
         commits = [str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry]
         commits = [commit for commit in commits if commit != tried and re.fullmatch(r"[0-9a-f]{40,64}", commit)]
         for start in range(0, len(commits), _HISTORY_AT_ONCE):
             some = commits[start : start + _HISTORY_AT_ONCE]
-            found = await asyncio.gather(*(self._has(commit, obj) for commit in some))
-            for commit, has in zip(some, found, strict=True):
-                if has:
-                    return commit
+            try:
+                async with asyncio.TaskGroup() as group:
+                    asked = [group.create_task(self._has(commit, obj)) for commit in some]
+            except ExceptionGroup as failures:
+                raise failures.exceptions[0] from failures  # callers know SourceError, and no groups of them
+            if found := [commit for commit, task in zip(some, asked, strict=True) if task.result()]:
+                return found[0]
         return ""
 
     async def _has(self, commit: str, obj: SourceObject) -> bool:
-        found = await self._path_info(commit, obj.path, _Pin(commit, 0, False))
+        try:
+            found = await self._path_info(commit, obj.path, _Pin(commit, 0, False))
+        except SourceMissing:
+            return False
         return found is not None and found.version_tag == obj.version_tag
 
     # -- what the hub says ----------------------------------------------------------------------------------------
@@ -271,7 +264,7 @@ class HuggingFaceSource:
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _check(self, answer: aiohttp.ClientResponse) -> None:
-        """The error behind an answer; statuses alone say little, so the hub has X-Error-Code (``hf_raise_for_status``)."""
+        """The error behind an answer. Statuses alone say little: there is X-Error-Code (``hf_raise_for_status``)."""
         status, code = answer.status, answer.headers.get("X-Error-Code", "")
         if status in (200, 206, 416):
             return
@@ -305,9 +298,9 @@ class HuggingFaceSource:
         try:
             self._check(answer)
         except SourceMissing as error:
-            if answer.headers.get("X-Error-Code") in ("EntryNotFound", "RevisionNotFound"):
-                raise SourceChanged(f"{error}: it was listed") from None
-            raise
+            if answer.headers.get("X-Error-Code") == "RepoNotFound":
+                raise
+            raise SourceChanged(f"{error} (it was listed)") from None
 
 
 class _Version:

@@ -20,19 +20,18 @@ class SourceKind:
     why_not: str = ""
 
 
-_LATER: Final = SourceKind(why_not="is not available in this version of dsfs (copy it to S3, HTTP or a directory)")
 _BUILT: Final = SourceKind(why_not="is built, not read (build it, and name the directory as type PVC)")
 
 SOURCES: Final[Mapping[SourceType, SourceKind]] = {
     SourceType.S3: SourceKind("dsfs.sources.s3:s3_source"),
     SourceType.HTTP: SourceKind("dsfs.sources.http:http_source"),
-    SourceType.NFS: SourceKind("dsfs.sources.directory:directory_source"),
+    SourceType.NFS: SourceKind("dsfs.sources.nfs:nfs_source"),
     SourceType.PVC: SourceKind("dsfs.sources.directory:directory_source"),
-    SourceType.FSSPEC: SourceKind("dsfs.sources.generic:fsspec_source"),
-    SourceType.GIT: _LATER,
-    SourceType.HADOOP: _LATER,
-    SourceType.HUGGING_FACE: _LATER,
-    SourceType.MODEL_SCOPE: _LATER,
+    SourceType.FSSPEC: SourceKind("dsfs.sources.object_stores:by_scheme"),
+    SourceType.GIT: SourceKind("dsfs.sources.git:git_source"),
+    SourceType.HADOOP: SourceKind("dsfs.sources.hadoop:hadoop_source"),
+    SourceType.HUGGING_FACE: SourceKind("dsfs.sources.huggingface:huggingface_source"),
+    SourceType.MODEL_SCOPE: SourceKind("dsfs.sources.modelscope:modelscope_source"),
     SourceType.REFERENCE: SourceKind(
         why_not="needs the dataset that it refers to (mount both from manifests, with -f)"
     ),

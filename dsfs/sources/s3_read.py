@@ -126,7 +126,7 @@ class S3Reader:
                     "read_timeout": timedelta(seconds=timeouts.idle_s),
                     "timeout": timedelta(days=1),  # of a whole request; it cannot be switched off
                 },
-                **({"request_payer": True} if self._connection.requester_pays else {}),
+                request_payer=self._connection.requester_pays,
                 retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
                 **access,
             )

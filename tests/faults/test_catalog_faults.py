@@ -56,7 +56,7 @@ def path_in(where: str) -> str:
 
 def rows(catalog: Catalog, directory: str) -> dict[bytes, int] | None:
     row = catalog.find(directory)
-    return None if row is None else {child.name: child.kind for child in catalog.children(row.ino, 0, 1000)}
+    return None if row is None else {child.name: child.kind for child in catalog.children(row.ino, b"", 1000)}
 
 
 def right_so_far(where: str) -> bool:

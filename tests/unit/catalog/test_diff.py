@@ -36,7 +36,7 @@ def rows(file: str) -> dict[str, tuple[int, int, str]]:
     waiting = [("", ROOT_INO)]
     while waiting:
         above, ino = waiting.pop()
-        for row in catalog.children(ino, 0, 100):
+        for row in catalog.children(ino, b"", 100):
             path = f"{above}/{row.name.decode()}" if above else row.name.decode()
             assert path not in found
             assert row.parent == ino

@@ -37,7 +37,7 @@ def new_catalog() -> Iterator[tuple[CatalogWriter, Catalog]]:
 def shown(catalog: Catalog, ino: int, page_size: int = 1000) -> list[Row]:
     """All of a directory, as readdir with pages of this size would get it."""
     rows: list[Row] = []
-    while page := catalog.children(ino, rows[-1].ino if rows else 0, page_size):
+    while page := catalog.children(ino, rows[-1].name if rows else b"", page_size):
         assert len(page) <= page_size
         rows += page
         assert len({row.ino for row in rows}) == len(rows), "each name comes once"

@@ -14,6 +14,11 @@ URIS = {
     SourceType.NFS: "/mnt/nfs",
     SourceType.PVC: "/mnt/pvc",
     SourceType.FSSPEC: "memory://x",
+    SourceType.GIT: "https://127.0.0.1/x.git",
+    SourceType.HUGGING_FACE: "hf://Org/Name",
+    SourceType.MODEL_SCOPE: "modelscope://Ns/Name",
+    SourceType.HADOOP: "webhdfs://127.0.0.1:9870/dir",
+    SourceType.MANUAL: "manual://claim",
 }
 
 
@@ -25,11 +30,11 @@ def test_no_type_is_forgotten() -> None:
 def test_a_source_or_a_sentence(kind: SourceType) -> None:
     spec = SourceSpec(type=kind, uri=URIS.get(kind, "x://y"))
     if kind in URIS:
-        source = build_source(spec, {})
+        source = build_source(spec, {}, pvc_root="/mnt")
         assert source.identity
         assert source.uri
         return
-    with pytest.raises(ConfigError, match=r"not available in this version|built, not read") as caught:
+    with pytest.raises(ConfigError, match=r"mount both from manifests|built, not read") as caught:
         build_source(spec, {})
     assert "\n" not in str(caught.value)
     assert ("built" in str(caught.value)) == (kind in (SourceType.CONDA, SourceType.DATABASE))

@@ -1,0 +1,402 @@
+"""Git LFS: objects by their sha256 through the batch API of a server, or from the directory of a local repository.
+
+The API is git-lfs docs/api/batch.md; where the server is asked, docs/api/server-discovery.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import netrc
+import os
+import shlex
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from yarl import URL
+
+from dsfs.errors import (
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+)
+from dsfs.ranges import ByteRange, KiB, MiB
+from dsfs.sources.answers import body_place, copy_body, retry_after_s
+from dsfs.sources.base import Buffer, Sink
+from dsfs.sources.git_objects import Pointer
+from dsfs.sources.git_program import GitProgram
+from dsfs.sources.git_work import copy_file
+from dsfs.sources.timeouts import Timeouts
+
+MEDIA_TYPE: Final = "application/vnd.git-lfs+json"
+BATCH_OBJECTS: Final = 100  # what GitHub takes in one request
+GATHER_S: Final = 0.002
+CHECKED_WHOLE_BYTES: Final = 8 * MiB
+"""An object up to here that is read whole is compared with its sha256 before a byte of it is published."""
+_ANSWER_MAX_BYTES: Final = 4 * MiB
+_EARLY_S: Final = 30.0  # a URL that is about to expire is not used any more
+_REDIRECTS_MAX: Final = 5
+
+
+class _Action(NamedTuple):
+    """Where an object can be had, until when (Unix seconds)."""
+
+    href: str
+    header: Mapping[str, str]
+    expires_s: float
+
+
+class _Endpoint(NamedTuple):
+    url: str
+    header: Mapping[str, str]
+    expires_s: float
+
+
+class LfsClient:
+    """Objects of one repository. ``configured`` is the ``lfs.url`` of the .lfsconfig of commit ``configured_by``."""
+
+    def __init__(self, program: GitProgram, timeouts: Timeouts) -> None:
+        self.configured: str | None = None
+        self.configured_by = ""
+        self.requests = 0
+        self._program = program
+        self._timeouts = timeouts
+        self._session: aiohttp.ClientSession | None = None
+        self._actions: dict[str, _Action] = {}
+        self._asked: dict[Pointer, asyncio.Future[_Action]] = {}
+        self._batch: asyncio.Task[None] | None = None
+        self._from_ssh: _Endpoint | None = None
+        self._from_helper: str | None = None
+
+    async def read(self, pointer: Pointer, wanted: ByteRange, sink: Sink) -> None:
+        """See ``Source.read``. Raises SourceChanged when the server does not have the object (any more)."""
+        address = self._program.access.address
+        if self.configured is None and address.scheme == "file":
+            return await self._read_file(pointer, wanted, sink)
+        action = self._actions.get(pointer.sha256)
+        known = action is not None and action.expires_s - _EARLY_S > time.time()
+        if action is None or not known:
+            action = await self._ask(pointer)
+        try:
+            await self._get(action, pointer, wanted, sink)
+        except (SourceRefused, SourceMissing) as error:
+            self._actions.pop(pointer.sha256, None)
+            if not known:
+                gone = isinstance(error, SourceMissing)
+                raise (SourceChanged(str(error)) if gone else error) from error
+            await self._get(await self._ask(pointer), pointer, wanted, sink)  # it had been taken back early
+
+    async def close(self) -> None:
+        if self._batch is not None:
+            self._batch.cancel()
+            await asyncio.gather(self._batch, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    # -- a local repository ---------------------------------------------------------------------------------------
+
+    async def _read_file(self, pointer: Pointer, wanted: ByteRange, sink: Sink) -> None:
+        root, oid = self._program.access.address.directory, pointer.sha256
+        for git_dir in (root, f"{root}/.git"):
+            path = f"{git_dir}/lfs/objects/{oid[:2]}/{oid[2:4]}/{oid}"
+            try:
+                await copy_file(path, pointer.size_bytes, wanted, sink)
+                return
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise SourceUnavailable(f"{path}: {os.strerror(error.errno or 0)}") from error
+        raise SourceChanged(f"file://{root}: git-lfs has not fetched object {oid} there")
+
+    # -- the batch API: those who ask at about the same time share one request ------------------------------------
+
+    async def _ask(self, pointer: Pointer) -> _Action:
+        future = self._asked.get(pointer)
+        if future is None:
+            future = self._asked[pointer] = asyncio.get_running_loop().create_future()
+            if self._batch is None or self._batch.done():
+                self._batch = asyncio.create_task(self._run_batches())
+        return await asyncio.shield(future)
+
+    async def _run_batches(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        while self._asked:
+            asked = dict(list(self._asked.items())[:BATCH_OBJECTS])
+            error: Exception = SourceUnavailable(f"{self._program.access.address.shown}: the request was given up")
+            try:
+                await self._post_batch(asked)
+            except Exception as failure:  # every waiter gets it, whatever it is
+                error = failure
+            finally:
+                for pointer, future in asked.items():
+                    del self._asked[pointer]
+                    if not future.done():
+                        future.set_exception(error)
+                    future.exception()  # looked at: nobody may be waiting any more
+
+    async def _post_batch(self, asked: Mapping[Pointer, asyncio.Future[_Action]]) -> None:
+        endpoint = await self._endpoint()
+        url = f"{endpoint.url}/objects/batch"
+        objects = [{"oid": pointer.sha256, "size": pointer.size_bytes} for pointer in asked]
+        body = json.dumps({"operation": "download", "transfers": ["basic"], "hash_algo": "sha256", "objects": objects})
+        found = {entry.get("oid"): entry for entry in (await self._post(url, endpoint.header, body)).get("objects", [])}
+        for pointer, future in asked.items():
+            try:
+                action = self._action_of(found.get(pointer.sha256), pointer, url, endpoint)
+                self._actions[pointer.sha256] = action
+                future.set_result(action)
+            except SourceError as error:
+                future.set_exception(error)
+        if len(self._actions) > 50_000:  # about 500 bytes each
+            self._actions.clear()
+
+    def _action_of(self, entry: Any, pointer: Pointer, url: str, endpoint: _Endpoint) -> _Action:
+        what = f"{_shown(url)}: LFS object {pointer.sha256}"
+        if not isinstance(entry, dict):
+            raise SourceUnavailable(f"{what} is not in the server's answer")
+        if isinstance(error := entry.get("error"), dict):
+            code = error.get("code")
+            kinds = {404: SourceChanged, 410: SourceChanged, 401: SourceRefused, 403: SourceRefused}
+            why = self._program.clean(str(error.get("message", "")))[:200]
+            raise kinds.get(code if isinstance(code, int) else 0, SourceUnavailable)(f"{what}: {code} {why}")
+        download = entry.get("actions", {}).get("download") if isinstance(entry.get("actions"), dict) else None
+        if not isinstance(download, dict) or not isinstance(download.get("href"), str):
+            raise SourceChanged(f"{what}: the server has nothing to download for it")
+        href = urljoin(url, download["href"])
+        header = {str(k): str(v) for k, v in (download.get("header") or {}).items()}
+        if _origin(href) == _origin(endpoint.url) and not any(name.lower() == "authorization" for name in header):
+            header |= endpoint.header  # as for the repository; never to another host
+        expires_in = download.get("expires_in")
+        lent_s = expires_in if isinstance(expires_in, int | float) and expires_in > 0 else 600.0
+        return _Action(href, header, time.time() + lent_s)
+
+    async def _post(self, url: str, header: Mapping[str, str], body: str) -> dict[str, Any]:
+        sent = {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE, **header}
+        for last in (False, True):
+            async with self._request("POST", url, sent, body) as answer:
+                if answer.status == 401 and not last and (found := await self._ask_helper(url)):
+                    sent["Authorization"] = found
+                    continue
+                _raise_for(answer, url)
+                raw = await _limited(answer, url)
+            try:
+                parsed = json.loads(raw)
+            except ValueError as error:
+                raise SourceUnavailable(f"{_shown(url)}: answered no JSON") from error
+            if not isinstance(parsed, dict) or not isinstance(parsed.get("objects"), list):
+                raise SourceUnavailable(f"{_shown(url)}: answered something else than LFS objects")
+            return parsed
+        raise SourceRefused(f"{_shown(url)}: refused")
+
+    # -- where, and as whom ---------------------------------------------------------------------------------------
+
+    async def _endpoint(self) -> _Endpoint:
+        access = self._program.access
+        if self.configured is None and access.address.scheme == "ssh":
+            return await self._ssh_endpoint()
+        url = (self.configured or access.address.lfs_url).rstrip("/")
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise SourceUnsupported(f"{access.address.shown}: LFS objects are looked for over HTTP only")
+        header = {}
+        if _origin(url) == access.address.origin and (basic := access.basic() or self._from_helper):
+            header["Authorization"] = basic
+        return _Endpoint(url, header, 0)
+
+    async def _ssh_endpoint(self) -> _Endpoint:
+        """``git-lfs-authenticate`` over ssh says where, and lends a token for it."""
+        if self._from_ssh is not None and self._from_ssh.expires_s - _EARLY_S > time.time():
+            return self._from_ssh
+        access, directory = self._program.access, self._program.directory
+        address = access.address
+        environment = access.environment(directory, self._timeouts, network=True)
+        command = shlex.split(access.ssh_command(directory, self._timeouts))
+        command += ["-p", str(address.port)] if address.port else []
+        target = f"{address.user}@{address.host}" if address.user else address.host
+        path = address.path if address.url.startswith("ssh://") else address.path.lstrip("~")
+        command += ["--", target, f"git-lfs-authenticate {shlex.quote(path)} download"]
+        try:
+            answer = json.loads((await self._program.other(command, environment)).stdout)
+            header = {str(k): str(v) for k, v in (answer.get("header") or {}).items()}
+            lent_s = float(answer.get("expires_in") or 600)
+            self._from_ssh = _Endpoint(str(answer["href"]).rstrip("/"), header, time.time() + lent_s)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise SourceUnavailable(f"{address.shown}: git-lfs-authenticate answered nonsense") from error
+        except (SourceMissing, SourceUnavailable) as error:
+            if isinstance(error, SourceTimeout) or "not found" not in str(error):
+                raise
+            return _Endpoint(address.lfs_url, {}, 0)  # a server without the command: over https, as git-lfs does
+        return self._from_ssh
+
+    async def _ask_helper(self, url: str) -> str | None:
+        """netrc (as git's curl does), then the user's credential helpers: without a Secret, for our own host only."""
+        access = self._program.access
+        if access.has_secret or _origin(url) != access.address.origin:
+            return None
+        parts = urlsplit(url)
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if found := netrc.netrc().authenticators(parts.hostname or ""):
+                self._from_helper = f"Basic {b64encode(f'{found[0]}:{found[2]}'.encode()).decode()}"
+                return self._from_helper
+        question = f"protocol={parts.scheme}\nhost={parts.netloc}\npath={access.address.path.lstrip('/')}\n\n"
+        try:
+            output = await self._program.network(None, ["credential", "fill"], question.encode())
+        except SourceError:
+            return None
+        lines = output.stdout.decode("utf-8", "replace").splitlines()
+        values = dict(line.split("=", 1) for line in lines if "=" in line)
+        if "password" not in values:
+            return None
+        pair = f"{values.get('username', '')}:{values['password']}".encode()
+        self._from_helper = f"Basic {b64encode(pair).decode()}"
+        return self._from_helper
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    async def _get(self, action: _Action, pointer: Pointer, wanted: ByteRange, sink: Sink) -> None:
+        what = f"{_shown(action.href)}: LFS object {pointer.sha256}"
+        header = {**action.header, "Accept-Encoding": "identity"}
+        whole = wanted.length == pointer.size_bytes
+        if not whole:
+            header["Range"] = f"bytes={wanted.start}-{wanted.stop - 1}"
+        async with self._request("GET", action.href, header) as answer:
+            _raise_for(answer, action.href)
+            if answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+                raise SourceUnavailable(f"{what}: comes compressed, which was not asked for")
+            content_range = answer.headers.get("Content-Range")
+            place = body_place(answer.status, content_range, answer.content_length, pointer.size_bytes, wanted, what)
+            into: Sink = sink
+            checked = _Checked() if whole and pointer.size_bytes <= CHECKED_WHOLE_BYTES else None
+            await copy_body(_chunks(answer, action.href), place, wanted, checked or into, what)
+            if checked is not None:
+                if checked.sha256.hexdigest() != pointer.sha256:
+                    raise SourceUnavailable(f"{what}: other bytes came")
+                await sink.write(0, b"".join(checked.pieces))
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, url: str, header: Mapping[str, str], body: str | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Redirects are followed here: what is meant for one host must not reach another."""
+        target, sent = url, dict(header)
+        for _ in range(_REDIRECTS_MAX + 1):
+            self.requests += 1
+            try:
+                answer = await self._opened().request(
+                    method,
+                    URL(target, encoded=True),
+                    headers=sent,
+                    data=body,
+                    allow_redirects=False,
+                    proxy=_proxy(target),
+                )
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                raise _translated(error, url) from error
+            try:
+                following = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
+                if following is None:
+                    yield answer
+                    return
+            finally:
+                answer.close() if not answer.content.at_eof() else answer.release()
+            before, target = target, str(URL(urljoin(target, following)).with_fragment(None))
+            if urlsplit(target).scheme not in ("http", "https"):
+                raise SourceUnsupported(f"{_shown(url)} leads to something that is not HTTP")
+            if _origin(target) != _origin(before):
+                plain = ("accept", "accept-encoding", "content-type", "range")
+                sent = {name: value for name, value in sent.items() if name.lower() in plain}
+        raise SourceUnavailable(f"{_shown(url)} leads in a circle (more than {_REDIRECTS_MAX} redirects)")
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=64),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.idle_s
+                ),
+                auto_decompress=False,
+                read_bufsize=256 * KiB,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+
+class _Checked:
+    """A sink that keeps a whole object until its hash is known."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Buffer] = []
+        self.sha256 = hashlib.sha256()
+
+    async def write(self, _offset: int, data: Buffer) -> None:
+        self.pieces.append(data)
+        self.sha256.update(data)
+
+
+async def _limited(answer: aiohttp.ClientResponse, url: str) -> bytes:
+    raw = bytearray()
+    async for chunk in _chunks(answer, url):
+        raw += chunk
+        if len(raw) > _ANSWER_MAX_BYTES:
+            raise SourceUnavailable(f"{_shown(url)}: the answer is too long")
+    return bytes(raw)
+
+
+async def _chunks(answer: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.content.iter_any():
+            yield chunk
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _translated(error, url) from error
+
+
+def _proxy(url: str) -> str | None:
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+def _origin(url: str) -> str:
+    """As ``Address.origin``: the port only if it is written and not the scheme's own."""
+    parts = URL(url)
+    host = f"[{parts.host}]" if parts.host and ":" in parts.host else parts.host
+    return f"{parts.scheme}://{host}" if parts.is_default_port() else f"{parts.scheme}://{host}:{parts.port}"
+
+
+def _shown(url: str) -> str:
+    """Without the query: signed URLs have their signature there."""
+    return url.partition("?")[0]
+
+
+def _raise_for(answer: aiohttp.ClientResponse, url: str) -> None:
+    status, shown = answer.status, f"{_shown(url)}: HTTP {answer.status}"
+    if status in (200, 206):
+        return
+    if status in (401, 403, 407):
+        raise SourceRefused(f"{shown} (give token, or username and password, in a Secret)")
+    if status in (404, 410):
+        raise SourceMissing(f"{shown}, it is not there")
+    if status == 416:
+        raise SourceChanged(f"{shown}, it is shorter than it was listed")
+    if status in (429, 503):
+        raise RetryLater(f"{shown}, the server asks for patience", retry_after_s(answer.headers))
+    raise SourceUnavailable(shown)
+
+
+def _translated(error: Exception, url: str) -> SourceError:
+    if isinstance(error, TimeoutError):
+        return SourceTimeout(f"{_shown(url)}: nothing answered in time")
+    if isinstance(error, ValueError):
+        return SourceUnsupported(f"{_shown(url)}: is no URL that can be asked")
+    return SourceUnavailable(f"{_shown(url)}: cannot be reached or broke off ({type(error).__name__})")

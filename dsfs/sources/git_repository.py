@@ -1,0 +1,239 @@
+"""One remote repository: which commit a revision is, its trees on this disk, its blobs when they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from cachetools import LRUCache
+
+from dsfs.errors import ConfigError, SourceMissing, SourceUnavailable, SourceUnsupported
+from dsfs.sources.git_access import Access
+from dsfs.sources.git_blobs import Blobs, Store
+from dsfs.sources.git_lfs import LfsClient
+from dsfs.sources.git_objects import Commit, TreeEntry, parse_commit, parse_tree
+from dsfs.sources.git_program import GitProgram, NoShallow, RefGone
+from dsfs.sources.git_work import WorkDirectory
+from dsfs.sources.timeouts import Timeouts
+
+T = TypeVar("T")
+
+_OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_ABBREVIATED = re.compile(r"[0-9a-f]{4,63}")
+# git check-ref-format, and nothing that git could take for an option or a pattern
+_REF = re.compile(r"(?!-)(?!.*(?:\.\.|@\{|//|/\.))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])(?<!\.lock)")
+_TREES_KEPT: Final = 4096
+
+
+def check_revision(text: str) -> str:
+    """The text itself. Raises ConfigError for what can be no name of a branch, tag or commit."""
+    if not _REF.fullmatch(text):
+        raise ConfigError("GIT: the revision is no name of a branch, a tag or a commit")
+    return text.lower() if _OID.fullmatch(text.lower()) else text
+
+
+class Pin(NamedTuple):
+    """The commit that a revision was when it was asked for."""
+
+    commit: str
+    tree: str
+    time_ns: int
+
+
+class Once(Generic[T]):
+    """Work that all who ask at one time share. Ends with the last of them; a failure is not kept."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[T] | None = None
+        self._waiting = 0
+
+    async def do(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = self._task
+        if task is None or task.done():
+            task = self._task = asyncio.create_task(work())
+            self._waiting = 0
+        self._waiting += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task is self._task:
+                self._waiting -= 1
+                if not self._waiting and not task.done():
+                    task.cancel()
+                    self._task = None
+
+
+class Repository:
+    """Shared by all sources of one URL with the same credentials, so that a resync fetches only what is new.
+
+    Belongs to one event loop. ``acquire`` one, ``release`` it; the last release removes what is on disk.
+    """
+
+    _all: Final[dict[tuple[object, ...], Repository]] = {}
+
+    def __init__(self, access: Access, timeouts: Timeouts, work_directory: str | None) -> None:
+        self.address = access.address
+        try:
+            self._work = WorkDirectory(work_directory)
+        except OSError as error:
+            raise SourceUnavailable(f"no work directory for git: {os.strerror(error.errno or 0)}") from error
+        access.write_files(self._work.path)
+        self.program = GitProgram(access, self._work.path, timeouts)
+        self.blobs = Blobs(self.program, self._work.path, self._fetch_whole)
+        self.lfs = LfsClient(self.program, timeouts)
+        self._users = 0
+        self._key: tuple[object, ...] = ()
+        self._main: Store | None = None
+        self._whole: Store | None = None
+        self._pinned: dict[str, bool] = {}  # commits that were listed, and whether ``_whole`` has them
+        self._fetching = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._trees: LRUCache[str, dict[str, TreeEntry]] = LRUCache(_TREES_KEPT)
+
+    @classmethod
+    def acquire(cls, access: Access, timeouts: Timeouts, work_directory: str | None) -> Repository:
+        """Takes nothing from the network; makes a directory."""
+        loop = asyncio.get_running_loop()
+        key = (loop, access.address.url, access.fingerprint, timeouts, work_directory)
+        found = cls._all.get(key)
+        if found is None:
+            found = cls._all[key] = cls(access, timeouts, work_directory)
+            found._key = key
+        found._users += 1
+        return found
+
+    async def release(self) -> None:
+        self._users -= 1
+        if self._users:
+            return
+        self._all.pop(self._key, None)
+        await self.lfs.close()
+        await self.blobs.close()
+        for store in (self._main, self._whole):
+            if store is not None:
+                await store.close()
+        await self.program.close()
+        await asyncio.to_thread(self._work.remove)
+
+    # -- which commit ---------------------------------------------------------------------------------------------
+
+    async def pin(self, revision: str) -> Pin:
+        """Look up a revision at the server, and have its commit and trees here. Raises SourceError.
+
+        The server is asked each time, also for a commit that is here: it may not be shown to us any more.
+        """
+        oid = await self._resolve(revision)
+        async with self._fetching:
+            main = self._main
+            if main is None:
+                main = self._main = Store(self.program, f"{self._work.path}/trees", len(oid))
+            if (await main.objects.info([oid]))[0] is None:
+                await self._fetch(main, oid, "--filter=blob:none")
+            self._pinned.setdefault(oid, False)
+            return await self._peeled(main, oid, revision)
+
+    async def _fetch_whole(self) -> None:
+        """Have everything of the commits that were listed: see ``Blobs``."""
+        async with self._fetching:
+            for oid in [oid for oid, whole in self._pinned.items() if not whole]:
+                if self._whole is None:
+                    self._whole = Store(self.program, f"{self._work.path}/whole", len(oid))
+                await self._fetch(self._whole, oid, "--no-filter")
+                self._pinned[oid] = True
+            self.blobs.complete = self._whole or self.blobs.complete
+
+    async def _resolve(self, revision: str) -> str:
+        if _OID.fullmatch(revision):
+            refs = await self._refs(["HEAD"])  # shows that we may, and in which format objects are named
+            return revision
+        if not revision or revision == "HEAD":
+            wanted = ["HEAD"]
+        elif revision.startswith("refs/"):
+            wanted = [revision]
+        else:
+            wanted = [f"refs/heads/{revision}", f"refs/tags/{revision}", revision]  # as `git clone --branch`
+        refs = await self._refs([*wanted, *(f"{name}^{{}}" for name in wanted)])
+        for name in wanted:
+            if name in refs:
+                return refs.get(f"{name}^{{}}", refs[name])
+        if not revision or revision == "HEAD":
+            raise SourceMissing(f"{self.address.shown}: has no commits (or its HEAD names a branch that is not there)")
+        if _ABBREVIATED.fullmatch(revision):
+            tips = {oid for oid in (await self._refs([])).values() if oid.startswith(revision)}
+            if len(tips) == 1:
+                return tips.pop()
+            hint = "a commit that is no tip of a branch needs all of its digits"
+        else:
+            hint = "name a branch, a tag, a commit or refs/…"
+        raise SourceMissing(f"{self.address.shown}: has no revision {revision!r} ({hint})")
+
+    async def _refs(self, patterns: Sequence[str]) -> dict[str, str]:
+        output = await self.program.network(None, ["ls-remote", "dsfs", *patterns])
+        refs = {}
+        for line in output.stdout.decode("utf-8", "surrogateescape").splitlines():
+            oid, tab, name = line.partition("\t")
+            if tab and _OID.fullmatch(oid):
+                refs[name] = oid
+        return refs
+
+    async def _fetch(self, store: Store, oid: str, filtering: str) -> None:
+        # The ref is what the next fetch says it has: of a later commit only trees that changed come.
+        refspec = f"{oid}:refs/dsfs/{oid}"
+        try:
+            words = await self._fetch_into(store, ["--depth=1", filtering, "dsfs", refspec])
+        except NoShallow:
+            await self._fetch_into(store, ["--no-filter", "dsfs", refspec])
+            self.blobs.complete = store
+            return
+        except RefGone as error:
+            if not error.unadvertised:
+                raise SourceMissing(f"{self.address.shown}: has no commit {oid}") from error
+            # Such a server gives what branches and tags point to, and all behind that; without blobs it is little.
+            every = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+            words = await self._fetch_into(store, [filtering, "dsfs", *every])
+            if (await store.objects.info([oid]))[0] is None:
+                raise SourceMissing(f"{self.address.shown}: no branch or tag has commit {oid}") from error
+        if re.search(r"filtering not (recognized|supported) by server", words):
+            self.blobs.complete = store
+
+    async def _fetch_into(self, store: Store, arguments: Sequence[str]) -> str:
+        command = ["fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--update-shallow", *arguments]
+        return (await self.program.network(store.directory, command)).words
+
+    async def _peeled(self, main: Store, oid: str, revision: str) -> Pin:
+        found, commit_oid = oid, oid
+        for _ in range(8):  # a tag of a tag of a commit
+            (info,) = await main.objects.info([found])
+            (raw,) = await main.objects.contents([found]) if info and info.type in ("commit", "tag") else (None,)
+            if info is None:
+                break
+            if info.type == "tree":
+                return Pin(commit_oid, found, 0)
+            if info.type == "commit" and raw is not None:
+                commit: Commit = parse_commit(raw)
+                return Pin(found, commit.tree, commit.time_s * 10**9)
+            if info.type != "tag" or raw is None:
+                raise SourceUnsupported(f"{self.address.shown}: {revision or 'HEAD'} is a file, not a commit")
+            found = raw.partition(b"\n")[0].removeprefix(b"object ").decode()
+        raise SourceMissing(f"{self.address.shown}: {revision or 'HEAD'} leads to no commit")
+
+    # -- what is in it --------------------------------------------------------------------------------------------
+
+    async def trees(self, oids: Sequence[str]) -> list[dict[str, TreeEntry]]:
+        """The names in each of these trees of a commit that was pinned; what must not be shown is left out."""
+        main = self._main
+        assert main is not None, "pin first"
+        found = {oid: self._trees[oid] for oid in oids if oid in self._trees}
+        if len(found) < len(set(oids)):
+            async with self._reading:  # those who wait here find what the first one has read
+                found |= {oid: self._trees[oid] for oid in oids if oid in self._trees}
+                absent = [oid for oid in dict.fromkeys(oids) if oid not in found]
+                for oid, raw in zip(absent, await main.objects.contents(absent), strict=True):
+                    if raw is None:
+                        raise SourceUnavailable(f"{self.address.shown}: the server did not send tree {oid}")
+                    entries = {entry.name: entry for entry in parse_tree(raw, len(oid)) if entry.name.lower() != ".git"}
+                    found[oid] = self._trees[oid] = entries
+        return [found[oid] for oid in oids]

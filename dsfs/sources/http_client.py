@@ -1,0 +1,198 @@
+"""One HTTP request and what its answer says: redirects, proxies, credentials for their own host alone, errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from yarl import URL
+
+from dsfs.errors import (
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+)
+from dsfs.ranges import KiB
+from dsfs.sources.answers import parse_content_range, retry_after_s
+from dsfs.sources.timeouts import Timeouts
+
+CONNECTIONS: Final = 128
+REDIRECTS_MAX: Final = 10
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+_UNPROVABLE: Final = "size {size}"
+
+
+class HttpClient:
+    """Requests of one dataset. ``headers``, credentials among them, are sent to the origin of ``root`` and to no other.
+
+    ``own_credentials`` says that credentials are among the headers: then netrc is not asked.
+    """
+
+    def __init__(self, root: str, headers: Mapping[str, str], timeouts: Timeouts, *, own_credentials: bool) -> None:
+        self._origin = origin_of(root)
+        self._headers = dict(headers)
+        self._timeouts = timeouts
+        self._own_credentials = own_credentials
+        self._session: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, url: str, headers: Mapping[str, str] = _NO_HEADERS
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One answer, redirects followed here: what we send to our own host must not reach another."""
+        target = url
+        what = without_query(url)
+        for _ in range(REDIRECTS_MAX + 1):
+            try:
+                own = origin_of(target) == self._origin
+                sent = {"Accept-Encoding": "identity", **headers, **(self._headers if own else {})}
+                answer = await self._opened().request(
+                    method, URL(target, encoded=True), headers=sent, allow_redirects=False, proxy=self._proxy(target)
+                )
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                raise translated(error, what) from error
+            try:
+                following = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
+                if following is None:
+                    yield answer
+                    return
+            finally:
+                # A body that was read to its end gives its connection back; of any other we know not how much comes.
+                answer.close() if not answer.content.at_eof() else answer.release()
+            try:
+                target = str(URL(urljoin(target, following)).with_fragment(None))
+            except ValueError as error:
+                raise SourceUnavailable(f"{what} leads to something that is no URL") from error
+            if urlsplit(target).scheme not in ("http", "https"):
+                raise SourceUnsupported(f"{what} leads to something that is not HTTP")
+        raise SourceUnavailable(f"{what} leads in a circle (more than {REDIRECTS_MAX} redirects)")
+
+    async def close(self) -> None:
+        """Give back connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _proxy(self, url: str) -> str | None:
+        """The proxy of the environment, for when aiohttp is told not to look there."""
+        parts = urlsplit(url)
+        if not self._own_credentials or proxy_bypass(parts.netloc):
+            return None
+        return getproxies().get(parts.scheme)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.idle_s
+                ),
+                # Proxies and netrc. With a header of our own netrc must not be asked: aiohttp takes two for an error.
+                trust_env=not self._own_credentials,
+                auto_decompress=False,  # the bytes of the file as they are, or none
+                read_bufsize=256 * KiB,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+
+def without_query(url: str) -> str:
+    """A URL for people: behind its "?" may be a signature."""
+    return url.partition("?")[0]
+
+
+def origin_of(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: who gets credentials. ValueError for what is no URL."""
+    parts = URL(url)
+    return parts.scheme, parts.host, parts.port
+
+
+def tag_of(answer: aiohttp.ClientResponse, size: int) -> str:
+    """The version that an answer is of: a strong ETag; else the weak one and Last-Modified with the size."""
+    etag = answer.headers.get("ETag", "").strip()
+    if len(etag) >= 2 and etag.startswith('"') and etag.endswith('"'):
+        return etag
+    modified = answer.headers.get("Last-Modified", "").strip()
+    if etag or modified:
+        return f"{etag}|{modified}|{size}"
+    return _UNPROVABLE.format(size=size)
+
+
+def proves_nothing(tag: str, size: int) -> bool:
+    """Whether a tag is of an answer with neither ETag nor Last-Modified."""
+    return tag == _UNPROVABLE.format(size=size)
+
+
+def check_not_compressed(answer: aiohttp.ClientResponse, what: str) -> None:
+    """Raises SourceUnavailable for a body that is not the bytes of the file."""
+    encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise SourceUnavailable(f"{what}: compressed answer ({encoding}), though none was asked for")
+
+
+async def chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncIterator[bytes]:
+    """The body as it comes."""
+    try:
+        async for chunk in answer.content.iter_any():
+            yield chunk
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise translated(error, what) from error
+
+
+async def body_up_to(answer: aiohttp.ClientResponse, limit_bytes: int, what: str) -> bytes:
+    """A whole body; SourceUnsupported for one that is longer than that, SourceUnavailable for one that is cut off."""
+    found = bytearray()
+    async for chunk in chunks(answer, what):
+        found += chunk
+        if len(found) > limit_bytes:
+            raise SourceUnsupported(f"{what} is larger than {limit_bytes} bytes")
+    if answer.content_length not in (None, len(found)):
+        raise SourceUnavailable(f"{what}: the answer ended at byte {len(found)} of {answer.content_length}")
+    return bytes(found)
+
+
+def raise_for(
+    answer: aiohttp.ClientResponse,
+    what: str,
+    *,
+    size: int | None = None,
+    reading: bool = False,
+    remedy: str = "give username and password, or token, in a Secret; or use netrc",
+) -> None:
+    """The error behind a status, if there is one. ``reading``: what was listed is asked for, so gone means changed."""
+    status = answer.status
+    if status in (200, 206):
+        return
+    shown = f"{what}: HTTP {status}"
+    if status in (401, 403, 407):
+        raise SourceRefused(f"{shown} ({remedy})")
+    if status in (404, 410):
+        raise SourceChanged(f"{shown}, it is gone") if reading else SourceMissing(f"{shown}, it is not there")
+    if status == 412:
+        raise SourceChanged(f"{shown}, another version is there now")
+    if status == 416:
+        place = parse_content_range(answer.headers.get("Content-Range"))
+        if place is not None and place.total is not None and place.total != size:
+            raise SourceChanged(f"{what} has {place.total} bytes now, {size} when it was listed")
+    if status in (429, 503):
+        raise RetryLater(f"{shown}, the server asks for patience", retry_after_s(answer.headers))
+    raise SourceUnavailable(shown)
+
+
+def translated(error: Exception, what: str) -> SourceError:
+    """An error of aiohttp by our names."""
+    if isinstance(error, TimeoutError):  # aiohttp's time-outs are among its connection errors too
+        return SourceTimeout(f"{what}: nothing answered in time")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return SourceUnavailable(f"{what}: the certificate of the server is not trusted")
+    if isinstance(error, ValueError):
+        return SourceUnsupported(f"{what}: this URL cannot be asked for ({type(error).__name__})")
+    return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")

@@ -1,0 +1,252 @@
+"""Google Cloud Storage (``gs://``) and Azure Blob Storage (``az://``, ``abfs://``), both through obstore.
+
+Version tag: the ETag, else size and time. Keys that obstore tidies (``a//b``, ``./a``) cannot be listed by it: a
+listing that meets one fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from datetime import timedelta
+from importlib import import_module
+from typing import Any, Final, TypeVar
+
+import obstore
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from dsfs.errors import (
+    ConfigError,
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+)
+from dsfs.manifest.schema import SourceSpec
+from dsfs.model import Kind, ListingPage, SourceObject, path_parts
+from dsfs.ranges import ByteRange, MiB
+from dsfs.sources.answers import copy_body
+from dsfs.sources.base import Buffer, Sink, Source
+from dsfs.sources.s3 import _FlatTree  # the same order of keys, so the same rule for "complete"
+from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
+
+T = TypeVar("T")
+
+PAGE_NAMES: Final = 1000
+PIECE_BYTES: Final = 1 * MiB  # as in ``s3_read``: one hop between the runtimes a MiB
+_STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
+_FAILURES: Final = (BaseError, OSError, ValueError)
+
+# What reads which scheme of type FSSPEC; any other one, and "fsspec+" before these, is fsspec's.
+_OWN_SCHEMES: Final[Mapping[str, str]] = {
+    "gs": "dsfs.sources.object_stores_access:gcs_source",
+    "az": "dsfs.sources.object_stores_access:azure_source",
+    "abfs": "dsfs.sources.object_stores_access:azure_source",
+    "abfss": "dsfs.sources.object_stores_access:azure_source",
+    "dataworld": "dsfs.sources.tables:dataworld_source",
+    "nasdaq": "dsfs.sources.tables:nasdaq_source",
+}
+
+
+def by_scheme(spec: SourceSpec, credentials: Mapping[str, str], **more: object) -> Source:
+    """The source of type FSSPEC that a URI's scheme names. Raises ConfigError."""
+    scheme = spec.uri.partition("://")[0].lower()
+    # A chain ("az://x.zip::…") is fsspec's grammar.
+    own = None if "::" in spec.uri else _OWN_SCHEMES.get(scheme)
+    module, _, name = (own or "dsfs.sources.generic:fsspec_source").partition(":")
+    build: Any = getattr(import_module(module), name)
+    source: Source = build(spec, credentials, **more)
+    return source
+
+
+class ObjectStoreSource:
+    """Objects under a prefix of one bucket or container, whichever store of obstore it is."""
+
+    revision = ""  # a listing has no name of its own here
+
+    def __init__(
+        self, store: Any, uri: str, prefix: str, identity: str, remedy: str, timeouts: Timeouts = DEFAULT_TIMEOUTS
+    ) -> None:
+        """``uri`` and ``identity`` are without the prefix; ``remedy`` says which credentials there could be."""
+        inside = prefix.strip("/")
+        self._prefix = f"{inside}/" if inside else ""
+        self._store = store
+        self._remedy = remedy
+        self._limit_s = timeouts.connect_s + timeouts.idle_s
+        self.uri = f"{uri}/{self._prefix}"
+        self.identity = f"{identity}/{self._prefix}"
+
+    async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+        """See ``Source``. obstore gathers all pages of one directory before it answers."""
+        prefix = self._key(f"{directory}/" if directory else "")
+        what = f"{self.uri}{directory}"
+        answer = await self._call(obstore.list_with_delimiter_async(self._store, prefix or None), what, limited=False)
+        objects = [
+            SourceObject(self._path(found.rstrip("/")), Kind.DIRECTORY)
+            for found in answer["common_prefixes"]
+            if found.rstrip("/") != prefix.rstrip("/")
+        ]
+        objects += [self._object(item) for item in answer["objects"] if f"{item['path']}/" != prefix]
+        if not objects and not answer["objects"] and prefix:
+            raise SourceMissing(f"{what}: there is nothing under this prefix")
+        for start in range(0, len(objects), PAGE_NAMES):
+            yield ListingPage(tuple(objects[start : start + PAGE_NAMES]))
+        yield ListingPage((), (directory,))
+
+    async def list_tree(self) -> AsyncIterator[ListingPage]:
+        """See ``Source``. One flat listing."""
+        tree = _FlatTree()
+        found = False
+        stream = obstore.list(self._store, self._prefix or None, chunk_size=PAGE_NAMES).__aiter__()
+        while True:
+            try:
+                chunk = await self._call(stream.__anext__(), self.uri)
+            except StopAsyncIteration:
+                break
+            for item in chunk:
+                found = True
+                if f"{item['path']}/" != self._prefix:  # the marker of the directory itself
+                    tree.add(self._object(item))
+            yield tree.take_page()
+        if not found and self._prefix:
+            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+        tree.finish()
+        yield tree.take_page()
+
+    async def stat(self, path: str) -> SourceObject | None:
+        """See ``Source``. Both questions at once: is it a prefix, is it a key."""
+        if not path:
+            return SourceObject("", Kind.DIRECTORY)
+        if path_parts(path) is None or not path.isprintable():
+            return None  # no listing of obstore has it
+        try:
+            async with asyncio.TaskGroup() as group:
+                inside = group.create_task(self._has_keys(f"{self._key(path)}/"))
+                object_ = group.create_task(self._head(path))
+        except BaseExceptionGroup as errors:
+            ours = errors.subgroup(SourceError)
+            if ours is None:
+                raise
+            raise ours.exceptions[0] from ours.exceptions[0].__cause__  # one is enough: the other was cancelled
+        return SourceObject(path, Kind.DIRECTORY) if inside.result() else object_.result()
+
+    async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+        """See ``Source``."""
+        what = f"{self.uri}{obj.path}"
+        options: dict[str, Any] = {"range": (wanted.start, wanted.stop)}
+        if "@" not in obj.version_tag:
+            options["if_match"] = f'"{obj.version_tag}"'
+        asked = obstore.get_async(self._store, self._key(obj.path), options=options)  # type: ignore[arg-type]  # a TypedDict that exists in stubs only
+        result = await self._call(asked, what, reading=True)
+        now = self._object(result.meta)
+        # Not every server minds If-Match (fake-gcs-server does not), so what came is looked at too.
+        if now.version_tag != obj.version_tag or now.size != obj.size:
+            raise SourceChanged(f"{what}: version {now.version_tag} is there now, {obj.version_tag} was listed")
+        if tuple(result.range) != tuple(wanted):
+            raise SourceUnavailable(f"{what}: asked for bytes {wanted.start}-{wanted.stop}, got {result.range}")
+        await copy_body(self._pieces(result, wanted, what), wanted, wanted, sink, what)
+
+    async def close(self) -> None:
+        """See ``Source``. The store's connections end with the store."""
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    async def _head(self, path: str) -> SourceObject | None:
+        try:
+            return self._object(await self._call(obstore.head_async(self._store, self._key(path)), f"{self.uri}{path}"))
+        except SourceMissing:
+            return None  # the listing beside it tells a missing bucket
+
+    async def _has_keys(self, prefix: str) -> bool:
+        stream = obstore.list(self._store, prefix, chunk_size=1).__aiter__()
+        try:
+            return bool(await self._call(stream.__anext__(), f"{self.uri}{self._path(prefix)}"))
+        except StopAsyncIteration:
+            return False
+
+    async def _pieces(self, result: Any, wanted: ByteRange, what: str) -> AsyncIterator[Buffer]:
+        try:
+            if wanted.length <= PIECE_BYTES:
+                yield memoryview(await result.buffer_async())
+                return
+            async for piece in result.stream(min_chunk_size=PIECE_BYTES):
+                yield piece
+        except _FAILURES as error:
+            raise self._translated(error, what) from error
+
+    async def _call(self, request: Awaitable[T], what: str, *, reading: bool = False, limited: bool = True) -> T:
+        """``limited``: within the time for one answer. The store has no limit of its own for its head alone."""
+        try:
+            async with asyncio.timeout(self._limit_s if limited else None):
+                return await request
+        except TimeoutError as error:
+            raise SourceTimeout(f"{what}: nothing answered in time") from error
+        except _FAILURES as error:
+            raise self._translated(error, what, reading=reading) from error
+
+    def _translated(self, error: Exception, what: str, *, reading: bool = False) -> SourceError:
+        """obstore tells some of its failures apart in text only. The text itself may hold a signature."""
+        found = _STATUS.search(str(error))
+        status = int(found[1]) if found else 0
+        if isinstance(error, PreconditionError) or status in (412, 416):
+            return SourceChanged(f"{what}: another version is there now")
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in (401, 403):
+            return SourceRefused(f"{what}: access refused ({self._remedy})")
+        if isinstance(error, FileNotFoundError) or status == 404:
+            return SourceChanged(f"{what}: it is gone") if reading else SourceMissing(f"{what}: it is not there")
+        if status in (429, 503):
+            return RetryLater(f"{what}: HTTP {status}, the server asks for patience")
+        if isinstance(error, (InvalidPathError, ValueError)):
+            return SourceUnsupported(f"{what}: a key is no path that can be read here (such as a//b)")
+        if "kind: Timeout" in str(error) or "TimedOut" in str(error):
+            return SourceTimeout(f"{what}: nothing answered in time")
+        shown = f"HTTP {status}" if status else "it cannot be reached, or no credentials were found"
+        return SourceUnavailable(f"{what}: {shown} ({self._remedy})")
+
+    # -- keys and paths -------------------------------------------------------------------------------------------
+
+    def _key(self, path: str) -> str:
+        return self._prefix + path
+
+    def _path(self, key: str) -> str:
+        return key[len(self._prefix) :]
+
+    def _object(self, meta: Mapping[str, Any]) -> SourceObject:
+        # Whole seconds: listings have milliseconds and answers do not, and the two must give one tag.
+        mtime_ns = int(meta["last_modified"].timestamp()) * 10**9
+        size = int(meta["size"])
+        etag = (meta["e_tag"] or "").strip().strip('"')  # quoted in answers, not in listings
+        return SourceObject(self._path(meta["path"]), Kind.FILE, size, mtime_ns, etag or f"{size}@{mtime_ns}")
+
+
+def client_options(timeouts: Timeouts, *, allow_http: bool) -> dict[str, Any]:
+    """What every store is made with: our time limits, and no other on a whole request."""
+    return {
+        "allow_http": allow_http,
+        "connect_timeout": timedelta(seconds=timeouts.connect_s),
+        "read_timeout": timedelta(seconds=timeouts.idle_s),
+        "timeout": timedelta(days=1),  # of a whole request; it cannot be switched off
+    }
+
+
+def refused_option(given: Mapping[str, str], known: frozenset[str], what: str) -> None:
+    """Raises ConfigError for an option that is not known, and for an endpoint that is no URL."""
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{what}: option {key!r} is not known (known are {', '.join(sorted(known))})")
+    endpoint = given.get("endpoint", "")
+    if endpoint and not re.match(r"https?://[^/]", endpoint):
+        raise ConfigError(f"{what}: option endpoint must be a URL (such as http://127.0.0.1:4443)")
+    if given.get("anonymous", "").lower() not in ("", "true", "false"):
+        raise ConfigError(f"{what}: option anonymous must be true or false")

@@ -1,0 +1,91 @@
+"""Azurite, Microsoft's emulator, from npm: `npm install azurite`, and AZURITE names its directory or program."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email.utils
+import hashlib
+import hmac
+import os
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import obstore
+from obstore.store import AzureStore
+
+from tests.servers.process import HOST, Server, free_ports, program, running
+
+CONTAINER = "container"
+ACCOUNT = "devstoreaccount1"
+# Azurite's own, public and the same everywhere.
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+_MAIN = "node_modules/azurite/dist/src/blob/main.js"
+
+
+def command() -> list[str] | None:
+    """How azurite is started here."""
+    node, found = program("node"), os.environ.get("AZURITE", "")
+    for script in (Path(found) / _MAIN, Path(found)):
+        if found and node and script.is_file():
+            return [node, str(script)]
+    beside = program("azurite-blob")
+    return [beside] if beside else None
+
+
+class AzureServer:
+    """One container that everybody may list and read (``public``), or nobody without the key."""
+
+    def __init__(self, port: int, server: Server) -> None:
+        self.endpoint = f"http://{HOST}:{port}/{ACCOUNT}"
+        self._server = server
+        self._store = self._store_of(CONTAINER)
+
+    def create_container(self, name: str, *, public: bool) -> None:
+        # obstore makes no containers, so one request is signed here (Shared Key, version 2015 and later).
+        headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+        if public:
+            headers["x-ms-blob-public-access"] = "container"
+        kind = "application/octet-stream"
+        canonical = "".join(f"{key}:{headers[key]}\n" for key in sorted(headers))
+        text = f"PUT\n\n\n\n\n{kind}\n\n\n\n\n\n\n{canonical}/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+        signature = hmac.new(base64.b64decode(KEY), text.encode(), hashlib.sha256).digest()
+        headers |= {
+            "Content-Type": kind,
+            "Authorization": f"SharedKey {ACCOUNT}:{base64.b64encode(signature).decode()}",
+        }
+        url = f"{self.endpoint}/{name}?restype=container"
+        urllib.request.urlopen(urllib.request.Request(url, b"", headers, method="PUT")).close()
+
+    def put(self, path: str, data: bytes, container: str = CONTAINER) -> None:
+        obstore.put(self._store if container == CONTAINER else self._store_of(container), path, data)
+
+    def delete(self, path: str) -> None:
+        obstore.delete(self._store, path)
+
+    def kill(self) -> None:
+        self._server.kill()
+
+    def _store_of(self, container: str) -> AzureStore:
+        return AzureStore(
+            container,
+            account_name=ACCOUNT,
+            account_key=KEY,
+            endpoint=self.endpoint,
+            client_options={"allow_http": True},
+        )
+
+
+@contextlib.contextmanager
+def azurite(directory: Path) -> Iterator[AzureServer]:
+    argv = command()
+    assert argv is not None, "azurite is not installed (npm install azurite; AZURITE=its directory)"
+    (port,) = free_ports(1)
+    argv = [*argv, "--silent", f"--blobHost={HOST}", f"--blobPort={port}"]
+    argv += ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
+    with running(argv, port, directory / "azurite.log") as process:
+        server = AzureServer(port, process)
+        server.create_container(CONTAINER, public=True)
+        server.create_container("private", public=False)
+        yield server
