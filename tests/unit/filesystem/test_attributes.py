@@ -21,7 +21,7 @@ def options(mode: int, uid: int | None = None, gid: int | None = None) -> MountO
 
 
 def row(kind: Kind, **values: object) -> Row:
-    return Row(5, 1, b"name", int(kind), 7, 11, "tag", None, 1, 0)._replace(**values)  # type: ignore[arg-type]  # by name
+    return Row(5, 1, b"name", int(kind), 7, 11, "tag", None, 0, 1, 0)._replace(**values)  # type: ignore[arg-type]  # by name
 
 
 @given(modes)
@@ -50,6 +50,12 @@ def test_the_owner_is_the_manifests_or_who_mounted() -> None:
     )
     default = Ownership.of(MountOptions(), 1, 1)
     assert (default.file_mode, default.directory_mode) == (0o555, 0o555)  # 0755 without write bits
+
+
+def test_a_program_has_x_wherever_it_has_r() -> None:
+    owner = Ownership(1, 2, 0o440, 0o550)
+    assert attributes_of(row(Kind.FILE, executable=1), 9, owner).mode == stat.S_IFREG | 0o550
+    assert attributes_of(row(Kind.FILE), 9, owner).mode == stat.S_IFREG | 0o440
 
 
 def test_a_symbolic_link_has_the_length_of_what_it_holds() -> None:
