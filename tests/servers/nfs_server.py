@@ -49,6 +49,7 @@ class NfsTestServer:
         assert self._server is not None
         group = self._server._process.pid
         os.killpg(group, signal.SIGSTOP)
+        os.waitid(os.P_PID, group, os.WSTOPPED | os.WNOWAIT)  # until the last of its threads has stopped
         try:
             yield
         finally:

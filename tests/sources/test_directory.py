@@ -283,7 +283,6 @@ def test_where_a_manifest_points(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "uri", "options", "says"),
     [
-        (SourceType.NFS, "nfs://host/export", {}, "option directory"),
         (SourceType.PVC, "pvc://claim", {}, "--pvc-root"),
         (SourceType.PVC, "pvc://claim/../other", {}, "names no claim"),
         (SourceType.PVC, "/a", {"directory": "relative"}, "absolute"),

@@ -89,7 +89,7 @@ def test_a_long_name_is_cut():
     ("uri", "expected"),
     [
         ("", "is empty"),
-        ("ftp://host/x", "the scheme ftp:// is not known (known are abfs, az, dataset, file, git"),
+        ("ftp://host/x", "the scheme ftp:// is not known (known are abfs, abfss, az, dataset, dataworld, file, git"),
         ("rel/dir", "begins with ./"),
         ("bucket", "neither a source URI nor a path"),
         ("s3://", "names nothing behind s3://"),
