@@ -26,7 +26,7 @@ from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.direct import DirectSession
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.documents import Documents, load_documents, parse_documents
-from dsfs.manifest.schema import Manifest, SourceType
+from dsfs.manifest.schema import Manifest, Preheat, SourceType
 from dsfs.manifest.secrets import Secrets
 from dsfs.manifest.uri import manifest_from_uri
 from dsfs.model import ReadPath
@@ -146,6 +146,8 @@ class Shown:
 
         For a single dataset, what keeps it from being built is raised; else it is shown FAILED.
         """
+        if manifest.preheat is not Preheat.NONE or manifest.cache.priority:
+            log.warning("preheat and cache.priority have no effect in this version", dataset=manifest.id)
         build = partial(self._build, manifest)
         credentials: Mapping[str, str] | None = None
         try:

@@ -18,6 +18,7 @@ from dsfs.catalog.diff import Changes, adopt_numbers, changes
 from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.once import Once
+from dsfs.datasets.rounds import Rounds
 from dsfs.datasets.store import DatasetStore, new_revision
 from dsfs.errors import (
     CatalogError,
@@ -95,10 +96,7 @@ class Dataset:
         self._message = ""
         self._catalog: Catalog | None = None
         self._older: list[Catalog] = []
-        self._asked = trio.Event()
-        self._rounds_begun = self._rounds_ended = 0
-        self._round_ended = trio.Event()
-        self._resync_error: DsfsError | None = None
+        self._rounds = Rounds()
         self._closing: list[Source] = []
         self._asked_by_change_s = -_RESYNC_PAUSE_S
         self._writer: CatalogWriter | None = None
@@ -143,7 +141,7 @@ class Dataset:
             if interval_s is not None:
                 nursery.start_soon(self._ask_by_the_clock, interval_s)
             while True:
-                await self._asked.wait()
+                await self._rounds.asked()
                 await self._resync()
 
     async def _list_first(self) -> None:
@@ -152,7 +150,7 @@ class Dataset:
         while self._writer is not None:
             if self._phase is not Phase.FAILED:
                 self._phase = Phase.PROCESSING
-            self._begin_round()
+            self._rounds.begin()
             try:
                 await self._guarded(self._crawl, self._writer)
             except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
@@ -165,9 +163,9 @@ class Dataset:
                 self._phase, self._message = Phase.FAILED, str(error)
                 self.answered.set()
                 self.settled.set()
-                self._end_round(error)
+                self._rounds.end(error)
                 with trio.move_on_after(_RETRY_CRAWL_S[min(attempt, len(_RETRY_CRAWL_S) - 1)]):
-                    await self._asked.wait()  # who asks for a resync does not want to wait for the next try
+                    await self._rounds.asked()  # who asks for a resync does not want to wait for the next try
                 attempt += 1
                 if isinstance(error, SourceRefused | SourceUnsupported):
                     await self.renew()
@@ -176,7 +174,7 @@ class Dataset:
             self.catalog.refresh()
             self.origin.last_error = None
             self._shown(Phase.READY)
-            self._end_round(None)
+            self._rounds.end(None)
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
 
     async def renew(self) -> None:
@@ -200,7 +198,7 @@ class Dataset:
         self._phase, self._message = Phase.FAILED, message
         self.answered.set()
         self.settled.set()
-        self._end_round(CatalogError(message))
+        self._rounds.end(CatalogError(message))
 
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
@@ -251,17 +249,12 @@ class Dataset:
 
     def ask_for_resync(self) -> None:
         """Have the source listed anew, soon; several who ask at once get one listing."""
-        self._asked.set()
+        self._rounds.ask()
 
     async def resync(self) -> str:
         """List the source anew and show that; its revision. Raises the DsfsError that kept it from being listed."""
         await self.settled.wait()
-        wanted = self._rounds_begun + 1  # one that has begun already may have looked before the change was made
-        self.ask_for_resync()
-        while self._rounds_ended < wanted:
-            await self._round_ended.wait()
-        if self._resync_error is not None:
-            raise self._resync_error
+        await self._rounds.one_more()
         return self.catalog.revision
 
     async def _ask_by_the_clock(self, interval_s: float) -> None:
@@ -271,25 +264,15 @@ class Dataset:
 
     async def _resync(self) -> None:
         """One round. What is shown stays until the next revision is whole, and for good if that fails."""
-        self._begin_round()
+        self._rounds.begin()
         try:
             await self._show_next()
             self._message = ""
-            self._end_round(None)
+            self._rounds.end(None)
         except (DsfsError, OSError) as error:
             self._message = f"resync failed, revision {self.catalog.revision} stays: {error}"
             log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
-            self._end_round(error if isinstance(error, DsfsError) else CatalogError(str(error)))
-
-    def _begin_round(self) -> None:
-        self._asked = trio.Event()
-        self._rounds_begun += 1
-
-    def _end_round(self, error: DsfsError | None) -> None:
-        self._resync_error = error
-        self._rounds_ended = self._rounds_begun
-        ended, self._round_ended = self._round_ended, trio.Event()
-        ended.set()
+            self._rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:
         source = await self._bridge.call(self._renew_source)

@@ -1,0 +1,48 @@
+"""Rounds of listing a source: who asks for one, and who waits for it."""
+
+from __future__ import annotations
+
+import trio
+
+from dsfs.errors import DsfsError
+
+
+class Rounds:
+    """One round at a time; those who ask while none has begun get the same one."""
+
+    def __init__(self) -> None:
+        self._asked = trio.Event()
+        self._begun = self._ended = 0
+        self._end_of_one = trio.Event()
+        self._error: DsfsError | None = None
+
+    def ask(self) -> None:
+        """Have a round begin, soon."""
+        self._asked.set()
+
+    async def asked(self) -> None:
+        """Wait until somebody asks."""
+        await self._asked.wait()
+
+    def begin(self) -> None:
+        self._asked = trio.Event()
+        self._begun += 1
+
+    def end(self, error: DsfsError | None) -> None:
+        """The round that has begun is over; ``error`` is what those who wait for it get."""
+        self._error = error
+        self._ended = self._begun
+        ended, self._end_of_one = self._end_of_one, trio.Event()
+        ended.set()
+
+    async def one_more(self) -> None:
+        """Ask, and wait for the end. Raises the error of the round.
+
+        A round that has begun already does not count: it may have looked before the change that one asks about.
+        """
+        wanted = self._begun + 1
+        self.ask()
+        while self._ended < wanted:
+            await self._end_of_one.wait()
+        if self._error is not None:
+            raise self._error
