@@ -12,20 +12,26 @@ if [ "${1:-}" = dev ]; then
   extras="[dev]"
 fi
 
-# the client library for nfs:// without a kernel mount, under the name that this release has
-for library in libnfs13 libnfs14 libnfs14t64; do
-  if apt-cache show "$library" >/dev/null 2>&1; then packages+=("$library"); break; fi
-done
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(sudo)
+installed() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 
 missing=()
 for package in "${packages[@]}"; do
-  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  installed "$package" || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
-  as_root=()
-  [ "$(id -u)" = 0 ] || as_root=(sudo)
-  echo "installing ${missing[*]}" >&2
   "${as_root[@]}" apt-get update -qq >&2
+fi
+# The client library for nfs:// without a kernel mount, under the name that this release has.
+for library in libnfs13 libnfs14t64 libnfs14; do
+  if apt-cache show "$library" >/dev/null 2>&1; then
+    installed "$library" || missing+=("$library")
+    break
+  fi
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing ${missing[*]}" >&2
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 fi
 
