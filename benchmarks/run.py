@@ -73,7 +73,9 @@ def _settle() -> None:
 def started(kind: str, source: Path, work: Path) -> Iterator[peers.Origin]:
     """A server that has the files."""
     if kind == "http":
-        with nginx(source) as server:
+        (work / "nginx").mkdir()
+        with nginx(work / "nginx") as server:
+            subprocess.run(["cp", "-al", f"{source}/.", server.root], check=True)
             yield peers.HttpOrigin(server.url)
         return
     (work / "weed").mkdir()

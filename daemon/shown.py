@@ -283,9 +283,9 @@ class Shown:
 
     async def _follow_references(self, changed: set[str]) -> None:
         """A REFERENCE to what is not shared any more, or is now, is shown as what it has become."""
-        for name, shown in list(self._shown.items()):
+        for shown in list(self._shown.values()):
             manifest = shown.dataset.manifest
-            if manifest.source.type is not SourceType.REFERENCE or name in changed:
+            if manifest.source.type is not SourceType.REFERENCE:
                 continue
             namespace, target, _path = parse_reference(manifest.source.uri)
             if f"{namespace}/{target}" in changed:

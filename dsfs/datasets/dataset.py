@@ -156,7 +156,9 @@ class Dataset:
             except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
                 if isinstance(error, SourceError):
                     self.origin.note_error(error)
-                if not self.answered.is_set() and await self._show_older(error):
+                # Only for a source that cannot be reached: one that refuses, or is not shared any more, means it.
+                unreachable = isinstance(error, SourceUnavailable)
+                if unreachable and not self.answered.is_set() and await self._show_older(error):
                     return
                 if attempt == 0:
                     log.warning("listing failed", dataset=self.manifest.id, reason=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -31,6 +32,13 @@ def change(source: Path) -> None:
     (source / "changes").write_bytes(b"new and longer")
     (source / "sub/goes").unlink()
     (source / "sub/comes").write_bytes(b"just come")
+
+
+def read_or_errno(fd: int, offset: int) -> bytes | int | None:
+    try:
+        return os.pread(fd, 4, offset)
+    except OSError as error:
+        return error.errno
 
 
 def verb(mount: Mount, *argv: str | Path) -> str:
@@ -242,3 +250,85 @@ def test_a_rotated_secret_is_used_without_a_remount(mounts: Mounts, tmp_path: Pa
         accepted[0] = "made-up-2"
         (secret / "token").write_text("made-up-2")
         assert (mount.root / "second").read_bytes() == b"second file"
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_dataset_that_is_shown_anew_mixes_nothing_with_what_was_open(
+    mounts: Mounts, tmp_path: Path, session: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_bytes(name.encode() * 9_000_000)
+    spec = {"readPath": "passthrough"} if session == "direct" else {}
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source, **spec))
+    mount = mounts.mount("-f", manifest, session=session, dataset="default/data")
+    mount.wait_phase("READY")
+    for name in ("a", "b"):
+        assert (mount.root / name).read_bytes()[-1:] == name.encode()
+    with open(mount.root / "a", "rb", buffering=0) as held:
+        assert held.read(4) == b"aaaa"
+        other = write_manifests(tmp_path / "n.yaml", dataset("data", source, mountOptions={"mode": "0500"}, **spec))
+        assert "default/data changed" in verb(mount, "dataset", "apply", "-f", other)
+        for _again in range(2):
+            assert (mount.root / "b").read_bytes() == b"b" * 9_000_000
+            assert (mount.root / "a").read_bytes() == b"a" * 9_000_000
+        assert read_or_errno(held.fileno(), 7 << 20) in (b"aaaa", errno.ESTALE), "the file that was open, or an error"
+
+
+def test_what_is_not_shared_any_more_is_not_seen_any_more(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    def manifests(name: str, *, share: bool) -> Path:
+        return write_manifests(
+            tmp_path / name,
+            dataset("theirs", source, "owner", share=share),
+            dataset("ours", "dataset://owner/theirs", "team", type="REFERENCE"),
+        )
+
+    mount = mounts.mount("-f", manifests("m.yaml", share=True), "--namespace", "team", dataset="team/ours")
+    mount.expect_log("dataset cannot be used|listing failed")
+    mount.wait_phase("READY", "ours")
+    assert (mount.mountpoint / "owner/theirs/same").read_bytes() == b"stays as it is"
+    assert (mount.root / "same").read_bytes() == b"stays as it is"
+    verb(mount, "dataset", "apply", "-f", manifests("n.yaml", share=False))
+    assert not (mount.mountpoint / "owner/theirs").exists()
+    mount.wait_phase("FAILED", "ours")
+    with pytest.raises(OSError, match="Input/output"):
+        os.listdir(mount.root)
+
+
+@pytest.mark.parametrize("what", ["delete", "resync"])
+def test_a_path_is_no_dataset(mounts: Mounts, source: Path, tmp_path: Path, what: str) -> None:
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source))
+    mount = mounts.mount("-f", manifest, dataset="default/data")
+    done = dsfs("dataset", what, "default/data/sub", "-m", mount.mountpoint)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "names a path" in done.stderr
+    assert (mount.root / "same").read_bytes() == b"stays as it is"
+
+
+def test_restart_has_another_server_take_over(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    with open(mount.root / "same", "rb", buffering=0) as held:
+        before = mount.server_pid
+        done = dsfs("restart", mount.mountpoint)
+        assert done.returncode == 0, done.stderr
+        assert mount.server_pid != before
+        assert held.read() == b"stays as it is"
+    assert (mount.root / "sub/goes").read_bytes() == b"still here"
+
+
+def test_a_listing_that_is_read_while_the_revision_is_swapped_comes_to_its_end(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "many"
+    source.mkdir()
+    for number in range(3_000):
+        (source / f"{number:05}{'x' * 100}").write_bytes(b"old")
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    with os.scandir(mount.root) as entries:
+        names = [next(entries).name for _ in range(10)]
+        for file in source.iterdir():
+            file.write_bytes(b"changed")
+        verb(mount, "dataset", "resync", "many")
+        names += [entry.name for entry in entries]
+    assert sorted(names) == sorted(os.listdir(source))
