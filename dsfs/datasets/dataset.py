@@ -41,6 +41,7 @@ _T = TypeVar("_T")
 
 _MANUAL_SYNC_S = 10.0  # how soon a file that somebody puts into a MANUAL dataset is seen
 _OLDER_REVISIONS = 16  # whose open files can still be read, unless their bytes are gone
+_CLOSE_S = 2.0
 _OLD_SOURCES = 8  # replaced, not closed yet
 _RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
 _TOLD_NAMES = 10_000  # more changes than that are told as "a lot"
@@ -279,17 +280,18 @@ class Dataset:
     async def _show_next(self) -> None:
         source = await self._bridge.call(self._renew_source)
         writer = self._new_writer()
+        shown = self.catalog
         try:
             await self._guarded(crawl.crawl, source, writer, _ignored)
-        except BaseException:
+            first_free = max(catalog.next_ino() for catalog in (shown, *self._older))
+            await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
+            found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
+        except BaseException:  # a cancel too: nothing of a round that did not end stays behind
             writer.close()
-            await self._bridge.call(source.close)
             _remove_catalog(writer.file)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
+                await self._bridge.call(source.close)
             raise
-        shown = self.catalog
-        first_free = max(catalog.next_ino() for catalog in (shown, *self._older))
-        await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
-        found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
         await self._use(source)
         if found is not None and not found:
             await trio.to_thread.run_sync(_remove_catalog, writer.file, limiter=CATALOG)
