@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -91,14 +91,16 @@ class Flights:
                 flights[block] = flight
         return flights
 
-    def fill(self, file: RemoteFile, blocks: Sequence[int]) -> None:
+    def fill(self, file: RemoteFile, missing: Callable[[], Sequence[int]]) -> None:
         """Bring in the rest of a file behind its readers; a few flights at a time, as all of them may be thousands."""
-        self._nursery.start_soon(self._fill, file, blocks)
+        self._nursery.start_soon(self._fill, file, missing)
 
-    async def _fill(self, file: RemoteFile, blocks: Sequence[int]) -> None:
-        step = _FILLING_RUNS * LONGEST_RUN_BLOCKS
-        for at in range(0, len(blocks), step):
-            flights = self.ensure(file, blocks[at : at + step], Priority.WARM)
+    async def _fill(self, file: RemoteFile, missing: Callable[[], Sequence[int]]) -> None:
+        step, last = _FILLING_RUNS * LONGEST_RUN_BLOCKS, -1
+        # Asked anew each time: readers bring in blocks meanwhile, which must not be fetched twice.
+        while blocks := [block for block in missing() if block > last][:step]:
+            last = blocks[-1]
+            flights = self.ensure(file, blocks, Priority.WARM)
             try:
                 for block, flight in flights.items():
                     await flight.block(block)

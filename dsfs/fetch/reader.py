@@ -136,7 +136,7 @@ class Reader:
         """Have all that is missing of a file brought in, when nothing better is to be done."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is not None:
-            self._flights.fill(file, obj.missing(ByteRange(0, file.size_bytes)))
+            self._flights.fill(file, lambda: obj.missing(ByteRange(0, file.size_bytes)))
 
     def present_bytes(self, file: RemoteFile) -> int:
         """How much of an object is in the node tier, in bytes."""
