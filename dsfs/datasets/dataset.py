@@ -336,7 +336,7 @@ class Dataset:
             files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=CATALOG)
         message = self._message
         if not message and self.origin.last_error is not None:
-            message = self.origin.last_error.text
+            message = str(self.origin.last_error.error)
         return DatasetStatus(catalog.revision, self._phase, message, files, size, skipped)
 
     @property

@@ -37,6 +37,8 @@ class Flight:
     file: RemoteFile
     blocks: range
     ticket: Ticket
+    started_s: float
+    """On trio's clock."""
     data: dict[int, memoryview] = field(default_factory=dict)
     error: SourceError | None = None
     done: bool = False
@@ -109,7 +111,8 @@ class Flights:
 
     def _start(self, file: RemoteFile, blocks: range, priority: Priority) -> Flight:
         wanted = self._range(file, blocks)
-        flight = Flight(file, blocks, self._queue.ticket(priority, wanted.length, file.origin))
+        ticket = self._queue.ticket(priority, wanted.length, file.origin)
+        flight = Flight(file, blocks, ticket, trio.current_time())
         for block in blocks:
             self._by_block[file.key, block] = flight
         self._nursery.start_soon(self._fly, flight)

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import trio
+
 from dsfs import metrics
 from dsfs.errors import (
     RetryLater,
@@ -24,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LastError:
-    """What went wrong last, for people: one line, and when (Unix seconds)."""
+    """What went wrong last, and when (on trio's clock)."""
 
-    text: str
-    at_s: float
+    error: SourceError
+    heard_s: float
 
 
 class Origin:
@@ -83,7 +85,7 @@ class Origin:
             self._seconds.observe(time.perf_counter() - started)
 
     def note_error(self, error: SourceError) -> None:
-        self.last_error = LastError(str(error), time.time())
+        self.last_error = LastError(error, trio.current_time())
 
 
 async def _cannot_renew() -> bool:

@@ -13,8 +13,8 @@ from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import CachedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
-from dsfs.errors import SourceTimeout
-from dsfs.fetch.flights import DISK, Flights
+from dsfs.errors import SourceTimeout, SourceUnavailable
+from dsfs.fetch.flights import DISK, Flight, Flights
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.model import Tier
@@ -67,8 +67,12 @@ class Reader:
         Raises the SourceError that kept them away; SourceTimeout when even a turn to ask was not to be had in time.
         """
         # A little more than a flight has, so that what it knows of the cause comes first.
+        asked_s = trio.current_time()
         with trio.move_on_after(self._flights.deadline_s + _GRACE_S):
             return await self._read(file, wanted)
+        last = file.origin.last_error
+        if last is not None and last.heard_s >= asked_s:
+            raise last.error
         raise SourceTimeout(f"{file.origin.source.uri}: no answer within {self._flights.deadline_s:g} s")
 
     async def _read(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer]:
@@ -89,6 +93,7 @@ class Reader:
         self, file: RemoteFile, obj: CachedObject | None, wanted: ByteRange, missing: list[int]
     ) -> list[Buffer] | None:
         """Missing blocks from flights, the others from ``obj``; None when one of those went away."""
+        asked_s = trio.current_time()
         flights = self._flights.ensure(file, missing, Priority.DEMAND)
         pieces: list[Buffer] = []
         position = wanted.start
@@ -98,7 +103,7 @@ class Reader:
             if part.length == 0:
                 continue  # read together with the block before
             if block in flights:
-                data = await flights[block].block(block)
+                data = await self._landed(file, flights[block], block, asked_s)
                 pieces.append(data[part.start - place.start : part.stop - place.start])
                 file.origin.count_read(Tier.ORIGIN, part.length)
             else:
@@ -115,6 +120,16 @@ class Reader:
                 file.origin.count_read(Tier.NODE, part.length)
             position = part.stop
         return pieces
+
+    async def _landed(self, file: RemoteFile, flight: Flight, block: int, asked_s: float) -> memoryview:
+        """One block of a flight. One that was on its way already when this reader came may fail at once for what was
+        true before: the reader has a flight of its own then, as long as it has time."""
+        try:
+            return await flight.block(block)
+        except SourceUnavailable:
+            if flight.started_s >= asked_s:
+                raise
+        return await self._flights.ensure(file, [block], Priority.DEMAND)[block].block(block)
 
     async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         """Have all of an object in the node tier, or as much as it takes. Raises the SourceError that ended it."""

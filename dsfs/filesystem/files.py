@@ -244,7 +244,7 @@ class DatasetFiles:
         else:
             found[XATTR_VERSION] = self.dataset.catalog.revision.encode()
         if origin.last_error is not None:
-            found[XATTR_ERROR] = origin.last_error.text.encode("utf-8", "replace")
+            found[XATTR_ERROR] = str(origin.last_error.error).encode("utf-8", "replace")
         elif self.dataset.phase is Phase.FAILED:
             found[XATTR_ERROR] = self.dataset.message.encode("utf-8", "replace")
         return found

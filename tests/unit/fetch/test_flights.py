@@ -25,6 +25,7 @@ from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceChanged, SourceError, SourceRefused, SourceTimeout, SourceUnavailable
 from dsfs.fetch.flights import LONGEST_RUN_BLOCKS, SMALL_BLOCKS, Flights
 from dsfs.fetch.origin import Origin, RemoteFile
+from dsfs.fetch.patience import ATTEMPTS
 from dsfs.fetch.queue import FetchQueue, Limits, Priority
 from dsfs.fetch.reader import Reader
 from dsfs.model import ListingPage, SourceObject, object_key
@@ -272,6 +273,22 @@ def test_an_error_reaches_all_who_wait_and_nobody_after(run: Callable[..., None]
         await world.read(size, 0, 100)
 
     run(test)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_reader_that_came_late_is_not_told_what_was_true_before(run: Callable[..., None], size: int) -> None:
+    async def test(world: World) -> None:
+        gone = failing(SourceUnavailable("gone"))
+        world.source.plans = [failing_when_let(SourceUnavailable("gone"))] + [gone] * (ATTEMPTS - 1)
+        world.reader.want(world.file(size), ByteRange(0, 100), Priority.AHEAD)
+        await world.source.reached.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.read, size, 0, 100)
+            await trio.testing.wait_all_tasks_blocked()
+            await world.bridge.call(world.source.open_gate)
+        assert len(world.source.reads) == ATTEMPTS + 1
+
+    run(test, rate=FAST)
 
 
 @pytest.mark.parametrize("after_bytes", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7])
