@@ -207,7 +207,8 @@ class DatasetFiles:
         if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
             self._look_ahead(nodeid, file, wanted)
         failed = self._failed.get(nodeid)
-        if failed is not None and trio.current_time() < failed[1]:
+        answered = file.origin.last_error is None  # it has answered somebody since
+        if failed is not None and not answered and trio.current_time() < failed[1]:
             raise failed[0]
         try:
             return await self._reader.read(file, wanted)
