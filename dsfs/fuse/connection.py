@@ -134,6 +134,9 @@ class Connection:
             self._handle(request)
 
     def _handle(self, request: memoryview) -> None:
+        if len(request) < IN_HEADER.size:  # names no request that could be answered
+            log.warning("request without a header", connection=self.name, size_bytes=len(request))
+            return
         _length, opcode, unique, nodeid, _uid, _gid, pid, _ext, _pad = IN_HEADER.unpack_from(request)
         handler = self.handlers.get(opcode)
         if handler is None:
