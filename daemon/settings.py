@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dsfs.errors import ConfigError
@@ -54,6 +54,8 @@ class Settings:
     def load(cls, runtime_dir: str) -> Settings:
         with open(f"{runtime_dir}/settings.json", encoding="utf-8") as file:
             raw: dict[str, Any] = json.load(file)
+        known = {each.name for each in fields(cls)}  # a later version, which was there before a downgrade, knows more
+        raw = {key: value for key, value in raw.items() if key in known}
         for key in ("manifest_paths", "secrets_dirs", "namespaces"):
             raw[key] = tuple(raw[key])
         return cls(**raw)

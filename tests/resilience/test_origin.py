@@ -18,7 +18,7 @@ from tests.resilience.conftest import DIRECT, MIB, Web, drop_pages, errno_of_rea
 from tests.servers import hostile as web
 
 READ_TIMEOUT_S = 3
-SLACK_S = 2
+SLACK_S = 8  # of a machine that does much else
 PATHS = (*DIRECT, "pyfuse3")
 
 
@@ -144,7 +144,7 @@ def test_a_reader_that_waits_can_be_ended(mounts: Mounts, path: str, number: sig
                 started = time.monotonic()
                 reader.send_signal(number)
                 assert reader.wait(10) == -number
-                assert time.monotonic() - started < 5
+                assert time.monotonic() - started < 15
             finally:
                 gate.open()
         # the others have lost nothing by that

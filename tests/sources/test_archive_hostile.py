@@ -67,7 +67,7 @@ def test_the_right_bytes_or_the_right_error(
                     await source.read(obj, wanted, sink)
                 assert type(caught.value) is expected
                 assert "\n" not in str(caught.value)
-            assert time.monotonic() - started < 4
+            assert time.monotonic() - started < 15
         finally:
             await source.close()
         assert bytes(sink.data) == DATA[wanted.start : wanted.start + len(sink.data)]

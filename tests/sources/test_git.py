@@ -470,7 +470,7 @@ def test_a_dead_server_is_unavailable_soon(tmp_path: Path) -> None:
             with pytest.raises(SourceUnavailable):
                 await tree_of(other)
             await other.close()
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
             assert len(await names_in(source, "")) == 500, "what is known stays"
 
         other = build(uri)
@@ -489,7 +489,7 @@ def test_a_server_that_says_nothing_is_a_timeout_and_leaves_no_process() -> None
             started = time.monotonic()
             with pytest.raises(SourceTimeout):
                 await tree_of(source)
-            assert time.monotonic() - started < 6
+            assert time.monotonic() - started < 15
             await source.close()
         assert _children() == before
         server.close()

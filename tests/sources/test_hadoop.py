@@ -186,7 +186,7 @@ def test_dead_namenodes_are_unavailable_soon_and_heal(server: HdfsServer) -> Non
         for call in calls:
             with pytest.raises(SourceUnavailable):
                 await call()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         server.restart()
         assert await read_range(source, obj, 0, 5) == b"first"
 

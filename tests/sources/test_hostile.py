@@ -125,7 +125,7 @@ def test_the_right_bytes_or_the_right_error(
                 assert "\n" not in str(caught.value)
         finally:
             await source.close()
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 15
         assert bytes(sink.data) == DATA[wanted.start : wanted.start + len(sink.data)]
 
     asyncio.run(run())

@@ -515,7 +515,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for() -> None:
         started = time.monotonic()
         with pytest.raises(SourceTimeout):
             using(source, tree_of)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 15
 
 
 def test_a_server_that_is_killed_is_unavailable_soon(server: h.Hub) -> None:
@@ -527,6 +527,6 @@ def test_a_server_that_is_killed_is_unavailable_soon(server: h.Hub) -> None:
         for path in ("README.md", "data/big.bin"):
             with pytest.raises(SourceUnavailable):
                 await read_range(source, tree[path], 0, 5)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
 
     using(make(server), use)

@@ -317,6 +317,6 @@ def test_a_server_that_is_killed_is_unavailable_soon(server: h.Hub) -> None:
         for path in ("README.md", "data/big.bin"):
             with pytest.raises(SourceUnavailable):
                 await read_range(source, tree[path], 0, 5)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
 
     using(make(server), use)

@@ -182,7 +182,7 @@ def test_a_dead_server_is_unavailable_soon_and_heals(server: NfsTestServer, fold
         for call in calls:
             with pytest.raises(SourceUnavailable):
                 await call()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         server.start()
         assert await read_range(source, tree["a.txt"], 0, 5) == b"first"
         assert await source.stat("a.txt") == tree["a.txt"]  # a restart alone is no new version
@@ -217,7 +217,7 @@ def test_a_server_that_hangs_is_a_timeout_and_heals(server: NfsTestServer, folde
             for call in (lambda: read_range(source, obj, 0, 5), lambda: source.stat("a.txt")):
                 with pytest.raises(SourceTimeout):
                     await call()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         assert await read_range(source, obj, 0, 5) == b"first"
 
     using(source, use)
