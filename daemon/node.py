@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import trio
 
 from daemon.settings import Settings
 from daemon.shown import Shown
+from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import Verified, verify
-from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.selection import matching
 from dsfs.errors import ConfigError
 from dsfs.fetch.flights import DISK
-from dsfs.model import Kind
+
+_NEWS_S = 0.5
 
 
 class Node:
@@ -31,12 +31,14 @@ class Node:
         tier: NodeTier,
         boot: bytes,
         shown: Shown,
+        warming: Warming,
     ) -> None:
         self._settings = settings
         self._keeper_pid = keeper_pid
         self._tier = tier
         self._boot = boot
         self._shown = shown
+        self._warming = warming
         self._last_info: dict[str, tuple[str, ...]] = {}
 
     async def status(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class Node:
             "source": dataset.origin.source.uri,
             "revision": status.revision,
             "phase": str(status.phase),
-            "message": status.message,
+            "message": status.message or self._warming.line(manifest.id),
             "files": status.files,
             "bytes": status.bytes,
             "cached_bytes": cached,
@@ -89,9 +91,36 @@ class Node:
 
     def _evict(self, dataset: Dataset, glob: str) -> int:
         freed = 0
-        for path, tag in files_of(dataset.catalog.file, glob):
-            freed += self._tier.evict(dataset.origin.key_of(path, tag))
+        for path, row in matching(dataset.catalog.file, glob):
+            freed += self._tier.evict(dataset.origin.key_of(path, row.tag))
         return freed
+
+    async def warm(self, selector: str, bytes_per_s: float | None) -> dict[str, Any]:
+        """Begin to bring in a dataset, or the paths that a glob names."""
+        dataset, glob = self._select(selector)
+        return (await self._warming.start(dataset.manifest.id, glob, bytes_per_s)).as_json()
+
+    def warms(self) -> list[dict[str, Any]]:
+        """What is being warmed, and what was."""
+        return [job.as_json() for job in self._warming.jobs()]
+
+    def warm_progress(self, job_id: str) -> dict[str, Any]:
+        """How far a warm-up is."""
+        return self._warming.job(job_id).as_json()
+
+    async def warm_next(self, job_id: str) -> dict[str, Any]:
+        """How far a warm-up is in a moment: at its end, or when there may be something new to show."""
+        job = self._warming.job(job_id)
+        with trio.move_on_after(_NEWS_S):
+            await job.finished.wait()
+        return job.as_json()
+
+    async def warm_cancel(self, job_id: str) -> dict[str, Any]:
+        """End a warm-up; what came stays."""
+        job = self._warming.job(job_id)
+        job.scope.cancel()
+        await job.finished.wait()
+        return job.as_json()
 
     async def resync(self, selector: str) -> dict[str, str]:
         """List a dataset's source anew and show that."""
@@ -148,22 +177,3 @@ class Node:
             return alone[0], "/".join(parts[1:])
         known = ", ".join(sorted(datasets)) or "none"
         raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
-
-
-def files_of(catalog_file: str, glob: str) -> Iterator[tuple[str, str]]:
-    """(path, version tag) of the files that a glob names: a path, a directory, or a pattern; "" names all.
-
-    Opens the catalog anew, so that a long scan does not stand in the way of look-ups.
-    """
-    catalog = Catalog(catalog_file)
-    try:
-        pattern = glob.rstrip("/")
-        for path, row in catalog.files():
-            if row.kind == Kind.FILE and row.size is not None and _named(path, pattern):
-                yield path, row.tag
-    finally:
-        catalog.close()
-
-
-def _named(path: str, pattern: str) -> bool:
-    return not pattern or path == pattern or path.startswith(f"{pattern}/") or fnmatch.fnmatchcase(path, pattern)

@@ -25,6 +25,7 @@ from daemon.control.listen import control_interface
 from daemon.node import Node
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
 from daemon.shown import HANDED_OVER, Shown, Wanted, read_wanted
+from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.bridge import network_side
 from dsfs.cache.index import open_index
@@ -88,7 +89,8 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     session = _session(settings, keeper, tree)
     shown = Shown(settings, wanted, bridge, store, reader, background, session, tree, keeper)
     stack.push_async_callback(shown.close)
-    node = Node(settings, os.getppid(), tier, boot, shown)
+    warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
+    node = Node(settings, os.getppid(), tier, boot, shown, warming)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
@@ -97,7 +99,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
         background.start_soon(_rebuild, tier, boot)
     async with trio.open_nursery() as serving:
         serving.start_soon(_stop_on_signal, serving)
-        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper)
+        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming)
 
 
 def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -> DirectSession | PortableSession:
@@ -115,6 +117,7 @@ async def _show(
     session: DirectSession | PortableSession,
     shown: Shown,
     keeper: KeeperClient,
+    warming: Warming,
 ) -> None:
     """Mount, say when it is ready, serve; what ends the session ends the server."""
     async with trio.open_nursery() as nursery:
@@ -142,6 +145,7 @@ async def _show(
         log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
         for dataset in datasets:
             nursery.start_soon(dataset.clean)
+        await warming.resume()
 
 
 async def _run_session(

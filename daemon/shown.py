@@ -307,6 +307,7 @@ class Shown:
         gone, changed = self._tree.remove(manifest.namespace, manifest.name)
         await self._session.remove(name, gone, changed)
         shown.scope.cancel()
+        shown.dataset.fail("not shown any more")  # who waits for its listing must not wait for ever
         self._removed.append(shown.dataset)
         if len(self._removed) > _REMOVED_DATASETS:
             await self._removed.pop(0).close_sources()

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from daemon.cli import cache, dataset, look, mount
+from daemon.cli import cache, dataset, look, mount, warm
 from daemon.cli.output import say
 from dsfs.errors import DsfsError
 
@@ -23,6 +23,7 @@ app.command("mount")(mount.mount)
 app.command("unmount")(mount.unmount)
 app.command("restart")(mount.restart)
 app.command("status")(look.status)
+app.command("warm")(warm.warm)
 app.command("evict")(cache.evict)
 app.command("verify")(cache.verify)
 app.command("doctor")(look.doctor)

@@ -8,7 +8,9 @@ from typing import Any
 
 import typer
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+from dsfs.manifest.sizes import size_text
+
+size = size_text
 
 
 def show_json(data: object) -> None:
@@ -31,14 +33,6 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def size(size_bytes: int) -> str:
-    """Bytes for people: 1.5 GiB."""
-    number, unit = float(size_bytes), 0
-    while number >= 1024 and unit < len(_UNITS) - 1:
-        number, unit = number / 1024, unit + 1
-    return f"{number:.0f} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
 
 
 def percent(part: int, whole: int) -> str:

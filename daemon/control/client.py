@@ -15,6 +15,10 @@ from dsfs.errors import MountError
 _SERVER_START_S = 3.0
 
 
+class NoAnswer(MountError):
+    """The server of a mount could not be asked; a new one may be starting."""
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout_s: float | None) -> None:
         super().__init__("localhost", timeout=timeout_s)
@@ -38,7 +42,7 @@ class _UnixConnection(http.client.HTTPConnection):
 def ask(
     running: Running, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float | None = 30.0
 ) -> dict[str, Any]:
-    """One request to a running mount. Raises MountError with what it said, or that it does not answer."""
+    """One request to a running mount. Raises MountError with what it said; NoAnswer if that was nothing."""
     connection = _UnixConnection(running.control_socket, timeout_s)
     try:
         connection.request(
@@ -46,11 +50,11 @@ def ask(
         )
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
     except TimeoutError as error:
-        raise MountError(
+        raise NoAnswer(
             f"{running.mountpoint}: its server does not answer (see {running.runtime_dir}/server.log)"
         ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise MountError(
+        raise NoAnswer(
             f"{running.mountpoint}: its server cannot be reached: {error} (see {running.runtime_dir}/server.log)"
         ) from error
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from prometheus_client import exposition
 
 from daemon.node import Node
 from dsfs.bridge import Bridge
-from dsfs.errors import DsfsError
+from dsfs.errors import ConfigError, DsfsError
 from dsfs.ranges import MiB
 
 log = structlog.get_logger()
@@ -42,6 +43,11 @@ def private_app(node: Node, bridge: Bridge) -> web.Application:
     app.router.add_post("/api/v1/resync", routes.resync)
     app.router.add_post("/api/v1/apply", routes.apply)
     app.router.add_post("/api/v1/delete", routes.delete)
+    app.router.add_post("/api/v1/warm", routes.warm)
+    app.router.add_get("/api/v1/warm", routes.warms)
+    app.router.add_get("/api/v1/warm/{id}", routes.warm_progress)
+    app.router.add_get("/api/v1/warm/{id}/next", routes.warm_next)
+    app.router.add_delete("/api/v1/warm/{id}", routes.warm_cancel)
     return app
 
 
@@ -103,3 +109,27 @@ class Routes:
 
     async def verify(self, request: web.Request) -> web.Response:
         return web.json_response(asdict(await self._bridge.await_on_file_side(self._node.verify)))
+
+    async def warm(self, request: web.Request) -> web.Response:
+        """Begin to warm: {"selector", "bytes_per_s": number or null} → a warm-up, as ``Job.as_json`` has it."""
+        body: dict[str, Any] = await request.json()
+        rate = body.get("bytes_per_s")
+        if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+            raise ConfigError(f"bytes_per_s: {rate!r} is not a number of bytes")
+        begin = partial(self._node.warm, str(body.get("selector", "")), rate)
+        return web.json_response(await self._bridge.await_on_file_side(begin))
+
+    async def warms(self, request: web.Request) -> web.Response:
+        return web.json_response({"warms": await self._bridge.on_file_side(self._node.warms)})
+
+    async def warm_progress(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._bridge.on_file_side(self._node.warm_progress, request.match_info["id"]))
+
+    async def warm_next(self, request: web.Request) -> web.Response:
+        """As ``warm_progress``, in a moment: when it has ended, or there may be something new to show."""
+        return web.json_response(await self._bridge.await_on_file_side(self._node.warm_next, request.match_info["id"]))
+
+    async def warm_cancel(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            await self._bridge.await_on_file_side(self._node.warm_cancel, request.match_info["id"])
+        )

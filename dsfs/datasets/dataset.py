@@ -19,6 +19,7 @@ from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.once import Once
 from dsfs.datasets.rounds import Rounds
+from dsfs.datasets.selection import remote_file
 from dsfs.datasets.store import DatasetStore, new_revision
 from dsfs.errors import (
     CatalogError,
@@ -32,7 +33,7 @@ from dsfs.errors import (
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.manifest.schema import Manifest, SourceType
-from dsfs.model import Kind, Phase, SourceObject
+from dsfs.model import Phase, SourceObject
 from dsfs.sources.base import Source
 
 log = structlog.get_logger()
@@ -440,10 +441,7 @@ class Dataset:
 
     def remote_file(self, row: Row) -> RemoteFile:
         """What the cache and the source call a file."""
-        path = self.path_of(row.ino)
-        size = row.size or 0
-        obj = SourceObject(path, Kind(row.kind), size, row.mtime_ns, row.tag)
-        return RemoteFile(self.origin.key_of(path, row.tag), size, obj, self.origin)
+        return remote_file(self.origin, self.path_of(row.ino), row)
 
 
 def _totals_of(file: str) -> tuple[int, int, int]:

@@ -52,6 +52,13 @@ class Flight:
             await self.changed.park()
         return self.data[block]
 
+    async def end(self) -> None:
+        """Wait until all of it is stored, or could not be. Raises the SourceError that ended the flight."""
+        while not self.done:
+            await self.changed.park()
+        if self.error is not None:
+            raise self.error
+
 
 class Flights:
     """All fetches of the node. File side only; ``nursery`` outlives every reader, so a reader that goes away does

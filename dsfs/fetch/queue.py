@@ -21,6 +21,8 @@ class Priority(IntEnum):
 
 # What a priority may fill of the budget, so that somebody who waits always finds room.
 _SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
+# And of one source while somebody waits for any: the wire is everybody's, and what has begun is not interrupted.
+_WARM_BESIDE_DEMAND = 0.125
 
 
 @dataclass(slots=True, eq=False)
@@ -51,13 +53,17 @@ def grantable(
     in_flight: int,
     per_source: Mapping[Hashable, int],
     slow: Collection[Hashable] = (),
+    flying: Collection[Ticket] = (),
 ) -> list[Ticket]:
     """Which tickets may start now, best first. Something that fits nowhere may go when nothing else is under way.
 
     A ``slow`` source, one that did not answer in time, gets few slots, so that it takes none from those that answer.
+    ``flying`` are the tickets in flight: while one of those is demand, warm-up goes on with a little, and stops never.
     """
     granted: list[Ticket] = []
     busy = Counter(per_source)
+    warming = Counter(ticket.source for ticket in flying if ticket.priority is Priority.WARM)
+    demand = any(ticket.priority is Priority.DEMAND for ticket in (*flying, *waiting))
     for ticket in sorted(waiting, key=lambda t: (t.priority, t.order)):
         share = _SHARE[ticket.priority]
         fits = (
@@ -71,6 +77,10 @@ def grantable(
         most = limits.requests_per_slow_source if ticket.source in slow else limits.requests_per_source
         if busy[ticket.source] >= most * share:
             continue
+        if ticket.priority is Priority.WARM:
+            if demand and warming[ticket.source] >= max(1, most * _WARM_BESIDE_DEMAND):
+                continue
+            warming[ticket.source] += 1
         granted.append(ticket)
         bytes_in_flight += ticket.size_bytes
         in_flight += 1
@@ -89,6 +99,7 @@ class FetchQueue:
         self.in_flight = 0
         self._per_source: Counter[Hashable] = Counter()
         self._slow: set[Hashable] = set()
+        self._flying: set[Ticket] = set()
 
     def ticket(self, priority: Priority, size_bytes: int, source: Hashable) -> Ticket:
         self._order += 1
@@ -129,14 +140,16 @@ class FetchQueue:
         self.bytes_in_flight -= ticket.size_bytes
         self.in_flight -= 1
         self._per_source[ticket.source] -= 1
+        self._flying.discard(ticket)
         self._grant()
 
     def _grant(self) -> None:
         if not self._waiting or self.in_flight >= self.limits.requests:
             return
         load = (self.bytes_in_flight, self.in_flight, self._per_source)
-        for ticket in grantable(self._waiting, self.limits, *load, self._slow):
+        for ticket in grantable(self._waiting, self.limits, *load, self._slow, self._flying):
             self._waiting.remove(ticket)
+            self._flying.add(ticket)
             self.bytes_in_flight += ticket.size_bytes
             self.in_flight += 1
             self._per_source[ticket.source] += 1

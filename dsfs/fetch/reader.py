@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import structlog
 import trio
@@ -133,12 +133,33 @@ class Reader:
 
     async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         """Have all of an object in the node tier, or as much as it takes. Raises the SourceError that ended it."""
-        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-        whole = ByteRange(0, file.size_bytes)
-        missing = blocks_of(whole, self._tier.block_bytes) if obj is None else await self._missing(obj, whole)
+        missing = await self.missing(file)
         flights = self._flights.ensure(file, missing, priority)
         for block in missing:
             await flights[block].block(block)
+
+    async def missing(self, file: RemoteFile) -> Sequence[int]:
+        """The blocks of an object that are not here. Checks what another boot wrote, so it may wait for the disk."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        whole = ByteRange(0, file.size_bytes)
+        return blocks_of(whole, self._tier.block_bytes) if obj is None else await self._missing(obj, whole)
+
+    async def bring(self, file: RemoteFile, blocks: Sequence[int], priority: Priority) -> None:
+        """Have blocks fetched, and wait until they are stored, if there is room. Raises the SourceError that ended
+        a flight."""
+        flights = self._flights.ensure(file, blocks, priority)
+        for flight in set(flights.values()):
+            await flight.end()
+
+    def has(self, file: RemoteFile, blocks: range) -> bool:
+        """Whether blocks are in the node tier."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        size = self._tier.block_bytes
+        return obj is not None and not obj.missing(ByteRange(blocks.start * size, blocks.stop * size))
+
+    def incomplete(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
+        """Those of which something is missing; the others count as used. For any thread; waits for the disk."""
+        return [file for file in files if not self._tier.holds_all(file.key, file.size_bytes, file.origin.id)]
 
     def want(self, file: RemoteFile, wanted: ByteRange, priority: Priority) -> None:
         """Have a range brought in; nobody waits for it."""

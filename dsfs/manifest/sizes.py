@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from dsfs.errors import ConfigError
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 SIZE_MAX_BYTES = 2**63 - 1  # off_t
 
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,18})?) ?(?:([kmgtpe])(i?))?b?", re.IGNORECASE)
@@ -52,3 +53,11 @@ def parse_size_or_percent(text: str) -> int | Percent:
     if match is None or not 0 < float(match[1]) <= 100:
         raise ConfigError('is not a percentage (write more than 0% and at most 100%, such as "80%")')
     return Percent(float(match[1]))
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    number, unit = float(size_bytes), 0
+    while number >= 1024 and unit < len(_UNITS) - 1:
+        number, unit = number / 1024, unit + 1
+    return f"{number:.0f} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"

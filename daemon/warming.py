@@ -1,0 +1,274 @@
+"""Warm-ups of a mount: which were asked for, how far they are, and how the next server goes on with them.
+
+A warm-up is of a dataset, not of a revision: when another one is shown meanwhile, it goes on with that. What was asked
+for is written down in the mount's runtime directory until it is done, so it outlives a server, but not the mount.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import structlog
+import trio
+
+from dsfs.cache.node import NodeTier
+from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.selection import Batches, Totals, measure
+from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
+from dsfs.fetch.flights import DISK
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.reader import Reader
+from dsfs.fetch.warm import WarmUp
+from dsfs.manifest.sizes import size_text
+
+log = structlog.get_logger()
+
+_BATCH_FILES = 512
+_REMEMBERED = 64  # warm-ups that have ended, for who asks how
+
+
+class State(StrEnum):
+    """How far a warm-up is. ``failed``: nothing or not all of it came."""
+
+    LISTING = "listing"
+    WARMING = "warming"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What somebody wants warm: written down, so only plain values. ``bytes_per_s`` None: as fast as it goes."""
+
+    id: str
+    dataset: str
+    glob: str
+    bytes_per_s: float | None
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One warm-up while it runs, and how it ended."""
+
+    asked: Asked
+    state: State = State.LISTING
+    message: str = ""
+    totals: Totals = field(default_factory=lambda: Totals(0, 0, 0))
+    warm: WarmUp | None = None
+    started_s: float = field(default_factory=trio.current_time)
+    ended_s: float | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    finished: trio.Event = field(default_factory=trio.Event)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the control interface tells; sizes in bytes."""
+        end_s = self.ended_s if self.ended_s is not None else trio.current_time()
+        done = self.warm.progress() if self.warm else None
+        return {
+            "id": self.asked.id,
+            "dataset": self.asked.dataset,
+            "glob": self.asked.glob,
+            "state": str(self.state),
+            "message": self.message,
+            "files": self.totals.files,
+            "bytes": self.totals.bytes,
+            "files_done": done.files_done if done else 0,
+            "bytes_done": done.bytes_done if done else 0,
+            "fetched_bytes": done.fetched_bytes if done else 0,
+            "failed_files": done.failed_files if done else 0,
+            "errors": list(done.errors) if done else [],
+            "seconds": round(end_s - self.started_s, 3),
+        }
+
+    def line(self) -> str:
+        """For ``dsfs status``; "" when there is nothing to tell."""
+        if self.state is State.WARMING and self.warm is not None:
+            done = self.warm.progress()
+            return (
+                f"warming: {size_text(done.bytes_done)} of {size_text(self.totals.bytes)}, "
+                f"{done.files_done} of {self.totals.files} files"
+            )
+        return f"warm-up failed: {self.message}" if self.state is State.FAILED else ""
+
+
+class Warming:
+    """File side only. Jobs run in ``nursery``; ``datasets`` are those that are shown now."""
+
+    def __init__(
+        self,
+        directory: str,
+        tier: NodeTier,
+        reader: Reader,
+        nursery: trio.Nursery,
+        datasets: Callable[[], Mapping[str, Dataset]],
+    ) -> None:
+        self._file = f"{directory}/warm.json"
+        self._tier = tier
+        self._reader = reader
+        self._nursery = nursery
+        self._datasets = datasets
+        self._jobs: dict[str, Job] = {}
+        self._writing = trio.Lock()
+
+    async def resume(self) -> None:
+        """Go on with what the server before this one was asked for."""
+        for each in await trio.to_thread.run_sync(_read, self._file, limiter=DISK):
+            if each.dataset in self._datasets():
+                self._start(each)
+
+    async def start(self, dataset: str, glob: str, bytes_per_s: float | None) -> Job:
+        """Begin to warm what a glob names; written down before this returns."""
+        job = self._start(Asked(uuid.uuid4().hex[:12], dataset, glob, bytes_per_s))
+        await self._write()
+        return job
+
+    def job(self, job_id: str) -> Job:
+        """Raises ConfigError for one that is not known (any more)."""
+        if job_id not in self._jobs:
+            raise ConfigError(f"{job_id}: no such warm-up")
+        return self._jobs[job_id]
+
+    def jobs(self) -> list[Job]:
+        """The latest last."""
+        return list(self._jobs.values())
+
+    def cancel(self, dataset: str) -> list[Job]:
+        """End what is under way for a dataset."""
+        running = [job for job in self._jobs.values() if job.asked.dataset == dataset and job.ended_s is None]
+        for job in running:
+            job.scope.cancel()
+        return running
+
+    def line(self, dataset: str) -> str:
+        """What the latest warm-up of a dataset has to say; "" if nothing."""
+        of_dataset = [job for job in self._jobs.values() if job.asked.dataset == dataset]
+        return of_dataset[-1].line() if of_dataset else ""
+
+    def _start(self, asked: Asked) -> Job:
+        job = self._jobs[asked.id] = Job(asked)
+        ended = [known for known, each in self._jobs.items() if each.ended_s is not None]
+        for known in ended[: max(0, len(ended) - _REMEMBERED)]:
+            del self._jobs[known]
+        self._nursery.start_soon(self._run, job)
+        return job
+
+    async def _run(self, job: Job) -> None:
+        with job.scope:
+            await self.carry_out(job)
+        if job.scope.cancelled_caught:
+            job.state, job.message = State.CANCELLED, "cancelled"
+            job.ended_s = trio.current_time()
+            job.finished.set()
+        await self._write()  # not when the server stops, which ends this task before: the next one goes on
+
+    async def carry_out(self, job: Job) -> None:
+        """Until it is done, or has failed; ``job`` says how. Only a cancel gets out of it."""
+        try:
+            await self._warm(job)
+            done = job.warm.progress() if job.warm else None
+            job.state = State.FAILED if done and done.failed_files else State.DONE
+            if done and done.failed_files:
+                job.message = f"{done.failed_files} of {job.totals.files} files failed: {'; '.join(done.errors)}"
+                if done.failed_files > len(done.errors):
+                    job.message += f"; and {done.failed_files - len(done.errors)} more"
+        except DsfsError as error:
+            job.state, job.message = State.FAILED, str(error)
+        except Exception as error:  # a bug here must not end the server
+            log.exception("warm-up failed unexpectedly", dataset=job.asked.dataset)
+            job.state, job.message = State.FAILED, f"{type(error).__name__} in the daemon (see its log)"
+        job.ended_s = trio.current_time()
+        log.info("warm-up ended", dataset=job.asked.dataset, state=str(job.state), reason=job.message)
+        job.finished.set()
+
+    async def _warm(self, job: Job) -> None:
+        """Walk through the revision that is shown; again, if another one is shown by then."""
+        asked = job.asked
+        while True:
+            dataset = self._datasets().get(asked.dataset)
+            if dataset is None:
+                raise ConfigError("it is not shown any more")
+            job.state, job.warm = State.LISTING, None
+            await dataset.settled.wait()
+            if self._datasets().get(asked.dataset) is not dataset:
+                continue
+            if not dataset.catalog.sealed:
+                raise MountError(f"it is not listed: {dataset.message}")
+            if await self._walk(job, dataset, dataset.catalog.file):
+                return
+
+    async def _walk(self, job: Job, dataset: Dataset, catalog_file: str) -> bool:
+        """Warm one revision; whether it is still the one that is shown."""
+
+        def is_shown() -> bool:
+            return self._datasets().get(job.asked.dataset) is dataset and dataset.catalog.file == catalog_file
+
+        async def next_batch() -> list[RemoteFile]:
+            if not is_shown():
+                return []
+            return await trio.to_thread.run_sync(batches.next, _BATCH_FILES, limiter=CATALOG)
+
+        def on_error(file: RemoteFile, error: DsfsError) -> None:
+            if isinstance(error, SourceChanged):
+                dataset.note_changed()
+
+        glob = job.asked.glob
+        job.totals = await trio.to_thread.run_sync(
+            measure, catalog_file, glob, self._reader.block_bytes, limiter=CATALOG
+        )
+        if glob and not job.totals.files:
+            raise ConfigError(f"no file matches {glob}")
+        self._check_room(job, dataset)
+        job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error), State.WARMING
+        batches = Batches(catalog_file, glob, dataset.origin)
+        try:
+            await job.warm.run(next_batch)
+        finally:
+            batches.close()
+        return is_shown()
+
+    def _check_room(self, job: Job, dataset: Dataset) -> None:
+        """Refuse what would push itself out again: all of a selection must fit, beside what cannot be evicted.
+
+        Raises CacheFull with the numbers.
+        """
+        need = job.totals.space_bytes
+        limit = self._tier.statistics().limit_bytes
+        quota = dataset.origin.quota_bytes
+        what = f"{size_text(need)} in {job.totals.files} files do not fit"
+        if need > limit:
+            raise CacheFull(f"{what} into a cache of {size_text(limit)} (name less of it, or raise --cache-size)")
+        if quota is not None and need > quota:
+            raise CacheFull(f"{what} into its quota of {size_text(quota)} (name less of it, or raise spec.cache.quota)")
+
+    async def _write(self) -> None:
+        async with self._writing:
+            asked = [job.asked for job in self._jobs.values() if job.ended_s is None]
+            try:
+                await trio.to_thread.run_sync(_replace, self._file, asked, limiter=DISK)
+            except OSError as error:  # it is carried out all the same; only a server that dies forgets it
+                log.warning("warm-ups cannot be written down", file=self._file, reason=str(error))
+
+
+def _replace(path: str, asked: list[Asked]) -> None:
+    temporary = f"{path}.new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump([asdict(each) for each in asked], file)
+    os.rename(temporary, path)
+
+
+def _read(path: str) -> list[Asked]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [Asked(**each) for each in json.load(file)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("warm-ups that were asked for cannot be read", file=path, reason=str(error))
+        return []
