@@ -90,6 +90,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     shown = Shown(settings, wanted, bridge, store, reader, background, session, tree, keeper)
     stack.push_async_callback(shown.close)
     warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
+    await warming.remember()
     node = Node(settings, os.getppid(), tier, boot, shown, warming)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
@@ -145,7 +146,7 @@ async def _show(
         log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
         for dataset in datasets:
             nursery.start_soon(dataset.clean)
-        await warming.resume()
+        warming.resume()
 
 
 async def _run_session(

@@ -115,18 +115,30 @@ class Warming:
         self._nursery = nursery
         self._datasets = datasets
         self._jobs: dict[str, Job] = {}
+        self._from_before: list[Job] = []
         self._writing = trio.Lock()
 
-    async def resume(self) -> None:
-        """Go on with what the server before this one was asked for."""
+    async def remember(self) -> None:
+        """Learn what the server before this one was asked for, before anybody can ask how far that is."""
         for each in await trio.to_thread.run_sync(_read, self._file, limiter=DISK):
-            if each.dataset in self._datasets():
-                self._start(each)
+            self._jobs[each.id] = Job(each)
+        self._from_before = list(self._jobs.values())
+
+    def resume(self) -> None:
+        """Go on with that, now that there are datasets."""
+        for job in self._from_before:
+            self._nursery.start_soon(self._run, job)
+        self._from_before.clear()
 
     async def start(self, dataset: str, glob: str, bytes_per_s: float | None) -> Job:
         """Begin to warm what a glob names; written down before this returns."""
-        job = self._start(Asked(uuid.uuid4().hex[:12], dataset, glob, bytes_per_s))
+        ended = [known for known, each in self._jobs.items() if each.ended_s is not None]
+        for known in ended[: max(0, len(ended) - _REMEMBERED)]:
+            del self._jobs[known]
+        asked = Asked(uuid.uuid4().hex[:12], dataset, glob, bytes_per_s)
+        job = self._jobs[asked.id] = Job(asked)
         await self._write()
+        self._nursery.start_soon(self._run, job)
         return job
 
     def job(self, job_id: str) -> Job:
@@ -150,14 +162,6 @@ class Warming:
         """What the latest warm-up of a dataset has to say; "" if nothing."""
         of_dataset = [job for job in self._jobs.values() if job.asked.dataset == dataset]
         return of_dataset[-1].line() if of_dataset else ""
-
-    def _start(self, asked: Asked) -> Job:
-        job = self._jobs[asked.id] = Job(asked)
-        ended = [known for known, each in self._jobs.items() if each.ended_s is not None]
-        for known in ended[: max(0, len(ended) - _REMEMBERED)]:
-            del self._jobs[known]
-        self._nursery.start_soon(self._run, job)
-        return job
 
     async def _run(self, job: Job) -> None:
         with job.scope:
