@@ -27,6 +27,7 @@ app.command("warm")(warm.warm)
 app.command("evict")(cache.evict)
 app.command("verify")(cache.verify)
 app.command("doctor")(look.doctor)
+app.command("probe")(look.probe)
 app.add_typer(dataset.app, name="dataset")
 
 Debug = typer.Option(False, "--debug", help="Show tracebacks, and log more.")

@@ -1,4 +1,4 @@
-"""Looking: ``dsfs status`` and ``dsfs doctor``."""
+"""Looking: ``dsfs status``, ``dsfs doctor`` and ``dsfs probe``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from daemon import running
 from daemon.cli.options import AsJson
 from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table, size
 from daemon.control.client import ask
-from dsfs.errors import MountError
+from dsfs.errors import ConfigError, MountError
+from dsfs.manifest.durations import parse_duration
 
 
 def status(
@@ -73,3 +74,19 @@ def doctor(as_json: AsJson = False) -> None:
         show_table(("CHECK", "RESULT", "WHAT TO DO"), [(check.name, check.result, check.remedy) for check in checks])
     if any(check.fatal for check in checks):
         raise typer.Exit(1)
+
+
+def probe(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A mount point, a directory above some, or a file.")],
+    within: Annotated[str, typer.Option(metavar="DURATION", help="How long all of it may take.")] = "5s",
+) -> None:
+    """Look through the mounts at PATH as a reader would; for a health check. Ends in time even if they hang."""
+    from daemon.probe import probe as look
+
+    try:
+        within_s = parse_duration(within)
+    except ConfigError as error:
+        raise typer.BadParameter(f"--within {within}: {error}") from None
+    problems = look(os.path.abspath(path), within_s)
+    if problems:
+        raise MountError("; ".join(problems))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+import trio
 from aiohttp import web
 from prometheus_client import exposition
 
@@ -28,6 +29,7 @@ def public_app(node: Node, bridge: Bridge) -> web.Application:
     routes = Routes(node, bridge)
     app = web.Application(middlewares=[errors_as_json], client_max_size=_LARGEST_BODY_BYTES)
     app.router.add_get("/metrics", routes.metrics)
+    app.router.add_get("/livez", routes.livez)
     app.router.add_get("/healthz", routes.healthz)
     app.router.add_get("/api/v1/status", routes.status)
     return app
@@ -77,6 +79,11 @@ class Routes:
         from prometheus_client import REGISTRY
 
         return web.Response(body=encoder(REGISTRY), headers={"Content-Type": content_type})
+
+    async def livez(self, request: web.Request) -> web.Response:
+        """Both loops turn. Says nothing about disks and origins, which no restart would mend."""
+        await self._bridge.await_on_file_side(trio.lowlevel.checkpoint)
+        return web.json_response({"alive": True})
 
     async def healthz(self, request: web.Request) -> web.Response:
         status = await self._bridge.await_on_file_side(self._node.status)

@@ -1,0 +1,227 @@
+"""The chart: rendered by Helm's own engine, validated against what the API servers publish."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy.operator_schemas import SCHEMAS
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy" / "chart"
+OLDEST, NEWEST = "1.26", kubernetes_validate.latest_version()
+IMAGE = {"repository": "registry.example.org/dsfs"}
+
+DATASET = """\
+apiVersion: dsfs.dev/v1alpha1
+kind: Dataset
+metadata: {name: imagenet, namespace: vision}
+spec: {source: {type: S3, uri: "s3://bucket/imagenet"}, secretRef: imagenet-credentials}
+"""
+
+# Every switch of values.yaml at least once, and the combinations that change each other's text.
+COMBINATIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "digest": {"image": {**IMAGE, "digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "login"}]},
+    "datasets": {"datasets": {"imagenet.yaml": DATASET}},
+    "foreign-config-map": {"existingConfigMap": "written-elsewhere"},
+    "secrets-and-claims": {
+        "secrets": [
+            {"secretName": "s3", "as": "vision/imagenet-credentials"},
+            {"secretName": "s3", "as": "nlp/corpus"},
+        ],
+        "claims": [{"claimName": "corpus", "as": "nlp/corpus"}],
+    },
+    "shared-cache-made": {"sharedCache": {"create": True, "storageClassName": "cephfs", "size": "20Ti"}},
+    "shared-cache-there": {"sharedCache": {"existingClaim": "shared"}},
+    "pod-monitor": {"monitoring": {"kind": "PodMonitor", "labels": {"release": "prometheus"}}},
+    "service-monitor": {"monitoring": {"kind": "ServiceMonitor"}, "http": {"port": 9999}},
+    "own-names": {
+        "serviceAccount": {"create": False, "name": "somebody"},
+        "priorityClass": {"create": False, "name": "system-node-critical"},
+        "keeper": {"image": "registry.example.org/dsfs:0.0.9", "podAnnotations": {"a": "b"}},
+    },
+    "nothing-made": {
+        "serviceAccount": {"create": False},
+        "priorityClass": {"create": False},
+        "networkPolicy": {"enabled": False},
+    },
+    "node-network": {"server": {"hostNetwork": True, "hostPID": True, "readForeignFiles": False}},
+    "flags": {
+        "namespaces": ["vision", "nlp"],
+        "server": {"extraArgs": ["--log-format=json"], "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]},
+        "probe": {"path": "data/vision/imagenet/README", "within": "3s"},
+    },
+    "closed": {
+        "networkPolicy": {
+            "restrictEgress": True,
+            "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443}]}],
+            "metricsFrom": [{"podSelector": {}}],
+        }
+    },
+    "anywhere": {"tolerations": [{"operator": "Exists"}], "nodeSelector": {}, "affinity": {"nodeAffinity": {}}},
+    "other-places": {"hostPaths": {"root": "/data/dsfs", "run": "/run/x", "cache": "/nvme/dsfs"}, "mount": "sets"},
+}
+
+
+def render(values: dict[str, Any], name: str = "dsfs") -> list[dict[str, Any]]:
+    with helm.Chart.load(str(CHART)) as chart:
+        chart.validate_schema({"image": IMAGE, **values})
+        texts = chart.render({"image": IMAGE, **values}, name=name, namespace="storage")
+    documents = [yaml.safe_load_all(text) for path, text in texts.items() if path.endswith(".yaml")]
+    return [document for stream in documents for document in stream if document]
+
+
+def only(documents: list[dict[str, Any]], kind: str, suffix: str = "") -> dict[str, Any]:
+    (found,) = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].endswith(suffix)]
+    return found
+
+
+def validate(document: dict[str, Any]) -> None:
+    if document["apiVersion"].startswith("monitoring.coreos.com/"):
+        jsonschema.validate(document, SCHEMAS[document["kind"]])
+        return
+    _validate_text(json.dumps(document, sort_keys=True))
+
+
+@cache  # most documents are the same in most combinations
+def _validate_text(text: str) -> None:
+    for version in (OLDEST, NEWEST):
+        kubernetes_validate.validate(json.loads(text), version, strict=True)
+
+
+def pods(documents: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for document in documents:
+        if document["kind"] == "DaemonSet":
+            yield document["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("values", COMBINATIONS.values(), ids=COMBINATIONS.keys())
+def test_every_combination_is_valid_and_hangs_together(values: dict[str, Any]) -> None:
+    documents = render(values)
+    for document in documents:
+        validate(document)
+    names = [(d["kind"], d["metadata"]["name"]) for d in documents]
+    assert len(names) == len(set(names))
+    for pod in pods(documents):
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert volumes == mounted  # the API refuses a mount without a volume; a volume without a mount is a slip
+        places = [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
+        assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"image": {}}, "build deploy/Dockerfile"),
+        ({"monitoring": {"kind": "Podmonitor"}}, "kind"),
+        ({"hostPath": {"root": "/x"}}, "hostPath"),
+        ({"sharedCache": {"create": True, "existingClaim": "both"}}, "sharedCache"),
+        ({"secrets": [{"secretName": "s3", "as": "no-namespace"}]}, "as"),
+        ({"hostPaths": {"root": "relative", "run": "/run/x", "cache": "/c/d"}}, "root"),
+    ],
+)
+def test_wrong_values_are_refused_with_a_word_that_helps(values: dict[str, Any], word: str) -> None:
+    with pytest.raises(helm.HelmError) as refusal:
+        render(values)
+    assert word in str(refusal.value)
+
+
+def test_the_chart_has_no_lint_error() -> None:
+    report = helm.lint(str(CHART), values={"image": IMAGE})
+    assert report["errors"] == []
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+
+
+def test_an_upgrade_touches_no_keeper_but_rolls_the_servers() -> None:
+    before, after = render({}), render({"image": {**IMAGE, "tag": "9.9"}, "datasets": {"a.yaml": DATASET}})
+    keeper, server = only(after, "DaemonSet", "keeper"), only(after, "DaemonSet", "server")
+    assert keeper["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    assert server["spec"]["updateStrategy"]["type"] == "RollingUpdate"
+    assert server["spec"]["template"] != only(before, "DaemonSet", "server")["spec"]["template"]
+    # A selector cannot be changed by an upgrade, so nothing in it may depend on the version or on values.
+    for kind in ("keeper", "server"):
+        assert only(before, "DaemonSet", kind)["spec"]["selector"] == only(after, "DaemonSet", kind)["spec"]["selector"]
+
+
+def test_a_change_of_manifests_rolls_the_servers_only() -> None:
+    before, after = render({}), render({"datasets": {"a.yaml": DATASET}})
+    assert only(before, "DaemonSet", "keeper") == only(after, "DaemonSet", "keeper")
+    assert only(before, "DaemonSet", "server") != only(after, "DaemonSet", "server")
+
+
+def test_privileges_are_those_that_are_explained() -> None:
+    keeper, probe = only(render({}), "DaemonSet", "keeper")["spec"]["template"]["spec"]["containers"]
+    (server,) = only(render({}), "DaemonSet", "server")["spec"]["template"]["spec"]["containers"]
+    assert keeper["securityContext"]["privileged"] is True  # the API asks for it beside Bidirectional
+    assert "privileged" not in server["securityContext"]
+    assert server["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN", "DAC_READ_SEARCH"]}
+    assert probe["securityContext"]["runAsNonRoot"] is True
+    assert probe["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    for container in (keeper, probe, server):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["resources"]["limits"]["memory"]
+    propagation = {
+        container["name"]: mount["mountPropagation"]
+        for container in (keeper, probe, server)
+        for mount in container["volumeMounts"]
+        if "mountPropagation" in mount
+    }
+    assert propagation == {"keeper": "Bidirectional", "probe": "HostToContainer", "server": "HostToContainer"}
+    for pod in pods(render({})):
+        assert pod["automountServiceAccountToken"] is False
+        assert not pod.get("hostPID")
+        assert not pod.get("hostNetwork")
+    # Only then is the keeper's pod Guaranteed, and the last to be killed when the node has no memory left.
+    assert keeper["resources"]["requests"] == keeper["resources"]["limits"]
+
+
+def test_secrets_are_mounted_where_dsfs_looks_for_them() -> None:
+    documents = render(COMBINATIONS["secrets-and-claims"])
+    pod = only(documents, "DaemonSet", "server")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    places = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert "--secrets=/etc/dsfs/secrets" in container["args"]
+    assert volumes[places["/etc/dsfs/secrets/vision/imagenet-credentials"]]["secret"]["secretName"] == "s3"
+    assert volumes[places["/claims/nlp/corpus"]]["persistentVolumeClaim"]["claimName"] == "corpus"
+    assert all("subPath" not in mount for mount in container["volumeMounts"])  # a subPath never sees a changed Secret
+    text = json.dumps(documents)
+    assert not re.search(r'"(value|data)": "[^"]*(password|token)', text)
+
+
+def test_two_releases_do_not_share_a_name() -> None:
+    first = {(d["kind"], d["metadata"]["name"]) for d in render({}, name="dsfs")}
+    second = {(d["kind"], d["metadata"]["name"]) for d in render({}, name="team-b")}
+    assert not first & second
+
+
+def test_the_plain_manifests_are_what_the_chart_renders() -> None:
+    done = subprocess.run([sys.executable, ROOT / "deploy" / "render.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            if document["kind"] != "Kustomization":  # kubectl's own, no schema is published
+                validate(document)
+    listed = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "kustomization.yaml").read_text())["resources"]
+    files = {path.name for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(listed) == files
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_examples_are_valid(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text()):
+        validate(document)
