@@ -24,7 +24,8 @@ from daemon import logs
 from daemon.control.listen import control_interface
 from daemon.node import Node
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
-from daemon.shown import HANDED_OVER, Shown, Wanted, read_wanted
+from daemon.shown import Shown
+from daemon.wanted import HANDED_OVER, Wanted, read_wanted
 from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.bridge import network_side

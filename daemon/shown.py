@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from daemon.building import Builder
 from daemon.settings import Settings
+from daemon.wanted import HANDED_OVER, Wanted, to_text
 from dsfs.bridge import Bridge
 from dsfs.datasets.access import visible
 from dsfs.datasets.dataset import Dataset
@@ -25,16 +26,11 @@ from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.direct import DirectSession
 from dsfs.fuse.keeper_client import KeeperClient
-from dsfs.manifest.documents import Documents, load_documents, parse_documents
+from dsfs.manifest.documents import Documents, parse_documents
 from dsfs.manifest.schema import Manifest, Preheat, SourceType
-from dsfs.manifest.secrets import Secrets
-from dsfs.manifest.uri import manifest_from_uri
 from dsfs.model import ReadPath
 from dsfs.ranges import MiB
-from dsfs.sources.base import Source
-from dsfs.sources.prefixed import PrefixedSource
-from dsfs.sources.reference import ReferenceSource, parse_reference
-from dsfs.sources.registry import build_source
+from dsfs.sources.reference import parse_reference
 from dsfs.sources.unusable import UnusableSource
 
 if TYPE_CHECKING:
@@ -42,54 +38,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-HANDED_OVER = "manifests"
-
 _LONGEST_WINDOW = 64 * MiB
 _REMOVED_DATASETS = 8
-_LONGEST_CHAIN = 8  # of references to references
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache", "preheat")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be shown. ``single``: one dataset, whose files lie directly at the mount point.
-
-    ``known`` are all manifests, also those that are not visible here: what a REFERENCE may name.
-    """
-
-    manifests: tuple[Manifest, ...]
-    known: Mapping[str, Manifest]
-    secrets: Secrets
-    single: bool
-
-
-def read_wanted(settings: Settings, handed_over: str | None) -> Wanted:
-    """What the server before this one has shown, else what is written down. Raises ConfigError.
-
-    A server that takes over after a crash shows the same as the one before, whatever was edited meanwhile.
-    """
-    if settings.source_uri is not None:
-        manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
-        return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True)
-    documents = load_documents(settings.manifest_paths) if handed_over is None else _from_text(handed_over)
-    known = {manifest.id: manifest for manifest in documents.manifests}
-    seen = tuple(manifest for manifest in documents.manifests if visible(manifest, settings.namespaces))
-    return Wanted(seen, known, Secrets(documents.secrets, settings.secrets_dirs), single=False)
-
-
-def _to_text(documents: Documents) -> str:
-    return json.dumps(
-        {
-            "manifests": [manifest.model_dump(mode="json") for manifest in documents.manifests],
-            "secrets": [[*name, dict(values)] for name, values in documents.secrets.items()],
-        }
-    )
-
-
-def _from_text(text: str) -> Documents:
-    raw = json.loads(text)
-    manifests = tuple(Manifest.model_validate(each) for each in raw["manifests"])
-    return Documents(manifests, {(namespace, name): values for namespace, name, values in raw["secrets"]})
 
 
 @dataclass(slots=True)
@@ -115,8 +66,7 @@ class Shown:
         keeper: KeeperClient,
     ) -> None:
         self._settings = settings
-        self._secrets = wanted.secrets
-        self._known = dict(wanted.known)
+        self._builder = Builder(settings, wanted)
         self._bridge = bridge
         self._store = store
         self._reader = reader
@@ -148,10 +98,10 @@ class Shown:
         """
         if manifest.preheat is not Preheat.NONE or manifest.cache.priority:
             log.warning("preheat and cache.priority have no effect in this version", dataset=manifest.id)
-        build = partial(self._build, manifest)
+        build = partial(self._builder.build, manifest)
         credentials: Mapping[str, str] | None = None
         try:
-            credentials = self._credentials(manifest)
+            credentials = self._builder.credentials(manifest)
             source = await self._bridge.call(build)
         except ConfigError as error:
             if self._tree is None:
@@ -164,7 +114,7 @@ class Shown:
             log.exception("dataset cannot be used", dataset=manifest.id)
             reason = f"{manifest.id}: {type(error).__name__} in the daemon (see its log)"
             source = UnusableSource(manifest.source.uri, reason)
-        prefix = "" if isinstance(source, UnusableSource) else self._key_prefix(manifest)
+        prefix = "" if isinstance(source, UnusableSource) else self._builder.key_prefix(manifest)
         quota = manifest.cache.quota
         origin = Origin(source, manifest.namespace, manifest.name, quota_bytes=quota, key_prefix=prefix)
         slot = self._store.number(self._slot_name(manifest))
@@ -221,7 +171,7 @@ class Shown:
             self._store,
             self._bridge,
             dataset.origin,
-            partial(self._build, manifest),
+            partial(self._builder.build, manifest),
             self._settings.read_timeout_s,
         )
         older.open_sealed(file)
@@ -239,8 +189,8 @@ class Shown:
             self._check_source(manifest)
         done: list[str] = []
         async with self._changing:
-            self._secrets.add(documents.secrets)
-            self._known.update({manifest.id: manifest for manifest in documents.manifests})
+            self._builder.secrets.add(documents.secrets)
+            self._builder.known.update({manifest.id: manifest for manifest in documents.manifests})
             try:
                 done += [await self._apply(manifest) for manifest in documents.manifests]
                 await self._follow_references({manifest.id for manifest in documents.manifests})
@@ -297,7 +247,7 @@ class Shown:
             raise ConfigError(f"{name} is all that is mounted (use dsfs unmount)")
         async with self._changing:
             await self._remove(name)
-            self._known.pop(name, None)
+            self._builder.known.pop(name, None)
             await self.hand_over()
 
     async def _remove(self, name: str) -> None:
@@ -318,56 +268,6 @@ class Shown:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
                 await dataset.close_sources()
 
-    async def _build(self, manifest: Manifest, depth: int = 0) -> Source:
-        """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
-        credentials = self._credentials(manifest)
-        if credentials is None:
-            raise ConfigError(
-                f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
-                "(add the Secret to the manifests, or its directory with --secrets)"
-            )
-        if manifest.source.type is SourceType.REFERENCE and self._tree is not None:
-            source: Source = await self._build_reference(manifest, depth)
-        else:
-            spec = manifest.source
-            if spec.type is SourceType.MANUAL and not spec.options:
-                spec = spec.model_copy(update={"uri": f"manual://{manifest.name}"})  # its claim has the dataset's name
-            source = build_source(spec, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace)
-        prefix = manifest.mount_options.path.strip("/")
-        return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
-
-    async def _build_reference(self, manifest: Manifest, depth: int) -> Source:
-        """Another dataset's source. Raises ConfigError when there is none, or it is not shared with this namespace."""
-        namespace, name, path = parse_reference(manifest.source.uri)
-        target = self._known.get(f"{namespace}/{name}")
-        # One answer for both: a team does not learn which datasets others have.
-        if target is None or not visible(target, [manifest.namespace]):
-            raise ConfigError(
-                f"{manifest.id}: {manifest.source.uri} is not there or not shared with namespace {manifest.namespace} "
-                "(its owner sets spec.share)"
-            )
-        if depth >= _LONGEST_CHAIN:
-            raise ConfigError(f"{manifest.id}: {manifest.source.uri} refers back to itself")
-        return ReferenceSource(await self._build(target, depth + 1), manifest.source.uri, path)
-
-    def _key_prefix(self, manifest: Manifest) -> str:
-        """What has to be put before a path to get that of the dataset whose files a REFERENCE shows."""
-        prefix = ""
-        for _step in range(_LONGEST_CHAIN):
-            if manifest.source.type is not SourceType.REFERENCE:
-                break
-            namespace, name, path = parse_reference(manifest.source.uri)
-            prefix = f"{path}/{prefix}" if path else prefix
-            target = self._known.get(f"{namespace}/{name}")
-            if target is None:
-                break
-            manifest = target
-        return prefix
-
-    def _credentials(self, manifest: Manifest) -> Mapping[str, str] | None:
-        """What the Secret says now; None when it is not there. Reads files."""
-        return self._secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
-
     async def look_at_secrets(self) -> None:
         """Have every source use a Secret that has changed, before its origin refuses the old one."""
         for name in list(self._shown):
@@ -378,7 +278,7 @@ class Shown:
         if shown is None or shown.dataset.manifest.secret_ref is None:
             return False
         try:
-            now = await trio.to_thread.run_sync(self._credentials, shown.dataset.manifest)
+            now = await trio.to_thread.run_sync(self._builder.credentials, shown.dataset.manifest)
         except ConfigError as error:
             log.warning("secret cannot be read", dataset=name, reason=str(error))
             return False
@@ -396,8 +296,8 @@ class Shown:
     async def hand_over(self) -> None:
         """Have the keeper hold what is shown, for the next server."""
         if self._tree is not None:
-            documents = Documents(tuple(self._known.values()), self._secrets.documents)
-            await self._keeper.hold(HANDED_OVER, _to_text(documents))
+            documents = Documents(tuple(self._builder.known.values()), self._builder.secrets.documents)
+            await self._keeper.hold(HANDED_OVER, to_text(documents))
 
 
 async def _run(dataset: Dataset, scope: trio.CancelScope) -> None:

@@ -1,0 +1,77 @@
+"""From a manifest to the source that reads it: which credentials, which other dataset, which directory of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from daemon.settings import Settings
+from daemon.wanted import Wanted
+from dsfs.datasets.access import visible
+from dsfs.errors import ConfigError
+from dsfs.manifest.schema import Manifest, SourceType
+from dsfs.sources.base import Source
+from dsfs.sources.prefixed import PrefixedSource
+from dsfs.sources.reference import ReferenceSource, parse_reference
+from dsfs.sources.registry import build_source
+
+_LONGEST_CHAIN = 8  # of references to references
+
+
+class Builder:
+    """``known`` are all manifests of this mount, ``secrets`` all of its secrets; both change while it runs."""
+
+    def __init__(self, settings: Settings, wanted: Wanted) -> None:
+        self.known = dict(wanted.known)
+        self.secrets = wanted.secrets
+        self._settings = settings
+        self._many = not wanted.single
+
+    async def build(self, manifest: Manifest, depth: int = 0) -> Source:
+        """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
+        credentials = self.credentials(manifest)
+        if credentials is None:
+            raise ConfigError(
+                f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
+                "(add the Secret to the manifests, or its directory with --secrets)"
+            )
+        if manifest.source.type is SourceType.REFERENCE and self._many:
+            source: Source = await self._build_reference(manifest, depth)
+        else:
+            spec = manifest.source
+            if spec.type is SourceType.MANUAL and not spec.options:
+                spec = spec.model_copy(update={"uri": f"manual://{manifest.name}"})  # its claim has the dataset's name
+            source = build_source(spec, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace)
+        prefix = manifest.mount_options.path.strip("/")
+        return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
+
+    async def _build_reference(self, manifest: Manifest, depth: int) -> Source:
+        """Another dataset's source. Raises ConfigError when there is none, or it is not shared with this namespace."""
+        namespace, name, path = parse_reference(manifest.source.uri)
+        target = self.known.get(f"{namespace}/{name}")
+        # One answer for both: a team does not learn which datasets others have.
+        if target is None or not visible(target, [manifest.namespace]):
+            raise ConfigError(
+                f"{manifest.id}: {manifest.source.uri} is not there or not shared with namespace {manifest.namespace} "
+                "(its owner sets spec.share)"
+            )
+        if depth >= _LONGEST_CHAIN:
+            raise ConfigError(f"{manifest.id}: {manifest.source.uri} refers back to itself")
+        return ReferenceSource(await self.build(target, depth + 1), manifest.source.uri, path)
+
+    def key_prefix(self, manifest: Manifest) -> str:
+        """What has to be put before a path to get that of the dataset whose files a REFERENCE shows."""
+        prefix = ""
+        for _step in range(_LONGEST_CHAIN):
+            if manifest.source.type is not SourceType.REFERENCE:
+                break
+            namespace, name, path = parse_reference(manifest.source.uri)
+            prefix = f"{path}/{prefix}" if path else prefix
+            target = self.known.get(f"{namespace}/{name}")
+            if target is None:
+                break
+            manifest = target
+        return prefix
+
+    def credentials(self, manifest: Manifest) -> Mapping[str, str] | None:
+        """What the Secret says now; None when it is not there. Reads files."""
+        return self.secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
