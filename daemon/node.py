@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from daemon.cache_device import CacheDevice
 from daemon.settings import Settings
 from daemon.shown import Shown
 from daemon.warming import Warming
@@ -40,6 +41,11 @@ class Node:
         self._shown = shown
         self._warming = warming
         self._last_info: dict[str, tuple[str, ...]] = {}
+        self._device = CacheDevice(settings.cache_dir)
+
+    @property
+    def mountpoint(self) -> str:
+        return self._settings.mountpoint
 
     async def status(self) -> dict[str, Any]:
         """One element of ``mounts`` in ``dsfs status --json`` (DESIGN section 7)."""
@@ -137,6 +143,8 @@ class Node:
         await self._shown.delete(dataset.manifest.id)
         if labels is not None:
             metrics.DATASET_INFO.remove(*labels)
+            metrics.DATASET_BYTES.remove(*labels[:2])
+            metrics.DATASET_CACHED_BYTES.remove(*labels[:2])
         return {"deleted": dataset.manifest.id}
 
     async def verify(self) -> Verified:
@@ -144,7 +152,8 @@ class Node:
         return await trio.to_thread.run_sync(verify, self._tier, self._boot, limiter=DISK)
 
     async def set_gauges(self) -> None:
-        """What a dataset is and how much of it is here, for /metrics."""
+        """What a dataset is and how much of it is here, and what the disk did, for /metrics."""
+        self._device.count()
         for dataset in self._shown.datasets.values():
             manifest, status = dataset.manifest, await dataset.status()
             labels = (manifest.namespace, manifest.name)

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,6 +24,7 @@ from prometheus_client import disable_created_metrics
 from daemon import logs
 from daemon.control.listen import control_interface
 from daemon.node import Node
+from daemon.opens import Opens
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
 from daemon.shown import Shown
 from daemon.wanted import HANDED_OVER, Wanted, read_wanted
@@ -77,6 +79,7 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack) -> None:
     metrics.SERVER_RESTARTS.inc(keeper.restarts)
+    metrics.BUILD.info({"version": version("dsfs"), "session": settings.session})
     bridge = await stack.enter_async_context(network_side())
     wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts.get(HANDED_OVER))
     tier, boot = await stack.enter_async_context(_node_tier(settings))
@@ -92,6 +95,9 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     stack.push_async_callback(shown.close)
     warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
     await warming.remember()
+    if settings.count_opens and isinstance(session, DirectSession):
+        session.watcher = opens = Opens(session.note_use)
+        background.start_soon(_optional, "counting of opens", opens.run)
     node = Node(settings, os.getppid(), tier, boot, shown, warming)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
@@ -234,6 +240,14 @@ async def _every(interval_s: float, what: str, work: Callable[[], Awaitable[None
             await work()
         except Exception:
             log.exception("background work failed", work=what)
+
+
+async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do what the server can do without; what goes wrong is logged."""
+    try:
+        await work()
+    except Exception:
+        log.exception("background work failed", work=what)
 
 
 async def _upkeep(tier: NodeTier) -> None:

@@ -42,6 +42,8 @@ class Settings:
     uid: int = 0
     gid: int = 0
     debug: bool = False
+    log_format: str = "console"
+    count_opens: bool = True
 
     def save(self) -> None:
         """Where every server of this mount finds them."""

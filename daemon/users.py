@@ -6,14 +6,19 @@ import os
 from collections.abc import Iterator
 
 
-def users_of(mountpoint: str, at_most: int = 5) -> list[str]:
-    """Processes with a working directory, a root, an open file or a mapping below a mount point: "name (pid 42)"."""
+def users_of(mountpoint: str, at_most: int = 5, but_not_of: int = 0) -> list[str]:
+    """Processes with a working directory, a root, an open file or a mapping below a mount point: "name (pid 42)".
+
+    ``but_not_of``: nor a process that this one started, however indirectly; the daemon looks at files itself.
+    """
     found = []
     inside = f"{mountpoint.rstrip('/')}/"
     for pid in os.listdir("/proc"):
         if not pid.isdigit() or int(pid) == os.getpid():
             continue
         if any(path == mountpoint or path.startswith(inside) for path in _paths(pid)):
+            if but_not_of and _is_below(int(pid), but_not_of):
+                continue
             found.append(f"{_name(pid)} (pid {pid})")
             if len(found) == at_most:
                 break
@@ -39,6 +44,18 @@ def _paths(pid: str) -> Iterator[str]:
                     yield fields[5]
     except OSError:
         return
+
+
+def _is_below(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                pid = int(stat.read().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
 
 
 def _name(pid: str) -> str:

@@ -63,6 +63,9 @@ def mount(
     namespace: Annotated[
         list[str] | None, typer.Option(metavar="NS", help="Show only what NS may see; may be repeated.")
     ] = None,
+    count_opens: Annotated[
+        bool, typer.Option(help="Count opens that the kernel serves alone, by dataset and pod (needs root).")
+    ] = True,
 ) -> None:
     """Mount one dataset (SOURCE_URI MOUNTPOINT), or those of manifests (-f FILE_OR_DIR MOUNTPOINT)."""
     if len(where) != (1 if file else 2):
@@ -99,6 +102,7 @@ def mount(
         namespaces=tuple(namespace or []),
         uid=os.getuid(),
         gid=os.getgid(),
+        count_opens=count_opens,
         debug=bool(os.environ.get("DSFS_DEBUG")),
     )
     settings.save()
@@ -127,7 +131,7 @@ def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help
             raise MountError(f"{place}: dsfs has nothing mounted there")
         _detach_all(place)
     else:
-        users = users_of(place)
+        users = users_of(place, but_not_of=found.keeper_pid)
         if users:
             raise MountError(f"{place} is in use by {', '.join(users)}; stop that, then unmount")
         try:

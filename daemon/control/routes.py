@@ -12,6 +12,7 @@ import trio
 from aiohttp import web
 from prometheus_client import exposition
 
+from daemon.control.stats import snapshot
 from daemon.node import Node
 from dsfs.bridge import Bridge
 from dsfs.errors import ConfigError, DsfsError
@@ -32,6 +33,7 @@ def public_app(node: Node, bridge: Bridge) -> web.Application:
     app.router.add_get("/livez", routes.livez)
     app.router.add_get("/healthz", routes.healthz)
     app.router.add_get("/api/v1/status", routes.status)
+    app.router.add_get("/api/v1/stats", routes.stats)
     return app
 
 
@@ -91,6 +93,10 @@ class Routes:
 
     async def status(self, request: web.Request) -> web.Response:
         return web.json_response(await self._bridge.await_on_file_side(self._node.status))
+
+    async def stats(self, request: web.Request) -> web.Response:
+        await self._bridge.await_on_file_side(self._node.set_gauges)
+        return web.json_response(snapshot(self._node.mountpoint))
 
     async def show(self, request: web.Request) -> web.Response:
         return web.json_response(await self._bridge.await_on_file_side(self._node.show, request.match_info["selector"]))

@@ -174,6 +174,10 @@ class Reader:
         if obj is not None:
             self._flights.fill(file, lambda: obj.missing(ByteRange(0, file.size_bytes)))
 
+    def note_use(self, file: RemoteFile) -> None:
+        """Somebody read an object without asking here."""
+        self._tier.index.use(file.key, file.origin.id)
+
     def present_bytes(self, file: RemoteFile) -> int:
         """How much of an object is in the node tier, in bytes."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)

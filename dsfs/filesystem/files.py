@@ -216,6 +216,13 @@ class DatasetFiles:
             self._failed[nodeid] = error, trio.current_time() + _SAME_ANSWER_S
             raise
 
+    def note_use(self, nodeid: int) -> None:
+        """A file was read out of the kernel's cache: what is in use is evicted last."""
+        try:
+            self._reader.note_use(self.file(nodeid))
+        except OSError:
+            return  # of a revision that nobody shows any more
+
     def _look_ahead(self, nodeid: int, file: RemoteFile, wanted: ByteRange) -> None:
         streams = self._streams.get(nodeid)
         if streams is None:

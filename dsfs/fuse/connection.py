@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import structlog
 import trio
+from prometheus_client import Histogram
 
 from dsfs import metrics
 from dsfs.errors import DsfsError
@@ -80,7 +81,9 @@ class Connection:
         self._initialised = initialised
         self._running: dict[int, tuple[trio.CancelScope, int]] = {}  # unique → (scope, pid)
         self._nursery: trio.Nursery | None = None
-        self._seconds = {opcode.value: metrics.OPERATION_SECONDS.labels(opcode.name.lower()) for opcode in Opcode}
+        self._seconds = metrics.Children[int, Histogram](
+            lambda opcode: metrics.OPERATION_SECONDS.labels(Opcode(opcode).name.lower())
+        )
 
     async def run(self, *, resume: bool, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer until the file system is unmounted."""

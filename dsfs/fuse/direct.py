@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 import trio
@@ -43,6 +43,16 @@ class SessionOptions:
     memory_bytes: int
 
 
+class OpenWatcher(Protocol):
+    """Who wants to see the opens that the kernel serves alone."""
+
+    async def watch(self, name: str, path: str, dev: str) -> None:
+        """A dataset's connection, mounted at a path, is openless."""
+
+    async def forget(self, name: str) -> None:
+        """A dataset is shown no longer."""
+
+
 class DirectSession:
     """Mounts through the keeper, or goes on with what the keeper holds from a server before.
 
@@ -57,6 +67,7 @@ class DirectSession:
         self._connections: dict[str, FilesConnection] = {}
         self._files: dict[str, DatasetFiles] = {}
         self._root: RootConnection | None = None
+        self.watcher: OpenWatcher | None = None
         self._nursery: trio.Nursery | None = None
 
     def shown_before(self, dataset: str) -> list[str]:
@@ -90,7 +101,7 @@ class DirectSession:
         path = self._options.mountpoint if self._tree is None else f"{self._options.mountpoint}/{name}"
 
         def make(held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
-            self._connections[name] = self._connection(name, files, held, device, initialised)
+            self._connections[name] = self._connection(name, path, files, held, device, initialised)
             return self._connections[name]
 
         if self._root is not None:
@@ -99,12 +110,20 @@ class DirectSession:
         await self._start(name, path, f"dsfs:{name}", make)
         await self._remember(name, _STATE_SHOWN, files.dataset.shown())
 
+    def note_use(self, name: str, nodeid: int) -> None:
+        """A file was opened lately, of which no request tells."""
+        files = self._files.get(name)
+        if files is not None:
+            files.note_use(nodeid)
+
     async def remove(self, name: str, gone: Sequence[tuple[int, bytes]], changed: Sequence[int]) -> None:
         """Detach a dataset's mount; whoever has files of it open keeps them for as long as this server lives."""
         await self._keeper.unmount(name)
         self._connections.pop(name, None)
         self._files.pop(name, None)
         self._states.pop(name, None)
+        if self.watcher is not None:
+            await self.watcher.forget(name)
         if self._root is not None:
             await self._root.forget(gone, changed)
 
@@ -162,9 +181,20 @@ class DirectSession:
             self._nursery.cancel_scope.cancel()  # the mount point is unmounted
 
     def _connection(
-        self, name: str, files: DatasetFiles, held: Held, device: Device, initialised: Callable[[int], None]
+        self, name: str, path: str, files: DatasetFiles, held: Held, device: Device, initialised: Callable[[int], None]
     ) -> FilesConnection:
         journal = OpenJournal(self._journal(name, held))
+
+        def watch() -> None:
+            if self.watcher is not None:
+                self._soon(self.watcher.watch, name, path, held.dev)
+
+        def turned_openless() -> None:
+            self._soon(self._remember, name, _STATE_OPENLESS, True)
+            watch()
+
+        if held.state.get(_STATE_OPENLESS, False):
+            watch()
         return FilesConnection(
             name,
             device,
@@ -175,7 +205,7 @@ class DirectSession:
             openless=bool(held.state.get(_STATE_OPENLESS, False)),
             offered=int(held.state.get(_STATE_OFFERED, 0)),
             initialised=initialised,
-            turned_openless=lambda: self._soon(self._remember, name, _STATE_OPENLESS, True),
+            turned_openless=turned_openless,
             stack_depth=self._options.stack_depth,
         )
 

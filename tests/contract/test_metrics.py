@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import dataset, write_manifests
-from tests.mounts import Mounts, eventually
+from tests.mounts import Mounts, dsfs, eventually
 from tests.servers import hostile as web
 
 # name → labels; a histogram has _bucket, _sum and _count
@@ -32,7 +32,14 @@ DESIGNED = {
     "dsfs_dataset_bytes": {"namespace", "dataset"},
     "dsfs_dataset_cached_bytes": {"namespace", "dataset"},
     "dsfs_server_restarts_total": set(),
+    # and what DESIGN does not name
+    "dsfs_build_info": {"version", "session"},
+    "process_resident_memory_bytes": set(),
+    "dsfs_cache_device_read_bytes_total": {"device"},
+    "dsfs_cache_device_written_bytes_total": {"device"},
+    "dsfs_open_overflows_total": set(),
 }
+LARGE = os.urandom(12_000_077)
 
 
 def test_every_designed_metric_is_there_and_moves(mounts: Mounts, tmp_path: Path) -> None:
@@ -102,6 +109,62 @@ def answers(http: str | None) -> bool:
             return bool(json.load(answer)["healthy"])
     except (urllib.error.URLError, OSError):
         return False
+
+
+def near(count: float, truth: float) -> bool:
+    return abs(count - truth) <= truth / 100
+
+
+def read_whole(path: Path) -> int:
+    """The bytes of a file, out of no page cache that was there before."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        found = 0
+        while piece := os.read(fd, 1 << 20):
+            assert piece == LARGE[found : found + len(piece)]
+            found += len(piece)
+    finally:
+        os.close(fd)
+    return found
+
+
+@pytest.mark.parametrize("path", ["daemon", "openless", "passthrough", "pyfuse3"])
+def test_bytes_agree_with_an_outside_count(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    """To 1 %: what came over the wire by the server's count, what was read by the reader's."""
+    labels = {"namespace": "team", "dataset": "data"}
+    session, spec = ("pyfuse3", {}) if path == "pyfuse3" else ("direct", {"readPath": path})
+    with web.hostile() as server:
+        server.files["/file"] = LARGE
+        manifest = write_manifests(
+            tmp_path / "m.yaml", dataset("data", f"{server.url}file", "team", type="HTTP", **spec)
+        )
+        mount = mounts.mount("-f", manifest, session=session, dataset="team/data")
+        mount.wait_phase("READY")
+        listed_bytes, listed = server.sent_bytes["/file"], len(server.asked)
+        read = read_whole(mount.root / "file")
+        assert near(mount.sum_of("dsfs_read_bytes_total", **labels), read)
+        eventually(lambda: mount.dataset()["cached_bytes"] == len(LARGE), 10, "all of it is here")
+        assert near(mount.sum_of("dsfs_origin_read_bytes_total", **labels), server.sent_bytes["/file"] - listed_bytes)
+        requests = sum(asked.method == "GET" for asked in server.asked[listed:])
+        assert mount.sum_of("dsfs_origin_requests_total", outcome="ok", **labels) == requests
+        assert mount.sum_of("dsfs_origin_request_seconds_count", **labels) == requests
+        for _round in range(3):
+            read += read_whole(mount.root / "file")
+        kernel = mount.sum_of("dsfs_kernel_opened_bytes_total", **labels)
+        assert near(mount.sum_of("dsfs_read_bytes_total", **labels) + kernel, read)
+        assert kernel == (3 * len(LARGE) if path == "passthrough" else 0)
+        assert near(mount.sum_of("dsfs_dataset_cached_bytes", **labels), len(LARGE))
+
+
+def test_what_is_deleted_is_not_counted_any_more(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("kept", source, "team"), dataset("gone", source, "team"))
+    mount = mounts.mount("-f", manifest)
+    assert mount.sum_of("dsfs_dataset_info", dataset="gone") == 1
+    assert dsfs("dataset", "delete", "team/gone", "-m", mount.mountpoint).returncode == 0
+    gauges = [name for name in mount.metrics() if name.startswith("dsfs_dataset_") and 'dataset="gone"' in name]
+    assert gauges == []
+    assert mount.sum_of("dsfs_dataset_info", dataset="kept") == 1
 
 
 def test_evicted_bytes_are_counted(mounts: Mounts, source: Path) -> None:
