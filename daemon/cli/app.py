@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from daemon.cli import cache, dataset, look, mount, top, warm
+from daemon.cli import bench, cache, dataset, look, mount, top, warm
 from daemon.cli.output import say
 from dsfs.errors import DsfsError
 
@@ -28,6 +28,7 @@ app.command("evict")(cache.evict)
 app.command("verify")(cache.verify)
 app.command("top")(top.top)
 app.command("stats")(top.stats)
+app.command("bench")(bench.bench)
 app.command("doctor")(look.doctor)
 app.command("probe")(look.probe)
 app.add_typer(dataset.app, name="dataset")
