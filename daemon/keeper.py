@@ -1,386 +1,457 @@
-"""The keeper: mounts, holds every connection's descriptor, starts servers and hands the descriptors to them.
+"""The keeper: mounts, holds every connection's descriptor, has servers started and hands the descriptors to them.
 
-It imports the standard library only and never talks to the network: what must not die should do little. A server
-may die at any moment; the keeper holds duplicates of all descriptors, so the kernel keeps the requests, and the next
-server answers them.
+It imports the standard library only and never talks to the network: what must not die should do little. A server may
+die at any moment; the keeper holds duplicates of all descriptors, so the kernel keeps the requests, and the next server
+answers them. The keeper may die too: the server that lives starts another and hands everything back.
 
-    python -m daemon.keeper RUNTIME_DIR READY_FD
+    python -m daemon.keeper RUNTIME_DIR READY_FD     beside `dsfs mount`
+    python -m daemon.keeper RUNTIME_DIR --adopt      started by a server that has lost its keeper
+    python -m daemon.keeper DIR --alone SOCKET PATIENCE_S     `dsfs keeper`: others start the servers
 
-RUNTIME_DIR holds ``keeper.json`` (mountpoint, server_argv, own_mounts) and gets ``keeper.sock``. READY_FD takes one
-line of JSON: {"ok": true} once the first server is ready, or {"error": "…"}, with "unexpected": true when only the
-log says why.
+RUNTIME_DIR holds ``keeper.json`` (mountpoint, server_argv, own_mounts, patience_s) and gets ``keeper.sock``. READY_FD
+takes one line of JSON: {"ok": true} once the first server is ready, or {"error": "…"}, with "unexpected": true when
+only the log says why.
 
-The protocol on ``keeper.sock`` (unix, SOCK_SEQPACKET; one JSON object a message; version 1):
+The protocol on ``keeper.sock`` (unix, SOCK_SEQPACKET; one JSON object a message). A peer says its version, the keeper
+answers with the lower of both, and that is what they speak. Version 1:
 
     server → keeper                                       keeper → server
     {"op": "hello", "version": 1, "pid": …}               {"version": 1, "restarts": …, "connections": count,
                                                           "held": count}, for each connection
                                                           {"name", "dev", "state"} + descriptor, and for each that is
-                                                          held {"name"} + descriptor
+                                                          held {"name"} + descriptor; or {"error"}
     {"op": "mount", "name", "path", "source"}             {"name", "dev", "state"} + descriptor, or {"name", "error"}
     {"op": "state", "name", "state": {…}}                 nothing; what the next server is told about the connection
     {"op": "unmount", "name"}                             {"name"} or {"name", "error"}
     {"op": "hold", "name"} + descriptor                   nothing; kept for the next server (a memfd: never on a disk)
     {"op": "ready"}, {"op": "failed", "error"}            nothing
     {"op": "restart"}                                     {"ok": true} once another server is ready, or {"error"}
+
+Version 2 has besides:
+
+    connections come with "path"
+    {"op": "standby", "version", "started", "takes_over"} later, at any time: {"op": "take", "stale": …}: fork a server;
+                                                          {"op": "go"}: end
+    {"op": "stale"}                                       nothing; a stand-by that was told to take over and would not,
+                                                          as another version is installed by now
+    {"op": "forked", "pid"}                               nothing; a stand-by has done as it was told
+    {"op": "ended", "pid", "status"}                      nothing; a server that the stand-by had forked
+                                                          {"op": "finish"}, {"op": "end"} to a server, at any time
+    {"op": "finished"}                                    {"op": "go"} once the next one is ready
+    {"op": "unmounted"}                                   nothing; the mount point is no mount any more
+    {"op": "adopt", "version", "restarts", "ready",       {"version", "ok": true}
+     "finished", "connections", "held"}, followed by as
+     many {"name", "path", "dev", "state"} and {"name"},
+     each + descriptor
+    {"op": "look"}                                        {"version", "pid", "server_pid", "state", "restarts",
+                                                          "failures", "problem", "next_s", "refused", "paths", "alone"}
+    {"op": "end"}                                         {"ok": true} once all is unmounted
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
-import re
 import resource
-import selectors
+import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
-VERSION = 1
-LARGEST_MESSAGE = 64 * 1024
+from daemon.keeping.loop import Loop, say
+from daemon.keeping.mounting import detach, mount_table
+from daemon.keeping.peers import Peer
+from daemon.keeping.refusal import Refusal
+from daemon.keeping.succession import Succession
+from daemon.keeping.table import Table
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024  # <linux/mount.h>
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_FIRST_RESTART_S, _LONGEST_RESTART_S = 0.1, 10.0
-_STEADY_S = 5.0  # a server that lived so long did not fail at its start
+VERSION = 2
+
 _SERVER_STOP_S = 8.0
-_CHECK_S = 30.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
-_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
-
-
-@dataclass
-class Connection:
-    """A mounted file system: its descriptor, where it is, and what servers want their successors to know."""
-
-    fd: int
-    path: str
-    dev: str
-    state: dict[str, Any] = field(default_factory=dict)
+_LOCK_S = 5.0
+_ADOPTION_S = 10.0
+_PATIENCE_S = 30.0
+_ANOTHER = "another server has the connections"
 
 
 class Keeper:
-    def __init__(self, runtime_dir: str, ready_fd: int) -> None:
-        with open(f"{runtime_dir}/keeper.json", encoding="utf-8") as file:
-            config = json.load(file)
-        self._runtime_dir = runtime_dir
+    """``alone``: servers are started by others, and mounts are left to whoever else holds them when this ends."""
+
+    def __init__(self, directory: str, socket_path: str, config: dict[str, Any], ready_fd: int = -1) -> None:
+        self._directory = directory
+        self._socket_path = socket_path
         self._ready_fd = ready_fd
-        self._mountpoint: str = config["mountpoint"]
-        self._server_argv: list[str] = config["server_argv"]
-        self._own_mounts: bool = config["own_mounts"]  # False: the server mounts, with libfuse
-        self._connections: dict[str, Connection] = {}
-        self._held: dict[str, int] = {}
-        self._lock = threading.Lock()  # guards _connections; mounts and unmounts run in threads
-        self._server: subprocess.Popen[bytes] | None = None
-        self._server_since = 0.0
-        self._restart_s = _FIRST_RESTART_S
-        self._restarts = -1
-        self._planned = False  # the server was asked to end, for another to take over
-        self._restart_peers: list[socket.socket] = []
-        self._told = False
-        self._stopping = False
-        self._selector = selectors.DefaultSelector()
+        self._mountpoint: str = config.get("mountpoint", "")
+        self._own_mounts: bool = config.get("own_mounts", True)  # False: the server mounts, with libfuse
+        self._alone = "server_argv" not in config
+        self._patience_s = float(config.get("patience_s", _PATIENCE_S))
+        self._loop = Loop()
+        self._table = Table()
+        self._refusal = Refusal(self._loop)
+        argv = None if self._alone else [*config["server_argv"], directory]
+        self._succession = Succession(self._loop, self, argv)
+        self._succession.can_hand_over = self._own_mounts
+        self._status = 0
+        self._awaits_adoption = False
+        self._early: list[Peer] = []  # servers that said hello before there was anything to hand out
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    def run(self) -> int:
+    def run(self, *, adopt: bool = False) -> int:
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor for each dataset
-        lock_fd = os.open(f"{self._runtime_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock_fd, fcntl.LOCK_EX)  # held for life: a runtime directory without it belongs to a dead keeper
-        os.ftruncate(lock_fd, 0)
-        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
-        wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        if not self._lock():
+            say(f"another keeper has {self._directory}")
+            return 1
+        signal.set_wakeup_fd(self._loop.wake_fd, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(f"{self._runtime_dir}/keeper.sock")
-        listener.listen(8)
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._selector.register(wake_r, selectors.EVENT_READ)
-        self._start_server()
-        status = 0
-        while not self._stopping:
-            for key, _events in self._selector.select():
-                if key.fileobj is listener:
-                    self._accept(listener)
-                elif key.fileobj == wake_r:
-                    os.read(wake_r, 512)
-                    status = self._look_after_server() or status
-                elif isinstance(key.fileobj, socket.socket):
-                    self._serve(key.fileobj)
+        if os.path.lexists(self._socket_path):
+            os.unlink(self._socket_path)  # of a keeper that died: the lock says so
+        self._listener.bind(self._socket_path)
+        os.chmod(self._socket_path, 0o600)
+        self._listener.listen(64)
+        self._loop.watch(self._listener.fileno(), self._accept)
+        if adopt or self._alone:
+            self._succession.told = True
+        if self._alone:
+            self._table.careful = True
+            self._table.restore()
+            self._table.notify("READY=1")
+            self._server_due()
+        elif adopt:
+            self._table.careful = self._awaits_adoption = True
+            self._succession.not_before = time.monotonic() + _ADOPTION_S  # who serves is about to say so
+            self._loop.after(_ADOPTION_S, self._look_for_adoption)
+        else:
+            self._succession.consider()
+        self._loop.run()
         self._stop()
-        return status
+        return self._status
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            peer, _address = listener.accept()
-        except OSError as error:
-            _say(f"a peer cannot be accepted: {error}")
-            time.sleep(0.1)  # out of descriptors: whoever frees one does not wake us
-            return
-        self._selector.register(peer, selectors.EVENT_READ)
+    def _lock(self) -> bool:
+        """Held for life: a runtime directory without it belongs to a dead keeper."""
+        fd = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+            time.sleep(0.02)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return True
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if number == signal.SIGHUP:
-            quiet, _other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            threading.Thread(target=self._restart, args=(quiet,), daemon=True).start()
-        elif number != signal.SIGCHLD:
-            self._stopping = True
-
-    def _start_server(self) -> None:
-        self._restarts += 1
-        self._server_since = time.monotonic()
-        try:
-            self._server = subprocess.Popen([*self._server_argv, self._runtime_dir])
-        except OSError as error:  # no memory, or an installation that is just being replaced
-            _say(f"no server can be started: {error}")
-            self._server = None
-            if self._told:
-                self._start_after(self._restart_s)
-                self._restart_s = min(self._restart_s * 2, _LONGEST_RESTART_S)
-            else:
-                self._tell({"error": f"no server can be started: {error}"})
-                self._stopping = True
-
-    def _start_after(self, delay_s: float) -> None:
-        timer = threading.Timer(delay_s, self._start_later)
-        timer.daemon = True
-        timer.start()
-
-    def _look_after_server(self) -> int:
-        """After a SIGCHLD: start the next server. Nonzero when the first one ended before it was ready."""
-        if self._server is None or self._server.poll() is None or self._stopping:
-            return 0
-        code = self._server.returncode
-        if not self._told:
-            self._tell({"error": f"the server ended with status {code} before it was ready", "unexpected": True})
-            self._stopping = True
-            return 1
-        if self._planned:
-            self._planned = False
-            _say("server handed over")
-            self._start_server()
-            return 0
-        self._answer_restart({"error": f"the new server ended with status {code} before it was ready"})
-        if not self._own_mounts:
-            _umount(self._mountpoint)  # libfuse's connection died with the server
-        if time.monotonic() - self._server_since >= _STEADY_S:
-            self._restart_s = _FIRST_RESTART_S
-        delay_s = 0.0 if self._restart_s == _FIRST_RESTART_S else self._restart_s
-        self._restart_s = min(self._restart_s * 2, _LONGEST_RESTART_S)
-        _say(f"server ended with status {code}, the next one starts in {delay_s:g} s")
-        if delay_s:
-            self._server = None
-            self._start_after(delay_s)
+        if number == signal.SIGCHLD:
+            self._loop.soon(self._succession.look_after_children)
+        elif number == signal.SIGHUP:
+            self._loop.soon(self._restart_quietly)
         else:
-            self._start_server()
-        return 0
+            self._loop.soon(self._loop.stop)
 
-    def _start_later(self) -> None:
-        if not self._stopping:
-            self._start_server()
+    def _restart_quietly(self) -> None:
+        ours, _other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._succession.restart(Peer(ours))
 
-    def _restart(self, peer: socket.socket) -> None:
-        """Upgrade: make sure that another server can start, then have the one that runs hand over to it.
-
-        The one that ends answers no more requests; those it had taken are repeated by the kernel to the next.
-        """
-        if not self._own_mounts:
-            _send(peer, {"error": "the pyfuse3 session cannot hand over: unmount, and mount again"})
-            return
-        try:
-            check = subprocess.run(
-                [*self._server_argv, self._runtime_dir, "--check"], capture_output=True, timeout=_CHECK_S, check=False
-            )
-            problem = "" if check.returncode == 0 else check.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            failed = check.returncode != 0
-        except (OSError, subprocess.TimeoutExpired) as error:
-            problem, failed = str(error), True
-        server = self._server
-        if failed or server is None:
-            _send(peer, {"error": f"the new version does not start, the old one stays: {problem}"})
-            return
-        self._restart_peers.append(peer)
-        self._planned = True
-        server.terminate()
-        try:
-            server.wait(_SERVER_STOP_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-    def _answer_restart(self, message: dict[str, Any]) -> None:
-        peers, self._restart_peers = self._restart_peers, []
-        for peer in peers:
-            _send(peer, message)
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        """Say once how the start went, to whoever waits for it."""
-        if self._told:
-            return
-        self._told = True
-        try:
-            os.write(self._ready_fd, json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
-            _say("nobody waits for the mount any more")
-        os.close(self._ready_fd)
+    def _look_for_adoption(self) -> None:
+        if self._succession.server is None and not self._table.connections:
+            say("nobody hands anything over")
+            self._status = 1
+            self._loop.stop()
 
     def _stop(self) -> None:
         """Detach the tree first, so that nobody starts something new in it, then end the server."""
-        if self._own_mounts:
-            with self._lock:
-                paths = sorted((connection.path for connection in self._connections.values()), key=len)
-            if paths:
-                _umount(paths[0])  # the outermost: MNT_DETACH takes what is mounted below along
-        server = self._server
-        if server is not None and server.poll() is None:
-            server.terminate()
-            try:
-                server.wait(_SERVER_STOP_S)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+        self._refusal.stop()
+        if self._alone and (self._table.stored or self._succession.server is not None):
+            say("the mounts stay with those who hold them too")
+            return
+        self._unmount_all()
+        self._succession.stop(_SERVER_STOP_S)
         if not self._own_mounts:
-            _umount(self._mountpoint)
-        self._tell({"error": "stopped"})
-        for name in ("keeper.sock", "control.sock"):
-            if os.path.exists(f"{self._runtime_dir}/{name}"):
-                os.unlink(f"{self._runtime_dir}/{name}")
+            detach(self._mountpoint)
+        self.first_answer({"error": "stopped"})
+        for path in (self._socket_path, f"{self._directory}/control.sock"):
+            if os.path.exists(path):
+                os.unlink(path)
+
+    def _unmount_all(self) -> None:
+        paths = sorted((connection.path for connection in self._table.connections.values()), key=len)
+        if paths:
+            detach(paths[0])  # the outermost: MNT_DETACH takes what is mounted below along
+
+    # -- what the succession asks for -----------------------------------------------------------------------------
+
+    def hand_out(self, server: Peer) -> None:
+        """Everything, to a server that has said hello."""
+        self._refusal.stop()
+        connections, held = self._table.snapshot()
+        hello = {"version": server.version, "restarts": self._succession.restarts}
+        server.send({**hello, "connections": len(connections), "held": len(held)})
+        for name, connection in sorted(connections.items()):
+            server.send(connection.described(name), connection.fd)
+        for name, fd in sorted(held.items()):
+            server.send({"name": name}, fd)
+
+    def server_lost(self) -> None:
+        if not self._own_mounts:
+            detach(self._mountpoint)  # libfuse's connection died with the server
+        self._server_due()
+
+    def _server_due(self) -> None:
+        """Look, when the patience of those who wait is over, whether anybody serves."""
+        left_s = self._succession.well_at + self._patience_s - time.monotonic()
+        if self._succession.server is not None:
+            return
+        if left_s > 0:
+            self._loop.after(left_s, self._server_due)
+            return
+        if not self._refusal.on and self._table.connections:
+            say(f"no server for {self._patience_s:g} s: whoever waits gets an error until one is ready")
+        self._refusal.start({name: each.fd for name, each in self._table.connections.items()})
+
+    def first_answer(self, message: dict[str, Any]) -> None:
+        """Say once how the start went, to whoever waits for it."""
+        if self._ready_fd < 0:
+            return
+        try:
+            os.write(self._ready_fd, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            say("nobody waits for the mount any more")
+        os.close(self._ready_fd)
+        self._ready_fd = -1
+
+    def give_up(self, reason: dict[str, Any]) -> None:
+        """The first start has failed."""
+        self.first_answer(reason)
+        self._status = 1
+        self._loop.stop()
 
     # -- the protocol ---------------------------------------------------------------------------------------------
 
-    def _serve(self, peer: socket.socket) -> None:
+    def _accept(self) -> None:
         try:
-            raw, fds, _flags, _address = socket.recv_fds(peer, LARGEST_MESSAGE, 1)
-            message = json.loads(raw) if raw else None
-        except (OSError, ValueError) as error:
-            _say(f"a peer on the keeper's socket is dropped: {error}")
-            message, fds = None, []
-        if not isinstance(message, dict):
-            self._selector.unregister(peer)
-            peer.close()
+            sock, _address = self._listener.accept()
+        except OSError as error:
+            say(f"a peer cannot be accepted: {error}")
+            time.sleep(0.1)  # out of descriptors: whoever frees one does not wake us
             return
+        peer = Peer(sock)
+        self._loop.watch(sock.fileno(), lambda: self._serve(peer))
+        if peer.pidfd >= 0:
+            self._loop.watch(peer.pidfd, lambda: self._ended(peer))
+
+    def _serve(self, peer: Peer) -> None:
+        message, fds = peer.receive()
+        if message is None:
+            self._close(peer)
+            return
+        try:
+            if peer.adopting:
+                self._adopt_one(peer, message, fds)
+            else:
+                self._obey(peer, message, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _close(self, peer: Peer) -> None:
+        """Its connection has ended; so has the process, but for a server of which a descriptor can tell better."""
+        self._loop.unwatch(peer.sock.fileno())
+        peer.sock.close()
+        peer.closed = True
+        if peer.pidfd < 0 or peer is not self._succession.server:
+            self._ended(peer)
+
+    def _ended(self, peer: Peer) -> None:
+        if peer.pidfd >= 0:
+            self._loop.unwatch(peer.pidfd)
+            os.close(peer.pidfd)
+            peer.pidfd = -1
+        while not peer.closed and select.select([peer.sock], [], [], 0)[0]:
+            self._serve(peer)  # what it said before it died
+        if not peer.closed:
+            self._close(peer)
+        elif not peer.gone:
+            peer.gone = True
+            self._succession.gone(peer)
+
+    def _obey(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:
         name = str(message.get("name", ""))
+        succession = self._succession
         match message.get("op"):
             case "hello":
-                self._hand_over(peer)
+                peer.version = min(VERSION, int(message.get("version", 1)))
+                self._hello(peer)
+            case "standby":
+                peer.version = min(VERSION, int(message.get("version", 1)))
+                started = float(message.get("started", 0))
+                succession.standby(peer, started, takes_over=bool(message.get("takes_over")))
+            case "stale":
+                succession.stale(peer)
+            case "forked":
+                succession.forked(peer, int(message["pid"]))
+            case "ended":
+                succession.forked_ended(peer, int(message["pid"]), int(message["status"]))
             case "mount":
                 arguments = (peer, name, str(message.get("path", "")), str(message.get("source", "")))
                 threading.Thread(target=self._mount, args=arguments, daemon=True).start()
             case "unmount":
                 threading.Thread(target=self._unmount, args=(peer, name), daemon=True).start()
             case "state":
-                with self._lock:
-                    if name in self._connections:
-                        self._connections[name].state = message.get("state", {})
+                self._table.keep_state(name, message.get("state", {}))
             case "hold" if fds:
-                before = self._held.pop(name, None)
-                if before is not None:
-                    os.close(before)
-                self._held[name] = fds.pop()
+                self._table.hold(name, fds.pop())
             case "restart":
-                threading.Thread(target=self._restart, args=(peer,), daemon=True).start()
+                succession.restart(peer)
             case "ready":
-                self._tell({"ok": True})
-                self._answer_restart({"ok": True})
+                succession.is_ready(peer)
             case "failed":
-                if not self._told:
-                    self._tell({"error": str(message.get("error", "the server failed"))})
-                    self._stopping = True
+                succession.has_failed(peer, str(message.get("error", "the server failed")))
+            case "finished":
+                succession.has_finished(peer)
+            case "unmounted":
+                self._unmounted(peer)
+            case "adopt":
+                self._adopt(peer, message)
+            case "look":
+                peer.send(self._look())
+            case "end":
+                self._end(peer)
             case other:
-                _send(peer, {"error": f"unknown operation {other!r}"})
-        for fd in fds:
-            os.close(fd)
+                peer.send({"error": f"unknown operation {other!r}"})
 
-    def _hand_over(self, peer: socket.socket) -> None:
-        with self._lock:
-            connections = dict(self._connections)
-        hello = {"version": VERSION, "restarts": self._restarts}
-        _send(peer, {**hello, "connections": len(connections), "held": len(self._held)})
-        for name, connection in sorted(connections.items()):
-            _send(peer, {"name": name, "dev": connection.dev, "state": connection.state}, connection.fd)
-        for name, fd in sorted(self._held.items()):
-            _send(peer, {"name": name}, fd)
+    def _hello(self, peer: Peer) -> None:
+        if self._awaits_adoption:
+            self._early.append(peer)
+        elif not self._succession.hello(peer):
+            peer.send({"version": peer.version, "error": _ANOTHER})
 
-    def _mount(self, peer: socket.socket, name: str, path: str, source: str) -> None:
-        with self._lock:
-            known = self._connections.get(name)
-        if known is not None:  # a server that died between asking and hearing
-            _send(peer, {"name": name, "dev": known.dev, "state": known.state}, known.fd)
-            return
+    def _look(self) -> dict[str, Any]:
+        succession = self._succession
+        return {
+            "version": VERSION,
+            "pid": os.getpid(),
+            "server_pid": succession.server.pid if succession.server is not None else 0,
+            "state": succession.state(),
+            "restarts": succession.restarts,
+            "failures": succession.failures,
+            "problem": succession.problem,
+            "next_s": max(0.0, round(succession.not_before - time.monotonic(), 1)),
+            "refused": self._refusal.refused,
+            "paths": sorted((each.path for each in self._table.connections.values()), key=len)[:1],
+            "alone": self._alone,
+        }
+
+    def _mount(self, peer: Peer, name: str, path: str, source: str) -> None:
         try:
-            fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            connection = self._table.mount(name, path, source)
         except OSError as error:
-            _send(peer, {"name": name, "error": f"/dev/fuse: {error.strerror}"})
+            what = "/dev/fuse" if error.filename == "/dev/fuse" else f"mount on {path}"
+            peer.send({"name": name, "error": f"{what}: {error.strerror}"})
             return
-        options = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions,allow_other"
-        flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
-        if _libc.mount(os.fsencode(source), os.fsencode(path), b"fuse.dsfs", flags, options.encode()) != 0:
-            error_text = os.strerror(ctypes.get_errno())
-            os.close(fd)
-            _send(peer, {"name": name, "error": f"mount on {path}: {error_text}"})
+        peer.send(connection.described(name), connection.fd)
+
+    def _unmount(self, peer: Peer, name: str) -> None:
+        peer.send({"name": name} if self._table.unmount(name) else {"name": name, "error": "not mounted"})
+
+    def _unmounted(self, peer: Peer) -> None:
+        """The server's root connection has ended: somebody has unmounted it, or the kernel has aborted it."""
+        if peer is not self._succession.server:
             return
-        connection = Connection(fd, path, _device_at(path))
-        with self._lock:
-            self._connections[name] = connection
-        _send(peer, {"name": name, "dev": connection.dev, "state": {}}, fd)
+        root = min(self._table.connections.values(), key=lambda each: len(each.path), default=None)
+        aborted = root is not None and any(each.dev == root.dev for each in mount_table())
+        self._unmount_all()
+        self._table.clear()
+        if aborted:
+            say(f"{root.path if root else ''}: the kernel has ended the connection, it is mounted anew")
+        elif not self._alone:
+            self._loop.stop()
 
-    def _unmount(self, peer: socket.socket, name: str) -> None:
-        with self._lock:
-            connection = self._connections.pop(name, None)
-        if connection is None:
-            _send(peer, {"name": name, "error": "not mounted"})
+    def _end(self, peer: Peer) -> None:
+        """`dsfs unmount` of a keeper that lives alone: it stays for whoever mounts next."""
+        if not self._alone:
+            peer.send({"error": "ends with SIGTERM"})
             return
-        _umount(connection.path)
-        os.close(connection.fd)
-        _send(peer, {"name": name})
+        self._refusal.stop()
+        self._unmount_all()
+        server = self._succession.server
+        if server is not None:
+            server.send({"op": "end"})
+
+        def finish() -> None:
+            self._table.clear()
+            peer.send({"ok": True})
+
+        self._loop.after(0, finish)
+
+    # -- adoption -------------------------------------------------------------------------------------------------
+
+    def _adopt(self, peer: Peer, message: dict[str, Any]) -> None:
+        peer.version = min(VERSION, int(message.get("version", 1)))
+        server = self._succession.server
+        same = server is not None and server.pid == peer.pid  # it has lost its connection, not its keeper
+        if server is not None and not same and server.alive():
+            peer.send({"version": peer.version, "error": _ANOTHER})
+            return
+        self._refusal.stop()
+        self._succession.restarts = max(self._succession.restarts, int(message.get("restarts", 0)))
+        peer.adoption = message
+        peer.adopting = int(message.get("connections", 0)) + int(message.get("held", 0))
+        if not peer.adopting:
+            self._adopted(peer)
+
+    def _adopt_one(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:
+        name = str(message.get("name", ""))
+        peer.adopting -= 1
+        if fds and "dev" in message:
+            self._table.add(
+                name, fds.pop(), str(message.get("path", "")), str(message["dev"]), message.get("state", {})
+            )
+        elif fds:
+            self._table.hold(name, fds.pop())
+        if not peer.adopting:
+            self._adopted(peer)
+
+    def _adopted(self, peer: Peer) -> None:
+        say(f"taken over from server {peer.pid}: {len(self._table.connections)} connections")
+        ready, finished = bool(peer.adoption.get("ready")), bool(peer.adoption.get("finished"))
+        peer.send({"version": peer.version, "ok": True})
+        self._succession.adopted(peer, ready=ready, finished=finished)
+        self._awaits_adoption = False
+        early, self._early = self._early, []
+        for each in early:
+            if not each.closed:
+                self._hello(each)
 
 
-def _send(peer: socket.socket, message: dict[str, Any], fd: int | None = None) -> None:
-    try:
-        socket.send_fds(peer, [json.dumps(message).encode()], [] if fd is None else [fd])
-    except OSError as error:  # the server died while it was answered: the next one asks again
-        _say(f"answer not delivered: {error}")
+def _detached() -> None:
+    """Leave the server that started this: whoever is the reaper of orphans gets us."""
+    if os.fork():
+        os._exit(0)
 
 
-def _umount(path: str) -> None:
-    """Detach a mount and all below it. Never enters it, so nothing in it can make this hang."""
-    if _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
-        return
-    code = ctypes.get_errno()
-    if os.getuid() != 0:  # an unprivileged mount is fusermount3's to undo
-        subprocess.run(["fusermount3", "-u", "-z", "-q", path], check=False)
-        return
-    _say(f"unmounting {path}: {os.strerror(code)}")
-
-
-def _device_at(path: str) -> str:
-    """The "major:minor" of the file system mounted last at a path; asks the mount table, not the file system."""
-    found = ""
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            fields = line.split(b" ")
-            place = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), fields[4])
-            if place == os.fsencode(path):
-                found = fields[2].decode("ascii")
-    return found
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} keeper: {text}\n")
-    sys.stderr.flush()
+def main(argv: list[str]) -> int:
+    directory = argv[0]
+    if argv[1] == "--alone":
+        return Keeper(directory, argv[2], {"patience_s": argv[3]}).run()
+    with open(f"{directory}/keeper.json", encoding="utf-8") as file:
+        config = json.load(file)
+    socket_path = f"{directory}/keeper.sock"
+    if argv[1] == "--adopt":
+        _detached()
+        return Keeper(directory, socket_path, config).run(adopt=True)
+    return Keeper(directory, socket_path, config, int(argv[1])).run()
 
 
 if __name__ == "__main__":
-    sys.exit(Keeper(sys.argv[1], int(sys.argv[2])).run())
+    sys.exit(main(sys.argv[1:]))

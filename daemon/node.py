@@ -18,6 +18,7 @@ from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.datasets.selection import matching
 from dsfs.errors import ConfigError
 from dsfs.fetch.flights import DISK
+from dsfs.fuse.keeper_client import KeeperClient
 
 _NEWS_S = 0.5
 
@@ -28,14 +29,14 @@ class Node:
     def __init__(
         self,
         settings: Settings,
-        keeper_pid: int,
+        keeper: KeeperClient,
         tier: NodeTier,
         boot: bytes,
         shown: Shown,
         warming: Warming,
     ) -> None:
         self._settings = settings
-        self._keeper_pid = keeper_pid
+        self._keeper = keeper
         self._tier = tier
         self._boot = boot
         self._shown = shown
@@ -54,7 +55,7 @@ class Node:
         return {
             "mountpoint": self._settings.mountpoint,
             "session": self._settings.session,
-            "keeper_pid": self._keeper_pid,
+            "keeper_pid": self._keeper.pid,
             "server_pid": os.getpid(),
             "http": self._settings.http,
             "cache_dir": self._settings.cache_dir,

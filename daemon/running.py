@@ -8,10 +8,14 @@ import json
 import os
 import re
 import shutil
+import socket
+import time
 from dataclasses import dataclass
 
 from daemon.settings import runtime_root
 from dsfs.errors import MountError
+
+_HEALING_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Running:
     mountpoint: str
     keeper_pid: int
     alive: bool
+    keeper_socket: str
 
     @property
     def control_socket(self) -> str:
@@ -40,17 +45,18 @@ def all_mounts() -> list[Running]:
         names = sorted(os.listdir(root))
     except FileNotFoundError:
         return []
-    found = (_look(f"{root}/{name}") for name in names)
+    found = (look(f"{root}/{name}") for name in names)
     return [running for running in found if running is not None]
 
 
 def find(mountpoint: str | None) -> Running:
     """The mount at a place, or the only one there is. Raises MountError that says what there is."""
-    alive = [running for running in all_mounts() if running.alive]
+    found = all_mounts()
+    alive = [running for running in found if running.alive]
     if mountpoint is not None:
         place = os.path.abspath(mountpoint)
-        for running in alive:
-            if running.mountpoint == place:
+        for running in found:
+            if running.mountpoint == place and (running.alive or _is_healing(running)):
                 return running
         raise MountError(f"{place}: dsfs has nothing mounted there ({_list(alive)})")
     if len(alive) == 1:
@@ -63,7 +69,7 @@ def find(mountpoint: str | None) -> Running:
 def prepare(mountpoint: str) -> str:
     """A clean runtime directory for a new mount. Raises MountError when one is alive there."""
     path = runtime_dir_of(mountpoint)
-    running = _look(path)
+    running = look(path)
     if running is not None and running.alive:
         raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {running.keeper_pid}); unmount it first")
     shutil.rmtree(path, ignore_errors=True)
@@ -97,10 +103,28 @@ def mounted_at(mountpoint: str) -> list[str]:
     return found
 
 
-def _look(path: str) -> Running | None:
+def _is_healing(running: Running) -> bool:
+    """Whether the server of a keeper that was killed is starting another; waits until it has."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        try:
+            server.connect(running.control_socket)
+        except OSError:
+            return False
+    deadline = time.monotonic() + _HEALING_S
+    while time.monotonic() < deadline:
+        now = look(running.runtime_dir)
+        if now is not None and now.alive:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def look(path: str) -> Running | None:
+    """What a runtime directory says; None when it is none."""
     try:
         with open(f"{path}/keeper.json", encoding="utf-8") as file:
-            mountpoint = str(json.load(file)["mountpoint"])
+            config = json.load(file)
+        mountpoint = str(config["mountpoint"])
         lock_fd = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC)
     except (OSError, ValueError, KeyError):
         return None
@@ -114,7 +138,7 @@ def _look(path: str) -> Running | None:
     except ValueError:
         pid = 0
     os.close(lock_fd)
-    return Running(path, mountpoint, pid, alive)
+    return Running(path, mountpoint, pid, alive, config.get("socket", f"{path}/keeper.sock"))
 
 
 def _list(alive: list[Running]) -> str:

@@ -1,6 +1,9 @@
 """The server: builds the rooms, starts them in order, stops them in the other.
 
-python -m daemon.server RUNTIME_DIR
+python -m daemon.server RUNTIME_DIR            a stand-by (daemon/standby.py) that forks servers when it is told to
+python -m daemon.server RUNTIME_DIR --serve    as `dsfs serve`: it waits for its keeper, and ends with its server
+python -m daemon.server RUNTIME_DIR --check    whether it could start
+
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import structlog
 import trio
 from prometheus_client import disable_created_metrics
 
-from daemon import logs
+from daemon import logs, standby
 from daemon.control.listen import control_interface
 from daemon.node import Node
 from daemon.opens import Opens
@@ -64,7 +67,7 @@ _SECRETS_S = 5.0  # a kubelet takes a minute to update one
 async def serve(settings: Settings) -> None:
     """Run one server until its mounts are gone or it is told to stop."""
     async with AsyncExitStack() as stack:
-        keeper = await stack.enter_async_context(connect(f"{settings.runtime_dir}/keeper.sock"))
+        keeper = await stack.enter_async_context(connect(settings.keeper_socket, _keeper_starter(settings)))
         try:
             await _serve(settings, keeper, stack)
         except DsfsError as error:
@@ -98,7 +101,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     if settings.count_opens and isinstance(session, DirectSession):
         session.watcher = opens = Opens(session.note_use)
         background.start_soon(_optional, "counting of opens", opens.run)
-    node = Node(settings, os.getppid(), tier, boot, shown, warming)
+    node = Node(settings, keeper, tier, boot, shown, warming)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
@@ -107,6 +110,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
         background.start_soon(_rebuild, tier, boot)
     async with trio.open_nursery() as serving:
         serving.start_soon(_stop_on_signal, serving)
+        serving.start_soon(_stop_when_asked, serving, keeper)
         serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming)
 
 
@@ -130,7 +134,7 @@ async def _show(
     """Mount, say when it is ready, serve; what ends the session ends the server."""
     async with trio.open_nursery() as nursery:
         prepared = [await shown.prepare(manifest) for manifest in wanted.manifests]
-        await nursery.start(_run_session, session, serving)
+        await nursery.start(_run_session, session, serving, keeper)
         for mount in prepared:
             try:
                 await mount()
@@ -159,11 +163,13 @@ async def _show(
 async def _run_session(
     session: DirectSession | PortableSession,
     serving: trio.Nursery,
+    keeper: KeeperClient,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     await session.run(task_status=task_status)
-    serving.cancel_scope.cancel()  # unmounted
+    await keeper.unmounted()
+    serving.cancel_scope.cancel()
 
 
 async def _first_answers(datasets: Collection[Dataset], patience_s: float) -> None:
@@ -272,6 +278,26 @@ async def _stop_on_signal(serving: trio.Nursery) -> None:
             return
 
 
+async def _stop_when_asked(serving: trio.Nursery, keeper: KeeperClient) -> None:
+    """Another server takes over, or the mount ends."""
+    await keeper.asked.wait()
+    log.info("stopping", finish=keeper.asked_to_finish)
+    serving.cancel_scope.cancel()
+
+
+def _keeper_starter(settings: Settings) -> Callable[[], Awaitable[None]] | None:
+    """What starts a keeper in place of one that died; None when keepers are started by others."""
+    if settings.keeper_alone:
+        return None
+    argv = [sys.executable, "-P", "-m", "daemon.keeper", settings.runtime_dir, "--adopt"]
+
+    async def start() -> None:
+        # It leaves us at once, to be the child of whoever reaps orphans: it has to outlive this process.
+        await trio.run_process(argv, check=True, cwd="/")
+
+    return start
+
+
 def _first(group: BaseExceptionGroup[DsfsError]) -> BaseException:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -281,8 +307,17 @@ def _first(group: BaseExceptionGroup[DsfsError]) -> BaseException:
 
 def main(runtime_dir: str, *flags: str) -> int:
     settings = Settings.load(runtime_dir)
-    if "--check" in flags:
-        return 0  # all that a server needs could be imported, and its settings are understood
+    for flag in flags:
+        if flag.startswith("--log="):
+            log_fd = int(flag.removeprefix("--log="))
+            os.dup2(log_fd, 2)
+            os.close(log_fd)
+    return standby.run(settings.keeper_socket, partial(run, runtime_dir), foreground="--serve" in flags)
+
+
+def run(runtime_dir: str) -> int:
+    """One server, in a process of its own; its exit status."""
+    settings = Settings.load(runtime_dir)
     logs.configure(debug=settings.debug)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

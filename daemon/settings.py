@@ -44,6 +44,17 @@ class Settings:
     debug: bool = False
     log_format: str = "console"
     count_opens: bool = True
+    keeper: str | None = None
+
+    @property
+    def keeper_socket(self) -> str:
+        """Where the keeper listens."""
+        return self.keeper or f"{self.runtime_dir}/keeper.sock"
+
+    @property
+    def keeper_alone(self) -> bool:
+        """Whether the keeper is started by others (``dsfs keeper``), and waits for the servers that they start."""
+        return self.keeper is not None
 
     def save(self) -> None:
         """Where every server of this mount finds them."""

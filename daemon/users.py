@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 
 
-def users_of(mountpoint: str, at_most: int = 5, but_not_of: int = 0) -> list[str]:
+def users_of(mountpoint: str, at_most: int = 5, but_not_of: str = "") -> list[str]:
     """Processes with a working directory, a root, an open file or a mapping below a mount point: "name (pid 42)".
 
-    ``but_not_of``: nor a process that this one started, however indirectly; the daemon looks at files itself.
+    ``but_not_of``: a runtime directory; its server, and what that started, look at files themselves.
     """
     found = []
     inside = f"{mountpoint.rstrip('/')}/"
@@ -17,7 +17,7 @@ def users_of(mountpoint: str, at_most: int = 5, but_not_of: int = 0) -> list[str
         if not pid.isdigit() or int(pid) == os.getpid():
             continue
         if any(path == mountpoint or path.startswith(inside) for path in _paths(pid)):
-            if but_not_of and _is_below(int(pid), but_not_of):
+            if but_not_of and _is_of(int(pid), but_not_of):
                 continue
             found.append(f"{_name(pid)} (pid {pid})")
             if len(found) == at_most:
@@ -46,11 +46,13 @@ def _paths(pid: str) -> Iterator[str]:
         return
 
 
-def _is_below(pid: int, ancestor: int) -> bool:
+def _is_of(pid: int, runtime_dir: str) -> bool:
+    """Whether a process, or one that it descends from, was started for a mount: its command line says so."""
     while pid > 1:
-        if pid == ancestor:
-            return True
         try:
+            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+                if os.fsencode(runtime_dir) in cmdline.read().split(b"\0"):
+                    return True
             with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
                 pid = int(stat.read().rpartition(")")[2].split()[1])
         except OSError:

@@ -130,17 +130,17 @@ class Mount:
 
         def answering() -> int:
             status = self.status()
-            return int(status["server_pid"]) if status["session"] else 0
+            return int(status["server_pid"]) if status["healthy"] else 0
 
         return int(eventually(answering, 20.0, "a server answers"))
 
     def server_pid_now(self) -> int | None:
-        """The keeper's child, without asking it."""
-        try:
-            text = Path(f"/proc/{self.keeper_pid}/task/{self.keeper_pid}/children").read_text()
-        except OSError:
-            return None
-        return int(text.split()[0]) if text.split() else None
+        """The server that runs, without asking it; a stand-by is none."""
+        for pid in processes_of([runtime_dir_of(self.mountpoint)]):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "dsfs-server":
+                    return pid
+        return None
 
     def log(self) -> str:
         with contextlib.suppress(FileNotFoundError):
@@ -190,6 +190,14 @@ class Mount:
         pid = eventually(self.server_pid_now, 20.0, "the keeper has a server")
         os.kill(pid, signal.SIGKILL)
         return int(pid)
+
+    def kill_keeper(self) -> int:
+        """SIGKILL for the keeper; its pid. Waits for the next one, which has taken everything over."""
+        self.expect_log("keeper is gone")
+        pid = self.keeper_pid
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: self.status()["keeper_pid"] != pid and self.status()["healthy"], 20.0, "another keeper")
+        return pid
 
     def unmount(self) -> subprocess.CompletedProcess[str]:
         self.log()
@@ -292,15 +300,17 @@ def abort(directory: Path) -> int:
     """End every request that waits in a FUSE mount at or below a directory; how many connections that were.
 
     A connection ends with the last descriptor of /dev/fuse, so those who hold one are killed: fusectl, which has a
-    switch for that, is not mounted everywhere. The keeper goes first, as it replaces a server that dies.
+    switch for that, is not mounted everywhere.
     """
     mounts = fuse_mounts_below(directory)
     runtimes = runtime_dirs_below(directory)
-    for role in (b"daemon.keeper", b"daemon.server"):
-        for pid in processes_of(runtimes):
-            with contextlib.suppress(OSError):
-                if role in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    _kill(pid)
+    while pids := processes_of(runtimes):
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: each starts the others anew
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        for pid in pids:
+            _kill(pid)
     for device in {device for device, _place in mounts}:
         with contextlib.suppress(OSError):
             Path(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/abort").write_text("1")

@@ -9,10 +9,15 @@ import typer
 
 from daemon import running
 from daemon.cli.options import AsJson
-from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table, size
-from daemon.control.client import ask
+from daemon.cli.output import DATASET_COLUMNS, dataset_row, say, show_json, show_table, size
+from daemon.control.client import ask, ask_keeper
+from daemon.settings import Settings
 from dsfs.errors import ConfigError, MountError
 from dsfs.manifest.durations import parse_duration
+
+_KEEPER_S = 1.0
+_SERVER_S = 10.0
+_START_S = 3.0
 
 
 def status(
@@ -22,12 +27,11 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """What is mounted, how it is, and how much of it is cached."""
+    found = running.all_mounts()
     if mountpoint is not None:
         place = os.path.abspath(mountpoint)
-        dead = [each for each in running.all_mounts() if each.mountpoint == place and not each.alive]
-        mounts = [_status_of(dead[0] if dead else running.find(mountpoint))]  # a dead mount is what it is asked about
-    else:
-        mounts = [_status_of(each) for each in running.all_mounts()]
+        found = [each for each in found if each.mountpoint == place] or [running.find(mountpoint)]
+    mounts = [_status_of(each) for each in found]
     if as_json:
         show_json({"mounts": mounts})
         return
@@ -39,28 +43,57 @@ def status(
             f"{each['mountpoint']}  {health}  session {each['session']}  cache {size(each['cache_used'])} of "
             f"{size(each['cache_size'])} in {each['cache_dir']}" + (f"  http {each['http']}" if each["http"] else "")
         )
+        if "message" in each:
+            typer.echo(f"  {each['message']}")
         show_table(DATASET_COLUMNS, [dataset_row(dataset) for dataset in each["datasets"]])
 
 
 def _status_of(found: running.Running) -> dict[str, Any]:
     """From its server; when that does not answer, what is known without it. Never enters the mount."""
+    seen: dict[str, Any] = {}
+    patience_s = 0.0  # also without a keeper a server may be there: it is just starting another
     if found.alive:
         try:
-            return ask(found, "GET", "/api/v1/status")
-        except MountError:
-            pass  # shown as not healthy below; the server may be starting anew just now
+            seen = ask_keeper(found, {"op": "look"}, _KEEPER_S)
+            patience_s = 0.0 if seen["failures"] > 1 else _START_S
+        except MountError as error:
+            say(f"dsfs: {error}")
+    try:
+        return ask(found, "GET", "/api/v1/status", timeout_s=_SERVER_S, patience_s=patience_s)
+    except MountError as error:
+        if not found.alive:
+            say(f"dsfs: {found.mountpoint}: its keeper and its server are gone (dsfs doctor --clear, or mount it anew)")
+        elif not seen:
+            say(f"dsfs: {error}")
+    settings = _settings_of(found)
     return {
         "mountpoint": found.mountpoint,
-        "session": "",
+        "session": settings.session if settings else "",
         "keeper_pid": found.keeper_pid,
-        "server_pid": 0,
-        "http": None,
-        "cache_dir": "",
+        "server_pid": seen.get("server_pid", 0),
+        "http": settings.http if settings else None,
+        "cache_dir": settings.cache_dir if settings else "",
         "cache_size": 0,
         "cache_used": 0,
         "healthy": False,
+        **({"message": _without_server(seen)} if seen else {}),
         "datasets": [],
     }
+
+
+def _without_server(seen: dict[str, Any]) -> str:
+    """A line from what the keeper knows."""
+    what = "a server is starting" if seen["state"] == "starting" else f"the next server starts in {seen['next_s']:g} s"
+    if seen["failures"] > 1:
+        what = f"{seen['failures']} servers in a row have failed; {what}"
+    return f"{what}; the last one: {seen['problem']}" if seen["problem"] else what
+
+
+def _settings_of(found: running.Running) -> Settings | None:
+    try:
+        return Settings.load(found.runtime_dir)
+    except (OSError, ValueError, TypeError):  # written by another version, or half removed
+        return None
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
@@ -18,6 +19,7 @@ import typer
 from daemon import running
 from daemon.cli.options import CacheDir
 from daemon.cli.output import say
+from daemon.control.client import ask_keeper
 from daemon.settings import DEFAULT_CACHE_SIZE, Settings, default_cache_dir, parse_address
 from daemon.users import users_of
 from dsfs.errors import ConfigError, MountError
@@ -27,6 +29,8 @@ from dsfs.manifest.sizes import parse_size_or_percent
 
 _UNMOUNT_S = 20.0
 _RESTART_S = 90.0
+_NEXT_KEEPER_S = 10.0
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 T = TypeVar("T")
 
@@ -117,7 +121,7 @@ def mount(
         raise MountError(str(answer["error"]))
     if foreground:
         say(f"dsfs: mounted at {mountpoint}")
-        status = _stay(keeper)
+        status = _stay(runtime_dir, keeper.pid)
         running.forget(runtime_dir)
         raise typer.Exit(status)
 
@@ -131,7 +135,7 @@ def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help
             raise MountError(f"{place}: dsfs has nothing mounted there")
         _detach_all(place)
     else:
-        users = users_of(place, but_not_of=found.keeper_pid)
+        users = users_of(place, but_not_of=found.runtime_dir)
         if users:
             raise MountError(f"{place} is in use by {', '.join(users)}; stop that, then unmount")
         try:
@@ -140,6 +144,7 @@ def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help
             pidfd = -1
         if pidfd >= 0:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)  # one that was stopped would never hear it
             ended, _w, _x = select.select([pidfd], [], [], _UNMOUNT_S)
             os.close(pidfd)
             if not ended:
@@ -155,16 +160,7 @@ def restart(
 ) -> None:
     """Have a new server take over, as after an upgrade of dsfs. No read fails."""
     found = running.find(mountpoint)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
-        keeper.settimeout(_RESTART_S)
-        try:
-            keeper.connect(f"{found.runtime_dir}/keeper.sock")
-            keeper.send(json.dumps({"op": "restart"}).encode())
-            answer = json.loads(keeper.recv(64 * 1024) or b'{"error": "the keeper is gone"}')
-        except OSError as error:
-            raise MountError(f"{found.mountpoint}: its keeper does not answer: {error}") from error
-    if "error" in answer:
-        raise MountError(f"{found.mountpoint}: {answer['error']}")
+    ask_keeper(found, {"op": "restart"}, _RESTART_S)
 
 
 def check_mountpoint(mountpoint: str) -> None:
@@ -213,11 +209,14 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
                 "mountpoint": settings.mountpoint,
                 "server_argv": [*python, "daemon.server"],
                 "own_mounts": settings.session == "direct",
+                "patience_s": settings.read_timeout_s,  # of who waits while no server can be started
             },
             file,
         )
     ready_r, ready_w = os.pipe()
     log_fd = None
+    if foreground:  # a keeper that replaces one that was killed becomes our child
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if not foreground:
         log_fd = os.open(f"{settings.runtime_dir}/server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     keeper = subprocess.Popen(
@@ -245,10 +244,41 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
     return keeper, answer
 
 
-def _stay(keeper: subprocess.Popen[bytes]) -> int:
+def _stay(runtime_dir: str, keeper: int) -> int:
+    """Wait for the keeper, and for the next one when it is killed; orphans of the mount are reaped here."""
+    asked = False
+
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+        found = running.look(runtime_dir)
+        if found is not None and found.alive:
+            os.kill(found.keeper_pid, signal.SIGTERM)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: keeper.terminate())
-    return keeper.wait()
+        signal.signal(number, stop)
+    while True:
+        status = _reap_until(keeper)
+        if asked or status >= 0:
+            return status
+        deadline = time.monotonic() + _NEXT_KEEPER_S
+        while (found := running.look(runtime_dir)) is None or not found.alive or found.keeper_pid == keeper:
+            if time.monotonic() > deadline:
+                say(f"dsfs: the keeper (pid {keeper}) was killed, and no server was there to start another")
+                return 1
+            time.sleep(0.02)
+        keeper = found.keeper_pid
+
+
+def _reap_until(pid: int) -> int:
+    """The exit status of one of our children, or of what we are the reaper of; negative when a signal ended it."""
+    while True:
+        try:
+            ended, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return 0
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

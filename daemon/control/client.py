@@ -20,12 +20,13 @@ class NoAnswer(MountError):
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float | None) -> None:
+    def __init__(self, path: str, timeout_s: float | None, patience_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
+        self._patience_s = patience_s
 
     def connect(self) -> None:
-        deadline_s = time.monotonic() + _SERVER_START_S
+        deadline_s = time.monotonic() + self._patience_s
         while True:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.settimeout(self.timeout)
@@ -40,10 +41,18 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def ask(
-    running: Running, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float | None = 30.0
+    running: Running,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    timeout_s: float | None = 30.0,
+    patience_s: float = _SERVER_START_S,
 ) -> dict[str, Any]:
-    """One request to a running mount. Raises MountError with what it said; NoAnswer if that was nothing."""
-    connection = _UnixConnection(running.control_socket, timeout_s)
+    """One request to a running mount; ``patience_s`` for one that is just starting.
+
+    Raises MountError with what it said; NoAnswer if that was nothing.
+    """
+    connection = _UnixConnection(running.control_socket, timeout_s, patience_s)
     try:
         connection.request(
             method, quote(path), json.dumps(body) if body is not None else None, {"Content-Type": "application/json"}
@@ -61,4 +70,22 @@ def ask(
         connection.close()
     if "error" in answer:
         raise MountError(str(answer["error"]))
+    return answer
+
+
+def ask_keeper(running: Running, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """One request to a mount's keeper. Raises MountError with what it said, or that it does not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+        keeper.settimeout(timeout_s)
+        try:
+            keeper.connect(running.keeper_socket)
+            keeper.send(json.dumps(message).encode())
+            answer: dict[str, Any] = json.loads(keeper.recv(64 * 1024) or b'{"error": "its keeper is gone"}')
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise MountError(
+                f"{running.mountpoint}: its keeper (pid {running.keeper_pid}) does not answer: {reason}"
+            ) from error
+    if "error" in answer:
+        raise MountError(f"{running.mountpoint}: {answer['error']}")
     return answer

@@ -176,6 +176,7 @@ class DirectSession:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         await connection.run(resume=resume, task_status=task_status)
+        self._keeper.ended(name)
         connection.close()  # not when this server is stopped: the next one goes on with descriptor and journal
         if (name == ROOT or self._tree is None) and self._nursery is not None:
             self._nursery.cancel_scope.cancel()  # the mount point is unmounted

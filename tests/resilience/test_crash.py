@@ -136,18 +136,3 @@ def test_dead_mount_can_be_unmounted(mounts: Mounts, tmp_path: Path) -> None:
     done = dsfs("unmount", mount.mountpoint)
     assert done.returncode == 0, done.stderr
     assert leftovers(mount.mountpoint) == []
-
-
-def test_keeper_dies_alone(mounts: Mounts, tmp_path: Path) -> None:
-    """ "Either process may die alone and no read fails"; the next mount takes its place."""
-    source = make_tree(tmp_path / "source", files=8)
-    mount = mount_path(mounts, "daemon", source)
-    keeper, server = mount.keeper_pid, mount.server_pid
-    os.kill(keeper, signal.SIGKILL)
-    eventually(lambda: keeper not in processes_of([runtime_dir_of(mount.mountpoint)]), 10, "it is gone")
-    for file in source.rglob("f*"):
-        assert (mount.root / file.relative_to(source)).read_bytes() == file.read_bytes()
-    assert server in processes_of([runtime_dir_of(mount.mountpoint)])
-    again = mount_path(mounts, "daemon", source, mountpoint=mount.mountpoint, cache_dir=mount.cache_dir)
-    assert (again.root / "d1/f001").read_bytes() == (source / "d1/f001").read_bytes()
-    eventually(lambda: not os.path.exists(f"/proc/{server}"), 20, "the old server has ended")

@@ -1,0 +1,86 @@
+"""Whoever is connected to the keeper's socket: messages of JSON with a descriptor each, and a watch on the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+from typing import Any
+
+from daemon.keeping.loop import say
+
+LARGEST_MESSAGE = 64 * 1024
+_SO_PEERPIDFD = 77  # <asm-generic/socket.h>, Linux 6.5
+_SEND_S = 5
+_UCRED = struct.Struct("=iII")  # pid uid gid
+
+
+class Peer:
+    """``pid`` is 0 for a process of another pid namespace; ``pidfd`` is -1 where there is none, and then the end of
+    the connection has to stand for the end of the process."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        # A peer that was stopped must not stop us.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_S, 0))
+        self.sock = sock
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        self.pid: int = _UCRED.unpack(credentials)[0]
+        self.pidfd = self._open_pidfd()
+        self.version = 1
+        self.adoption: dict[str, Any] = {}  # what an adoption began with
+        self.adopting = 0  # messages of it that are still to come
+        self.closed = False  # its connection has ended
+        self.gone = False  # and so has its process, as far as can be known
+
+    def _open_pidfd(self) -> int:
+        try:
+            pidfd = self.sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except OSError:
+            try:
+                pidfd = os.pidfd_open(self.pid) if self.pid else -1
+            except OSError:
+                return -1
+        if pidfd >= 0:
+            os.set_inheritable(pidfd, False)
+        return pidfd
+
+    def send(self, message: dict[str, Any], fd: int | None = None) -> None:
+        try:
+            socket.send_fds(self.sock, [json.dumps(message).encode()], [] if fd is None else [fd])
+        except OSError as error:  # it died while it was answered: the next one asks again
+            say(f"answer not delivered: {error}")
+
+    def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
+        """The next message; None when the peer has ended or makes no sense."""
+        try:
+            raw, fds, _flags, _address = socket.recv_fds(self.sock, LARGEST_MESSAGE, 1)
+            message = json.loads(raw) if raw else None
+        except (OSError, ValueError) as error:
+            say(f"a peer on the keeper's socket is dropped: {error}")
+            return None, []
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        return (message if isinstance(message, dict) else None), fds
+
+    def alive(self) -> bool:
+        if self.pidfd < 0:
+            return not self.closed
+        return not select.select([self.pidfd], [], [], 0)[0]
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within a time."""
+        if self.pidfd < 0:
+            return self.closed
+        return bool(select.select([self.pidfd], [], [], seconds)[0])
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except OSError as error:  # it has ended, or lives in another pid namespace
+            if self.alive():
+                say(f"pid {self.pid} takes no {number.name}: {error}")

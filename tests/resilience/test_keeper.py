@@ -1,0 +1,121 @@
+"""The keeper may die too: the server that lives starts another, and whoever is killed next is replaced again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import (
+    DSFS,
+    Mount,
+    Mounts,
+    clean_environment,
+    dsfs,
+    eventually,
+    is_mounted,
+    leftovers,
+    processes_of,
+    runtime_dir_of,
+)
+from tests.resilience.conftest import DIRECT, make_tree, mount_path, readers
+
+
+def keepers_of(mount: Mount) -> list[int]:
+    pids = processes_of([runtime_dir_of(mount.mountpoint)])
+    return [pid for pid in pids if b"daemon.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("path", DIRECT)
+def test_keeper_and_server_killed_one_after_the_other(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source")
+    mount = mount_path(mounts, path, source)
+    before = mount.status()
+    with readers(mount, source, tmp_path) as reading:
+        reading.wait_progress()
+        for _ in range(2):
+            keeper = mount.kill_keeper()
+            reading.check()
+            server = mount.kill_server()
+            reading.wait_progress()
+            status = mount.status()
+            assert status["keeper_pid"] == mount.keeper_pid != keeper
+            assert status["server_pid"] == mount.server_pid_now() != server
+    assert keepers_of(mount) == [mount.keeper_pid]
+    after = mount.status()
+    assert after["healthy"] is True
+    assert {**after["datasets"][0], "cached_bytes": 0} == {**before["datasets"][0], "cached_bytes": 0}
+    assert mount.sum_of("dsfs_server_restarts_total") == 2  # it survives the keepers that counted
+
+
+def test_keeper_killed_while_a_server_takes_over(mounts: Mounts, tmp_path: Path) -> None:
+    """During `dsfs restart`, at whatever step: the mount stays, and so do its readers."""
+    source = make_tree(tmp_path / "source", files=8)
+    mount = mount_path(mounts, "passthrough", source)
+    mount.expect_log("keeper is gone|another server has the connections")
+    with readers(mount, source, tmp_path, number=1) as reading:
+        for what in ("stopping finish=true", "server handed over"):
+            seen = mount.log().count(what)
+            keeper = mount.keeper_pid
+            restart = subprocess.Popen([DSFS, "restart", mount.mountpoint], stderr=subprocess.PIPE, text=True)
+            eventually(lambda what=what, seen=seen: mount.log().count(what) > seen, 30, f"the log says {what}")
+            os.kill(keeper, signal.SIGKILL)
+            _out, said = restart.communicate(timeout=30)
+            assert restart.returncode in (0, 1)
+            assert "Traceback" not in said
+            eventually(lambda keeper=keeper: mount.status()["keeper_pid"] != keeper, 20, "another keeper")
+            reading.wait_progress()
+    eventually(lambda: keepers_of(mount) == [mount.keeper_pid], 20, "one keeper")
+
+
+def test_stopped_keeper_is_not_replaced(mounts: Mounts, tmp_path: Path) -> None:
+    """It has the lock, and goes on where it was; unmounting wakes it up."""
+    mount = mount_path(mounts, "openless", make_tree(tmp_path / "source", files=4))
+    keeper = mount.keeper_pid
+    os.kill(keeper, signal.SIGSTOP)
+    argv = [sys.executable, "-P", "-m", "daemon.keeper", str(runtime_dir_of(mount.mountpoint)), "--adopt"]
+    assert subprocess.run(argv, timeout=30, check=False).returncode == 0  # it leaves whoever started it at once
+    eventually(lambda: keepers_of(mount) == [keeper], 20, "the second one gives up")
+    assert dsfs("unmount", mount.mountpoint).returncode == 0
+    assert leftovers(mount.mountpoint) == []
+
+
+def test_foreground_stays_when_its_keeper_is_killed(mounts: Mounts, tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", files=4)
+    mountpoint, cache = mounts.place()
+    mount = mounts.adopt(mountpoint, cache)
+    argv = [DSFS, "mount", str(source), str(mountpoint), f"--cache-dir={cache}", "--foreground"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=clean_environment())
+    try:
+        eventually(lambda: is_mounted(mountpoint) and mount.status()["healthy"], 20, "it is mounted")
+        for _ in range(2):
+            mount.kill_keeper()
+        assert process.poll() is None
+        assert (mountpoint / "d1/f001").read_bytes() == (source / "d1/f001").read_bytes()
+        process.terminate()
+        _out, said = process.communicate(timeout=20)
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+    finally:
+        process.kill()
+    assert not is_mounted(mountpoint)
+    assert leftovers(mountpoint) == []
+
+
+def test_portable_session_gets_another_keeper_too(mounts: Mounts, tmp_path: Path) -> None:
+    """It cannot resume after its server, but a keeper that dies costs nothing, and the next one does its work."""
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, "pyfuse3", source)
+    held = os.open(mount.root / "d1/f001", os.O_RDONLY)
+    try:
+        mount.kill_keeper()
+        assert os.pread(held, 4, 0) == (source / "d1/f001").read_bytes()[:4]
+    finally:
+        os.close(held)
+    first = mount.kill_server()
+    eventually(lambda: mount.server_pid != first, 20, "another server")
+    assert (mount.root / "d1/f001").read_bytes() == (source / "d1/f001").read_bytes()
