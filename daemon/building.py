@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import structlog
+
 from daemon.settings import Settings
 from daemon.wanted import Wanted
+from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.datasets.access import visible
 from dsfs.errors import ConfigError
 from dsfs.manifest.schema import Manifest, SourceType
-from dsfs.sources.base import Source
+from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource, parse_reference
 from dsfs.sources.registry import build_source
+from dsfs.sources.unusable import UnusableSource
+
+log = structlog.get_logger()
 
 _LONGEST_CHAIN = 8  # of references to references
 
@@ -60,6 +66,21 @@ class Builder:
 
     def key_prefix(self, manifest: Manifest) -> str:
         """What has to be put before a path to get that of the dataset whose files a REFERENCE shows."""
+        return self._resolved(manifest)[1]
+
+    def shared_area(self, manifest: Manifest, source: Source) -> str:
+        """Which part of the shared cache a dataset goes through: what all may see, or its owner's; none for what other
+        nodes would not find where this one does."""
+        if self._settings.shared_cache is None or isinstance(source, UnusableSource):
+            return ""
+        if is_of_this_node(source.identity):
+            log.info("not in the shared cache: its source is a directory of this node", dataset=manifest.id)
+            return ""
+        owner, _path = self._resolved(manifest)
+        return PUBLIC if owner.share and not owner.share_to_namespace_selector else private_area(owner.namespace)
+
+    def _resolved(self, manifest: Manifest) -> tuple[Manifest, str]:
+        """The dataset whose files are shown, and which path in it: another one's for a REFERENCE."""
         prefix = ""
         for _step in range(_LONGEST_CHAIN):
             if manifest.source.type is not SourceType.REFERENCE:
@@ -70,7 +91,7 @@ class Builder:
             if target is None:
                 break
             manifest = target
-        return prefix
+        return manifest, prefix
 
     def credentials(self, manifest: Manifest) -> Mapping[str, str] | None:
         """What the Secret says now; None when it is not there. Reads files."""

@@ -18,6 +18,7 @@ from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.datasets.selection import matching
 from dsfs.errors import ConfigError
 from dsfs.fetch.flights import DISK
+from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
 
 _NEWS_S = 0.5
@@ -34,6 +35,7 @@ class Node:
         boot: bytes,
         shown: Shown,
         warming: Warming,
+        shared: SharedDisk | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper
@@ -41,6 +43,7 @@ class Node:
         self._boot = boot
         self._shown = shown
         self._warming = warming
+        self._shared = shared
         self._last_info: dict[str, tuple[str, ...]] = {}
         self._device = CacheDevice(settings.cache_dir)
 
@@ -52,6 +55,7 @@ class Node:
         """One element of ``mounts`` in ``dsfs status --json`` (DESIGN section 7)."""
         await trio.to_thread.run_sync(self._tier.upkeep, limiter=DISK)
         tier = self._tier.statistics()
+        shared = {} if self._shared is None else {"shared_cache": _shared_status(self._shared)}
         return {
             "mountpoint": self._settings.mountpoint,
             "session": self._settings.session,
@@ -62,6 +66,7 @@ class Node:
             "cache_size": tier.limit_bytes,
             "cache_used": tier.used_bytes,
             "healthy": not tier.trouble,
+            **shared,
             "datasets": [await self._dataset(dataset) for dataset in self._shown.datasets.values()],
         }
 
@@ -187,3 +192,9 @@ class Node:
             return alone[0], "/".join(parts[1:])
         known = ", ".join(sorted(datasets)) or "none"
         raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
+
+
+def _shared_status(disk: SharedDisk) -> dict[str, Any]:
+    """Trouble there is no failure of the node, as reads go on without it."""
+    now = disk.statistics()
+    return {"dir": now.root, "size": now.limit_bytes, "used": now.used_bytes, "message": now.trouble}

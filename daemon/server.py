@@ -44,6 +44,8 @@ from dsfs.errors import CacheDirectoryBusy, DsfsError, MountError
 from dsfs.fetch.flights import DISK, Flights
 from dsfs.fetch.queue import FetchQueue, Limits
 from dsfs.fetch.reader import Reader
+from dsfs.fetch.shared import SharedTier
+from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.filesystem.tree import NamespaceTree
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse import capabilities
@@ -89,7 +91,8 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     background = await stack.enter_async_context(trio.open_nursery())
     stack.callback(background.cancel_scope.cancel)
     queue = FetchQueue(Limits(fetch_memory_bytes()))
-    flights = Flights(background, bridge, tier, queue, settings.read_timeout_s)
+    shared_tier = await _shared_tier(settings, background)
+    flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier)
     reader = Reader(tier, flights)
     store = DatasetStore(tier.layout.catalogs)
     tree = None if wanted.single else _tree(settings)
@@ -101,7 +104,8 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     if settings.count_opens and isinstance(session, DirectSession):
         session.watcher = opens = Opens(session.note_use)
         background.start_soon(_optional, "counting of opens", opens.run)
-    node = Node(settings, keeper, tier, boot, shown, warming)
+    disk = shared_tier.disk if shared_tier else None
+    node = Node(settings, keeper, tier, boot, shown, warming, disk)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
@@ -196,6 +200,18 @@ async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]
                 await trio.to_thread.run_sync(index.close, time.time(), limiter=DISK)
     finally:
         layout.release()
+
+
+async def _shared_tier(settings: Settings, background: trio.Nursery) -> SharedTier | None:
+    """What several nodes have in common; one that does not answer is tried again while the server runs."""
+    if settings.shared_cache is None:
+        return None
+    disk = SharedDisk(settings.shared_cache, settings.shared_cache_limit)
+    await disk.open()
+    shared = SharedTier(disk)
+    background.start_soon(disk.run)
+    background.start_soon(shared.run)
+    return shared
 
 
 async def _locked_layout(directory: str) -> Layout:

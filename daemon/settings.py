@@ -29,6 +29,8 @@ class Settings:
     runtime_dir: str
     cache_dir: str
     cache_size: str = DEFAULT_CACHE_SIZE
+    shared_cache: str | None = None
+    shared_cache_size: str = DEFAULT_CACHE_SIZE
     session: str = "direct"
     source_uri: str | None = None
     source_options: dict[str, str] = field(default_factory=dict)
@@ -75,11 +77,19 @@ class Settings:
 
     def cache_limit(self) -> int:
         """Bytes that the cache directory may use now; a percentage follows the size of its file system."""
-        size = parse_size_or_percent(self.cache_size)
-        if isinstance(size, Percent):
-            disk = os.statvfs(self.cache_dir)
-            return size.of(disk.f_blocks * disk.f_frsize)
-        return size
+        return _bytes_of(self.cache_size, self.cache_dir)
+
+    def shared_cache_limit(self, root: str) -> int:
+        """The same for the shared cache at ``root``; waits for its file system."""
+        return _bytes_of(self.shared_cache_size, root)
+
+
+def _bytes_of(text: str, directory: str) -> int:
+    size = parse_size_or_percent(text)
+    if isinstance(size, Percent):
+        disk = os.statvfs(directory)
+        return size.of(disk.f_blocks * disk.f_frsize)
+    return size
 
 
 def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:

@@ -116,7 +116,10 @@ class Shown:
             source = UnusableSource(manifest.source.uri, reason)
         prefix = "" if isinstance(source, UnusableSource) else self._builder.key_prefix(manifest)
         quota = manifest.cache.quota
-        origin = Origin(source, manifest.namespace, manifest.name, quota_bytes=quota, key_prefix=prefix)
+        area = self._builder.shared_area(manifest, source)
+        origin = Origin(
+            source, manifest.namespace, manifest.name, quota_bytes=quota, key_prefix=prefix, shared_area=area
+        )
         slot = self._store.number(self._slot_name(manifest))
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
         dataset.open_revision(self._session.shown_before(manifest.id))
@@ -222,6 +225,7 @@ class Shown:
             await self._show_anew(manifest)
             return f"{manifest.id} changed"
         shown.dataset.manifest = manifest
+        shown.dataset.origin.shared_area = self._builder.shared_area(manifest, shown.dataset.origin.source)
         if before.data_sync_round != manifest.data_sync_round:
             shown.dataset.ask_for_resync()
             return f"{manifest.id} resyncs"

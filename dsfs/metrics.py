@@ -81,6 +81,9 @@ DATASET_INFO = Gauge(
 DATASET_BYTES = Gauge("dsfs_dataset_bytes", "Sum of the sizes of a dataset's files, in bytes.", _DATASET)
 DATASET_CACHED_BYTES = Gauge("dsfs_dataset_cached_bytes", "Bytes of a dataset in the node's cache.", _DATASET)
 SERVER_RESTARTS = Counter("dsfs_server_restarts", "How often the keeper started another server.")
+SHARED_READ_BYTES = Counter("dsfs_shared_read_bytes", "Bytes taken from the shared tier into the node's.", _DATASET)
+SHARED_WRITTEN_BYTES = Counter("dsfs_shared_written_bytes", "Bytes that this node gave to the shared tier.")
+SHARED_TROUBLE = Gauge("dsfs_shared_trouble", "1 while the shared tier, or writing to it, does not work.")
 BUILD = Info("dsfs_build", "What runs here: the version of dsfs, and how it speaks to the kernel.")
 
 

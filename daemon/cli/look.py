@@ -45,6 +45,11 @@ def status(
         )
         if "message" in each:
             typer.echo(f"  {each['message']}")
+        if shared := each.get("shared_cache"):
+            typer.echo(
+                f"  shared cache {size(shared['used'])} of {size(shared['size'])} in {shared['dir']}"
+                + (f"  NOT USED AS IT SHOULD: {shared['message']}" if shared["message"] else "")
+            )
         show_table(DATASET_COLUMNS, [dataset_row(dataset) for dataset in each["datasets"]])
 
 

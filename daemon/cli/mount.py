@@ -47,6 +47,15 @@ def mount(
     cache_size: Annotated[
         str, typer.Option(metavar="SIZE", help="How much the cache may use, such as 200GiB or 80%.")
     ] = DEFAULT_CACHE_SIZE,
+    shared_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="A directory that all nodes mount: what one of them fetched, the others take."
+        ),
+    ] = None,
+    shared_cache_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="How much the shared cache may use, such as 20TiB or 80%.")
+    ] = DEFAULT_CACHE_SIZE,
     session: Annotated[str, typer.Option(metavar="auto|direct|pyfuse3", help="How to speak to the kernel.")] = "auto",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted or stopped.")] = False,
     http: Annotated[
@@ -78,6 +87,9 @@ def mount(
         raise typer.BadParameter(f"--session {session}: is not auto, direct or pyfuse3")
     timeout_s = _usage("--read-timeout", parse_duration, read_timeout)
     _usage("--cache-size", parse_size_or_percent, cache_size)
+    _usage("--shared-cache-size", parse_size_or_percent, shared_cache_size)
+    if shared_cache_size != DEFAULT_CACHE_SIZE and shared_cache is None:
+        raise typer.BadParameter("--shared-cache-size goes with --shared-cache DIR")
     if http is not None:
         _usage("", parse_address, http)
     if option and file:
@@ -94,6 +106,8 @@ def mount(
         runtime_dir=runtime_dir,
         cache_dir=os.path.abspath(cache_dir or default_cache_dir()),
         cache_size=cache_size,
+        shared_cache=os.path.abspath(shared_cache) if shared_cache else None,
+        shared_cache_size=shared_cache_size,
         session=chosen,
         source_uri=None if file else where[0],
         source_options=options,

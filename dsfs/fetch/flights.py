@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import structlog
 import trio
@@ -11,11 +14,14 @@ import trio
 from dsfs.bridge import Bridge
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier, map_space, space_of
+from dsfs.cache.shared_file import GROUP_BLOCKS, Group, group_blocks
 from dsfs.errors import CacheFull, SourceError, SourceTimeout, SourceUnavailable
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.fetch.queue import FetchQueue, Priority, Ticket
+from dsfs.fetch.shared import Bringing, Busy, SharedTier
 from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole
+from dsfs.model import Tier
 from dsfs.ranges import ByteRange, block_count, block_range, runs
 
 log = structlog.get_logger()
@@ -26,6 +32,7 @@ LONGEST_RUN_BLOCKS = 8
 """Blocks in one request. 8 MiB from loopback: one request of 8 MiB moved 1.9 times as much as eight of 1 MiB."""
 
 _FILLING_RUNS = 4
+_SHARE_OF_WAITING = 0.5  # of the time that a fetch has, what it may spend waiting for other nodes
 
 DISK = trio.CapacityLimiter(8)  # threads that wait for the cache's disk
 
@@ -39,6 +46,16 @@ class Flight:
     ticket: Ticket
     started_s: float
     """On trio's clock."""
+    first: int
+    """The block that was asked for: it is fetched before those that come along with it."""
+    group: Group | None = None
+    """What these blocks are in the shared tier, if they may go through it."""
+    tier: Tier = Tier.ORIGIN
+    """Where its blocks come from."""
+    waited_s: float = 0.0
+    """For other nodes."""
+    patient: bool = True
+    """Whether it would wait for another node."""
     data: dict[int, memoryview] = field(default_factory=dict)
     error: SourceError | None = None
     done: bool = False
@@ -65,13 +82,20 @@ class Flights:
     not end what others wait for."""
 
     def __init__(
-        self, nursery: trio.Nursery, bridge: Bridge, tier: NodeTier, queue: FetchQueue, deadline_s: float
+        self,
+        nursery: trio.Nursery,
+        bridge: Bridge,
+        tier: NodeTier,
+        queue: FetchQueue,
+        deadline_s: float,
+        shared: SharedTier | None = None,
     ) -> None:
         self._nursery = nursery
         self._bridge = bridge
         self._tier = tier
         self._queue = queue
         self.deadline_s = deadline_s
+        self._shared = shared
         self._by_block: dict[tuple[str, int], Flight] = {}
 
     @property
@@ -94,32 +118,64 @@ class Flights:
         total = block_count(file.size_bytes, self._tier.block_bytes)
         if absent and total <= SMALL_BLOCKS:
             absent = [block for block in range(total) if (file.key, block) not in self._by_block]
-        for run in runs(absent, LONGEST_RUN_BLOCKS):
-            flight = self._start(file, run, priority)
+        for run, first in self._runs(file, absent, priority):
+            flight = self._start(file, run, first, priority)
             for block in run:
                 flights[block] = flight
         return flights
+
+    def _runs(self, file: RemoteFile, absent: list[int], priority: Priority) -> list[tuple[range, int]]:
+        """What to fetch at once, in which order, and which block of it first.
+
+        With a shared tier: whole block groups, as those are what nodes share; what nobody waits for yet begins on each
+        node with another group, so that they bring different parts.
+        """
+        if not absent or self._shared is None or not self._shares(file):
+            return [(run, run.start) for run in runs(absent, LONGEST_RUN_BLOCKS)]
+        found: list[tuple[range, int]] = []
+        for number, inside in groupby(absent, lambda block: block // GROUP_BLOCKS):
+            group, wanted = group_blocks(number, file.size_bytes, self._tier.block_bytes), list(inside)
+            if any((file.key, block) in self._by_block for block in group):  # begun while there was no shared tier
+                found += ((run, run.start) for run in runs(wanted, LONGEST_RUN_BLOCKS))
+            else:
+                found.append((group, wanted[0]))
+        if priority is Priority.WARM:
+            turn = self._shared.first_group(file.key, len(found))
+            found = found[turn:] + found[:turn]
+        return found
+
+    def _shares(self, file: RemoteFile) -> bool:
+        return self._shared is not None and self._shared.usable and bool(file.origin.shared_area)
 
     def fill(self, file: RemoteFile, missing: Callable[[], Sequence[int]]) -> None:
         """Bring in the rest of a file behind its readers; a few flights at a time, as all of them may be thousands."""
         self._nursery.start_soon(self._fill, file, missing)
 
     async def _fill(self, file: RemoteFile, missing: Callable[[], Sequence[int]]) -> None:
-        step, last = _FILLING_RUNS * LONGEST_RUN_BLOCKS, -1
-        # Asked anew each time: readers bring in blocks meanwhile, which must not be fetched twice.
-        while blocks := [block for block in missing() if block > last][:step]:
-            last = blocks[-1]
-            flights = self.ensure(file, blocks, Priority.WARM)
-            try:
-                for block, flight in flights.items():
-                    await flight.block(block)
-            except SourceError:
-                return  # logged by the flight; whoever reads there will hear of it
+        middle = 0
+        if self._shared is not None and self._shares(file):  # nodes that fill the same file begin at different places
+            groups = -(-block_count(file.size_bytes, self._tier.block_bytes) // GROUP_BLOCKS)
+            middle = self._shared.first_group(file.key, groups) * GROUP_BLOCKS
+        step = _FILLING_RUNS * LONGEST_RUN_BLOCKS
+        for start, stop in ((middle, sys.maxsize), (0, middle)):
+            last = start - 1
+            # Asked anew each time: readers bring in blocks meanwhile, which must not be fetched twice.
+            while blocks := [block for block in missing() if last < block < stop][:step]:
+                last = blocks[-1]
+                flights = self.ensure(file, blocks, Priority.WARM)
+                try:
+                    for block, flight in flights.items():
+                        await flight.block(block)
+                except SourceError:
+                    return  # logged by the flight; whoever reads there will hear of it
 
-    def _start(self, file: RemoteFile, blocks: range, priority: Priority) -> Flight:
+    def _start(self, file: RemoteFile, blocks: range, first: int, priority: Priority) -> Flight:
         wanted = self._range(file, blocks)
         ticket = self._queue.ticket(priority, wanted.length, file.origin)
-        flight = Flight(file, blocks, ticket, trio.current_time())
+        flight = Flight(file, blocks, ticket, trio.current_time(), first)
+        number = blocks.start // GROUP_BLOCKS
+        if self._shares(file) and blocks == group_blocks(number, file.size_bytes, self._tier.block_bytes):
+            flight.group = Group(file.key, number, file.size_bytes, self._tier.block_bytes)
         for block in blocks:
             self._by_block[file.key, block] = flight
         self._nursery.start_soon(self._fly, flight)
@@ -133,9 +189,14 @@ class Flights:
     async def _fly(self, flight: Flight) -> None:
         file = flight.file
         try:
-            async with self._queue.turn(flight.ticket):
-                await self._fetch_and_keep(flight)
-            self._queue.note(file.origin, answered=True)
+            while True:
+                async with self._queue.turn(flight.ticket):
+                    busy = await self._share_or_fetch(flight)
+                if busy is None:
+                    break
+                await self._wait(flight, busy)
+            if flight.tier is Tier.ORIGIN:
+                self._queue.note(file.origin, answered=True)
         except SourceError as error:
             self._queue.note(file.origin, answered=not isinstance(error, SourceTimeout))
             flight.error = error
@@ -158,21 +219,86 @@ class Flights:
                 del self._by_block[file.key, block]
             flight.changed.unpark_all()
 
-    async def _fetch_and_keep(self, flight: Flight) -> None:
+    async def _share_or_fetch(self, flight: Flight) -> Busy | None:
+        """From the shared tier if it is there, else from the origin and into the shared tier; Busy: another node
+        brings it just now, and what that has to be waited for without."""
+        shared, group, area = self._shared, flight.group, flight.file.origin.shared_area
+        if shared is None or group is None or not area:
+            await self._fetch_and_keep(flight, None)
+            return None
+        found = await shared.find(area, group, bring=flight.patient)
+        if isinstance(found, Busy):
+            if flight.patient:
+                return found
+            found = None
+        if isinstance(found, list):
+            await self._keep_shared(flight, found)
+            return None
+        try:
+            await self._fetch_and_keep(flight, found)
+            if found is not None:
+                await shared.publish(found, [flight.data[block] for block in flight.blocks])
+        finally:
+            if found is not None:
+                await shared.give_up(found)
+        return None
+
+    async def _wait(self, flight: Flight, busy: Busy) -> None:
+        """For another node, without a share of the budget; then the flight has a place in the queue again."""
+        assert self._shared is not None
+        began_s = trio.current_time()
+        deadline_s = began_s + self.deadline_s * _SHARE_OF_WAITING - flight.waited_s
+        flight.patient = await self._shared.wait(busy, deadline_s)
+        flight.waited_s += trio.current_time() - began_s
+        ticket = flight.ticket
+        flight.ticket = self._queue.ticket(ticket.priority, ticket.size_bytes, ticket.source)
+
+    async def _keep_shared(self, flight: Flight, found: Sequence[memoryview]) -> None:
+        """Show the blocks that the shared tier had, and put them into the node tier."""
         file, tier = flight.file, self._tier
-        wanted = self._range(file, flight.blocks)
-        whole = wanted.length == file.size_bytes and len(flight.blocks) <= SMALL_BLOCKS
-        space = space_of(wanted.length) + map_space(file.size_bytes, tier.block_bytes)
+        flight.tier = Tier.SHARED
+        file.origin.count_shared(sum(len(data) for data in found))
+        blocks = dict(zip(flight.blocks, found, strict=True))
+        async with self._room(flight) as room:
+            if room and self._is_whole(flight):  # stored before it is shown, as a passthrough open needs the file
+                await self._store(tier.put_whole, file.key, file.size_bytes, b"".join(found), file.origin.id)
+            flight.data.update(blocks)
+            flight.changed.unpark_all()
+            target = self._target(flight) if room and not self._is_whole(flight) else None
+            if target is not None:
+                await self._store(_publish_all, tier, target, blocks, file.origin.id)
+
+    async def _store(self, function: Callable[..., None], *args: object) -> None:
+        try:
+            await trio.to_thread.run_sync(function, *args, limiter=DISK)
+            self._tier.note_success()
+        except OSError as error:
+            self._tier.note_trouble(error)
+
+    def _is_whole(self, flight: Flight) -> bool:
+        total = block_count(flight.file.size_bytes, self._tier.block_bytes)
+        return len(flight.blocks) == total <= SMALL_BLOCKS
+
+    @asynccontextmanager
+    async def _room(self, flight: Flight) -> AsyncIterator[bool]:
+        """Whether the node tier has room for a flight; held as long as the context lasts."""
+        file, tier = flight.file, self._tier
+        space = space_of(self._range(file, flight.blocks).length) + map_space(file.size_bytes, tier.block_bytes)
         reserved = await self._reserve(file.origin, space)
         try:
-            if whole:
-                await self._bring_whole(flight, keep=reserved)
-            else:
-                await self._bring_blocks(flight, wanted, self._target(flight) if reserved else None)
-            file.origin.count_fetched(wanted.length)
+            yield reserved
         finally:
             if reserved:
                 tier.release(space)
+
+    async def _fetch_and_keep(self, flight: Flight, bringing: Bringing | None) -> None:
+        file = flight.file
+        async with self._room(flight) as room:
+            if self._is_whole(flight):
+                await self._bring_whole(flight, keep=room)
+            else:
+                await self._bring_blocks(flight, self._target(flight) if room else None, bringing)
+            file.origin.count_fetched(self._range(file, flight.blocks).length)
 
     async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
         file, tier = flight.file, self._tier
@@ -180,7 +306,7 @@ class Flights:
         data, trouble = await patiently(
             file.origin,
             lambda: self._bridge.call(bring_whole, self._bridge, tier, file, sink, keep),
-            self.deadline_s,
+            self.deadline_s - flight.waited_s,
         )
         if trouble is not None:
             tier.note_trouble(trouble)
@@ -189,15 +315,18 @@ class Flights:
         for block in flight.blocks:
             place = block_range(block, file.size_bytes, tier.block_bytes)
             flight.data[block] = data[place.start : place.stop]
+        flight.changed.unpark_all()  # nobody waits until the others have it too
 
-    async def _bring_blocks(self, flight: Flight, wanted: ByteRange, target: BlockMap | None) -> None:
+    async def _bring_blocks(self, flight: Flight, target: BlockMap | None, bringing: Bringing | None) -> None:
+        """From the block that was asked for to the end, then what lies before it."""
         file = flight.file
+        deadline_s = trio.current_time() + self.deadline_s - flight.waited_s
 
         def landed(block: int, data: memoryview) -> None:
             flight.data[block] = data
             flight.changed.unpark_all()
-
-        sink = BlockSink(self._bridge, self._tier, file, wanted, target, landed)
+            if bringing is not None:
+                bringing.landed = len(flight.data)
 
         async def read_rest() -> None:  # a retry goes on where the last try ended
             rest = ByteRange(sink.position, wanted.stop)
@@ -205,9 +334,13 @@ class Flights:
                 await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
                 sink.check_end()
 
-        await patiently(file.origin, read_rest, self.deadline_s)
-        if sink.keep:
-            self._tier.note_success()
+        for part in (range(flight.first, flight.blocks.stop), range(flight.blocks.start, flight.first)):
+            if part:
+                wanted = self._range(file, part)
+                sink = BlockSink(self._bridge, self._tier, file, wanted, target, landed)
+                await patiently(file.origin, read_rest, deadline_s - trio.current_time())
+                if sink.keep:
+                    self._tier.note_success()
 
     async def _reserve(self, origin: Origin, space: int) -> bool:
         """Room in the node tier; False: what comes is served without being kept."""
@@ -233,3 +366,8 @@ class Flights:
             except OSError as error:
                 self._tier.note_trouble(error)
         return obj if isinstance(obj, BlockMap) else None
+
+
+def _publish_all(tier: NodeTier, target: BlockMap, blocks: Mapping[int, memoryview], owner: str) -> None:
+    for block, data in blocks.items():
+        tier.publish(target, block, data, owner)

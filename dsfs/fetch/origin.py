@@ -36,9 +36,18 @@ class Origin:
     """One dataset's source. Belongs to the file side, but for ``source``."""
 
     def __init__(
-        self, source: Source, namespace: str, dataset: str, *, quota_bytes: int | None = None, key_prefix: str = ""
+        self,
+        source: Source,
+        namespace: str,
+        dataset: str,
+        *,
+        quota_bytes: int | None = None,
+        key_prefix: str = "",
+        shared_area: str = "",
     ) -> None:
         self.source = source
+        self.shared_area = shared_area
+        """Which part of the shared tier its bytes go through; empty: none."""
         self.quota_bytes = quota_bytes
         self.namespace = namespace
         self.dataset = dataset
@@ -48,6 +57,7 @@ class Origin:
         self.renew: Callable[[], Awaitable[bool]] = _cannot_renew
         """Called when the origin refuses: builds ``source`` anew if its credentials have changed, and says whether."""
         self._origin_bytes = metrics.ORIGIN_READ_BYTES.labels(namespace, dataset)
+        self._shared_bytes = metrics.SHARED_READ_BYTES.labels(namespace, dataset)
         self._seconds = metrics.ORIGIN_REQUEST_SECONDS.labels(namespace, dataset)
         self._outcomes = {
             outcome: metrics.ORIGIN_REQUESTS.labels(namespace, dataset, outcome) for outcome in metrics.OUTCOMES
@@ -66,6 +76,10 @@ class Origin:
     def count_fetched(self, size_bytes: int) -> None:
         """So many bytes came from the source."""
         self._origin_bytes.inc(size_bytes)
+
+    def count_shared(self, size_bytes: int) -> None:
+        """So many bytes came from the shared tier."""
+        self._shared_bytes.inc(size_bytes)
 
     async def timed(self, call: Callable[[], Awaitable[T]]) -> T:
         """One request: counted, timed, and its error remembered."""

@@ -103,9 +103,9 @@ class Reader:
             if part.length == 0:
                 continue  # read together with the block before
             if block in flights:
-                data = await self._landed(file, flights[block], block, asked_s)
+                data, tier = await self._landed(file, flights[block], block, asked_s)
                 pieces.append(data[part.start - place.start : part.stop - place.start])
-                file.origin.count_read(Tier.ORIGIN, part.length)
+                file.origin.count_read(tier, part.length)
             else:
                 assert obj is not None
                 following = next((later for later in missing if later > block), None)
@@ -121,15 +121,19 @@ class Reader:
             position = part.stop
         return pieces
 
-    async def _landed(self, file: RemoteFile, flight: Flight, block: int, asked_s: float) -> memoryview:
-        """One block of a flight. One that was on its way already when this reader came may fail at once for what was
-        true before: the reader has a flight of its own then, as long as it has time."""
+    async def _landed(self, file: RemoteFile, flight: Flight, block: int, asked_s: float) -> tuple[memoryview, Tier]:
+        """One block of a flight, and where it came from.
+
+        A flight that was on its way already when this reader came may fail at once for what was true before: the reader
+        has a flight of its own then, as long as it has time.
+        """
         try:
-            return await flight.block(block)
+            return await flight.block(block), flight.tier
         except SourceUnavailable:
             if flight.started_s >= asked_s:
                 raise
-        return await self._flights.ensure(file, [block], Priority.DEMAND)[block].block(block)
+        again = self._flights.ensure(file, [block], Priority.DEMAND)[block]
+        return await again.block(block), again.tier
 
     async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         """Have all of an object in the node tier, or as much as it takes. Raises the SourceError that ended it."""

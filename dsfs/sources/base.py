@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -66,6 +67,14 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Give back connections. Called once, when no other call is under way."""
+
+
+_OF_THIS_NODE = re.compile(r"(^|\bof )(directory:|fsspec:(fsspec\+)?(file|local|memory):)")
+
+
+def is_of_this_node(identity: str) -> bool:
+    """Whether a source's identity may name something else on another node: a local directory, mounted or not."""
+    return _OF_THIS_NODE.search(identity) is not None
 
 
 async def walk(

@@ -1,0 +1,205 @@
+"""The shared tier of a cluster, asked before the origin: a group is there, or another node brings it, or we do."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from dsfs import metrics
+from dsfs.cache import shared_lease
+from dsfs.cache.shared_file import DamagedGroup, Group, read_group, write_group
+from dsfs.cache.shared_layout import PUBLIC
+from dsfs.cache.shared_lease import Lease, Look
+from dsfs.fetch.shared_disk import SharedDisk, Unusable
+from dsfs.sources.base import Buffer
+
+log = structlog.get_logger()
+
+_TOUCH_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """In seconds. A holder that shows no life for ``stale_s`` is overtaken; one that lives but brings nothing for
+    ``progress_s`` is not waited for any longer."""
+
+    beat_s: float = 1.0
+    stale_s: float = 4.0
+    progress_s: float = 8.0
+    longest_pause_s: float = 0.25
+
+
+Found = list[memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another node brings this group; how its lease looked."""
+
+    path: str
+    look: Look
+
+
+@dataclass(slots=True, eq=False)
+class Bringing:
+    """We bring a group: its lease, and how many of its blocks have landed. Ended by ``publish`` or ``give_up``."""
+
+    area: str
+    group: Group
+    lease: Lease
+    landed: int = 0
+    ended: bool = False
+
+
+class SharedTier:
+    """File side only; ``_find`` and ``_publish`` run in the disk's threads."""
+
+    def __init__(self, disk: SharedDisk, patience: Patience | None = None) -> None:
+        self.disk = disk
+        self.patience = patience or Patience()
+        self._token = secrets.token_hex(8)
+        self._numbers = itertools.count()
+        self._bringing: set[Bringing] = set()
+
+    @property
+    def usable(self) -> bool:
+        return self.disk.usable
+
+    def first_group(self, key: str, groups: int) -> int:
+        """With which group of an object this node begins when nobody waits: each with another, so that nodes bring
+        different parts."""
+        return random.Random(f"{self._token}{key}").randrange(groups)
+
+    async def run(self) -> None:
+        """Show life for what we bring."""
+        while True:
+            await trio.sleep(self.patience.beat_s)
+            due = [each for each in self._bringing if _now_s() - each.lease.seen_s >= self.patience.beat_s]
+            if due and self.usable:
+                try:
+                    await self.disk.call(_touch, due)
+                except Unusable:
+                    continue  # whoever waits overtakes us, and what we bring is as good as what they do
+
+    async def find(self, area: str, group: Group, *, bring: bool) -> Found | Busy | Bringing | None:
+        """The group; or who brings it; or, when nobody does and ``bring`` is set, the right to. None: go without."""
+        bring = bring and self.disk.has_room(
+            group.content_bytes + sum(each.group.content_bytes for each in self._bringing)
+        )
+        try:
+            found = await self.disk.call(self._find, area, group, bring)
+        except Unusable:
+            return None
+        if isinstance(found, Lease):
+            bringing = Bringing(area, group, found)
+            self._bringing.add(bringing)
+            return bringing
+        return found
+
+    def _find(self, area: str, group: Group, bring: bool) -> Found | Busy | Lease | None:
+        area_path = self.disk.area_path(area)
+        path = group.path(area_path)
+        found = self._read(path, group)
+        if found is not None or not bring:
+            return found
+        lease_path = f"{path}{shared_lease.SUFFIX}"
+        try:
+            lease = shared_lease.take(lease_path, _now_s())
+        except FileNotFoundError:
+            self.disk.make_directory(group.directory(area_path), area)
+            lease = shared_lease.take(lease_path, _now_s())
+        if lease is None:
+            look = shared_lease.look(lease_path)
+            return self._read(path, group) if look is None else Busy(lease_path, look)
+        # Somebody may have brought it between the two; and an NFS client, which may have remembered until here that
+        # there is no such file, asks again now that it has made something beside it.
+        found = self._read(path, group)
+        if found is None:
+            return lease
+        shared_lease.give_back(lease, _now_s(), self.patience.stale_s / 2)
+        return found
+
+    def _read(self, path: str, group: Group) -> Found | None:
+        try:
+            return read_group(path, group, self.disk.clock_ns() - int(_TOUCH_S * 1e9))
+        except FileNotFoundError:
+            return None
+        except DamagedGroup as damage:
+            metrics.CORRUPT_BLOCKS.inc()
+            log.warning("shared cache file dropped", reason=str(damage))
+            self.disk.drop(path)
+            return None
+
+    async def wait(self, busy: Busy, deadline_s: float) -> bool:
+        """Until the group may be here, or its holder is dead; False: it is not worth the waiting any longer."""
+        look = busy.look
+        changed_s = landed_s = trio.current_time()
+        pause_s = 0.02
+        while (now_s := trio.current_time()) < deadline_s and now_s - landed_s < self.patience.progress_s:
+            await trio.sleep(min(pause_s, deadline_s - now_s))
+            pause_s = min(1.5 * pause_s, self.patience.longest_pause_s)
+            try:
+                latest = await self.disk.call(shared_lease.look, busy.path)
+                if latest is None:
+                    return True
+                now_s = trio.current_time()
+                if (latest.inode, latest.size) != (look.inode, look.size):
+                    landed_s = now_s
+                if latest != look:
+                    look, changed_s = latest, now_s
+                elif now_s - changed_s > self.patience.stale_s:
+                    log.info("lease of another node overtaken", lease=busy.path)
+                    await self.disk.call(shared_lease.overtake, busy.path, look)
+                    return True
+            except Unusable:
+                return False
+        return False
+
+    async def publish(self, bringing: Bringing, blocks: Sequence[Buffer]) -> None:
+        """Give a group to the others, and its lease back. What goes wrong is noted, and costs only the copy."""
+        group = bringing.group
+        try:
+            size_bytes = await self.disk.call(self._publish, bringing, blocks)
+        except Unusable:
+            return  # the lease is given up by who took it
+        bringing.ended = True
+        self._bringing.discard(bringing)
+        self.disk.note_published(group.directory(f"{self.disk.root}/{bringing.area}"), size_bytes)
+        metrics.SHARED_WRITTEN_BYTES.inc(group.content_bytes)
+
+    def _publish(self, bringing: Bringing, blocks: Sequence[Buffer]) -> int:
+        path = bringing.group.path(self.disk.area_path(bringing.area))
+        mode = 0o644 if bringing.area == PUBLIC else 0o600
+        size_bytes = write_group(path, bringing.group, blocks, f"{self._token}-{next(self._numbers)}", mode)
+        shared_lease.give_back(bringing.lease, _now_s(), self.patience.stale_s / 2)
+        return size_bytes
+
+    async def give_up(self, bringing: Bringing) -> None:
+        """Let another node try, if the group was not published. Does not wait for long."""
+        self._bringing.discard(bringing)
+        if bringing.ended:
+            return
+        bringing.ended = True
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            try:
+                await self.disk.call(shared_lease.give_back, bringing.lease, _now_s(), self.patience.stale_s / 2)
+            except Unusable:
+                return  # it is overtaken, once it has looked the same for long enough
+
+
+def _touch(due: Sequence[Bringing]) -> None:
+    for each in due:
+        if not each.ended:
+            shared_lease.touch(each.lease, each.landed, _now_s())
+
+
+def _now_s() -> float:
+    """A clock that goes on while the machine sleeps: a lease may have been overtaken then."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,394 @@
+"""The shared directory as something that may hang, fill up, refuse and vanish at any moment, and come back.
+
+Every operation on it runs in one of a few threads of its own, which are given up when they take too long: a system
+call on a dead network file system may never return, and nothing else may wait for it. The first that takes too long
+stops all use of the directory at once; from then on one probe at a time asks whether it works again. Meanwhile reads go
+on from node tier and origin.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import structlog
+import trio
+
+from dsfs import metrics
+from dsfs.cache import shared_space
+from dsfs.cache.shared_layout import REFUSALS, SharedLayout, make_directory, open_area, open_shared
+from dsfs.errors import CacheDirectoryError
+from dsfs.model import Tier
+from dsfs.ranges import MiB
+
+log = structlog.get_logger()
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_THREADS = 16
+_MOST_THREADS = 48
+"""Of which all but the last 16 may hang for ever; when they do, the directory is not used again."""
+_FAILURES = 3  # errors in a row that stop the use; each on its own may be one bad file's
+_GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ECONNABORTED}
+_MARGIN = 16  # eviction begins a sixteenth below the limit, so that publishing seldom waits for it
+_COUNTING_SHARE = 0.05
+_COUNTING_S = 0.2
+_WHEN_FULL_BYTES = 64 * MiB
+_ROOM_BYTES = 16 * MiB
+
+
+class Unusable(Exception):
+    """It does not work just now: go on without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """In seconds: what one operation may take, and counting one directory; how often a probe looks, how often what is
+    in use is measured; what was used within ``fresh_s`` is not evicted."""
+
+    operation_s: float = 5.0
+    count_s: float = 60.0
+    probe_s: float = 1.0
+    upkeep_s: float = 1.0
+    fresh_s: float = shared_space.FRESH_S
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStatistics:
+    """A snapshot; sizes in bytes. ``trouble`` says why some or all of it is not used; empty when all is well."""
+
+    root: str
+    used_bytes: int
+    limit_bytes: int
+    trouble: str
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    scope: trio.CancelScope
+    limit_s: float
+    running: bool = False
+    age_s: float = 0.0
+    """Since its thread began, as far as we were running ourselves meanwhile."""
+
+
+class SharedDisk:
+    """File side only, but for what says that it runs in a thread. ``limit`` is asked in a thread, with the root."""
+
+    def __init__(self, root: str, limit: Callable[[str], int], times: Times | None = None) -> None:
+        self.root = root
+        self.times = times or Times()
+        self._limit = limit
+        self._limit_bytes = 0
+        self._token = secrets.token_hex(8)
+        self._layout: SharedLayout | None = None
+        self._looked_s = 0.0
+        self._trouble = "was not looked at yet"
+        self._refusal = ""
+        self._full = False
+        self._failures = 0
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self._probing = trio.CapacityLimiter(1)
+        self._calls: set[_Call] = set()
+        self._busy_threads: set[_Call] = set()
+        self._areas: dict[str, str] = {}  # name → why it is not used, empty if it is
+        self._usage = shared_space.Usage(random.Random())
+        self._room_wanted = trio.Event()
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def usable(self) -> bool:
+        return not self._trouble
+
+    def statistics(self) -> SharedStatistics:
+        trouble = self._trouble or self._refusal or next((why for why in self._areas.values() if why), "")
+        return SharedStatistics(self.root, self._usage.bytes, self._limit_bytes, trouble)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether so much may be published now; else eviction is asked for."""
+        if self._refusal:
+            return False
+        if self._usage.bytes + size_bytes <= self._limit_bytes:
+            return True
+        self._room_wanted.set()
+        return False
+
+    def note_published(self, directory: str, size_bytes: int) -> None:
+        self._usage.add(directory, size_bytes)
+
+    # -- in threads -----------------------------------------------------------------------------------------------
+
+    def area_path(self, area: str) -> str:
+        """Where an area lies; made or checked when it is used first. In a thread. Raises Unusable, OSError."""
+        layout = self._layout
+        assert layout is not None
+        if area not in self._areas:
+            self._areas[area] = self._open_area(layout, area)
+        if self._areas[area]:
+            raise Unusable
+        return layout.area_path(area)
+
+    def _open_area(self, layout: SharedLayout, area: str) -> str:
+        """Why it cannot be used, said once; empty if it can."""
+        try:
+            open_area(layout, area)
+        except CacheDirectoryError as error:
+            if self._areas.get(area) != str(error):
+                log.warning("shared cache not used", area=area, reason=str(error))
+            return str(error)
+        return ""
+
+    def make_directory(self, path: str, area: str) -> None:
+        """A directory for groups. In a thread. Raises OSError: FileNotFoundError when the area itself has vanished."""
+        make_directory(path, os.stat(f"{self.root}/{area}").st_mode & 0o777)
+
+    def clock_ns(self) -> int:
+        """What time it is by the directory's own clock. In any thread."""
+        layout = self._layout
+        return layout.clock_ns + int((time.monotonic() - self._looked_s) * 1e9) if layout else 0
+
+    def drop(self, path: str) -> None:
+        """Remove a file that is damaged. In a thread. Raises OSError when it cannot be."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+
+    # -- calling --------------------------------------------------------------------------------------------------
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that touches the directory in one of its threads. Raises Unusable when that does not work, or
+        takes too long; it may then still happen, later."""
+        return await self._call(self.times.operation_s, function, *args, **kwargs)
+
+    async def _call(self, limit_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._trouble:
+            raise Unusable
+        try:
+            result = await self._in_thread(self._threads, limit_s, partial(function, *args, **kwargs))
+        except OSError as error:
+            self._note(error)
+            raise Unusable from error
+        self._failures = 0
+        return result
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, limit_s: float, function: Callable[[], T]) -> T:
+        call = _Call(trio.CancelScope(), limit_s)
+
+        def work() -> T:
+            self._busy_threads.add(call)
+            call.running = True
+            try:
+                return function()
+            finally:
+                self._busy_threads.discard(call)
+
+        self._calls.add(call)
+        try:
+            with call.scope:
+                return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+        finally:
+            self._calls.discard(call)
+        raise Unusable
+
+    # -- trouble --------------------------------------------------------------------------------------------------
+
+    def _note(self, error: OSError) -> None:
+        """What an operation met. A refusal to be written to stops writing; anything else, if it goes on, all use."""
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in REFUSALS:
+            self._refuse(error)
+            return
+        self._failures += 1
+        if error.errno in _GONE or self._failures >= _FAILURES:
+            self._stop(reason)
+
+    def _refuse(self, error: OSError) -> None:
+        self._full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = f"nothing can be written there: {os.strerror(error.errno or errno.EIO)}"
+        if reason != self._refusal:
+            log.warning("shared cache is only read", shared=self.root, reason=reason)
+        self._refusal = reason
+        self._room_wanted.set()
+        self._show()
+
+    def _stop(self, reason: str) -> None:
+        """From now on without it. Whoever waits for it goes on at once."""
+        if not self._trouble:
+            log.warning("shared cache in trouble, reading on without it", shared=self.root, reason=reason)
+        self._trouble = reason
+        for call in self._calls:
+            call.scope.cancel()
+        self._show()
+
+    def _show(self) -> None:
+        metrics.SHARED_TROUBLE.set(bool(self._trouble or self._refusal))
+
+    def _open(self) -> tuple[SharedLayout, int, dict[str, str]]:
+        """In a thread: what it is, how much of it may be used, which areas cannot.
+
+        A full one stays full until there is room for more than a probe.
+        """
+        layout = open_shared(self.root, self._token, self._layout.device if self._layout else None)
+        if self._full and layout.refusal is None:
+            disk = os.statvfs(self.root)
+            if disk.f_bavail * disk.f_frsize < _ROOM_BYTES:
+                layout = replace(layout, refusal=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        areas = {area: self._open_area(layout, area) for area in tuple(self._areas)}
+        return layout, self._limit(self.root), areas
+
+    def _opened(self, layout: SharedLayout, limit_bytes: int, areas: dict[str, str]) -> None:
+        hanging = len(self._busy_threads)
+        if self._trouble:
+            if hanging > _MOST_THREADS - _THREADS:
+                self._trouble = f"{hanging} operations on it hang; dsfs restart gives it another chance"
+                return
+            if self._layout is not None:
+                log.info("shared cache works again", shared=self.root)
+            self._threads = trio.CapacityLimiter(_THREADS)
+        self._layout, self._looked_s, self._limit_bytes = layout, time.monotonic(), limit_bytes
+        self._areas = areas
+        self._trouble, self._failures = "", 0
+        if layout.refusal is not None:
+            self._refuse(layout.refusal)
+        elif self._refusal:
+            log.info("shared cache is written to again", shared=self.root)
+            self._refusal, self._full = "", False
+        self._show()
+
+    async def open(self) -> None:
+        """Begin to use the directory; what does not answer is tried again later, behind. Raises CacheDirectoryError
+        when it is none that this dsfs may use."""
+        try:
+            await self._look()
+        except (Unusable, OSError) as error:
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it does not answer"
+            log.warning("shared cache in trouble, reading on without it", shared=self.root, reason=reason)
+            self._trouble = reason
+            self._show()
+
+    async def _look(self) -> None:
+        with trio.move_on_after(self.times.operation_s):
+            self._opened(*await self._in_thread(self._probing, self.times.operation_s, self._open))
+            return
+        raise Unusable
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            nursery.start_soon(self._probe)
+            nursery.start_soon(self._upkeep)
+
+    async def _watch(self) -> None:
+        """Stop the use when an operation takes too long; counted from when its thread began, and without the time in
+        which this process itself was stopped or starved."""
+        pause_s = min(0.25, self.times.operation_s / 4)
+        while True:
+            began_s = time.monotonic()
+            await trio.sleep(pause_s)
+            passed_s = min(time.monotonic() - began_s, 2 * pause_s)
+            for call in tuple(self._calls):
+                call.age_s += passed_s if call.running else 0.0
+                if call.age_s > call.limit_s:
+                    call.scope.cancel()
+                    if not self._trouble:
+                        self._stop(f"it does not answer within {call.limit_s:g} s")
+
+    async def _probe(self) -> None:
+        """While something is wrong, ask whether it still is; one probe at a time, however long it hangs."""
+        pause_s = self.times.probe_s
+        while True:
+            await trio.sleep(pause_s)
+            refused = any(self._areas.values())
+            if not (self._trouble or self._refusal or refused):
+                pause_s = self.times.probe_s
+                continue
+            try:
+                await self._look()
+            except Unusable:
+                pass  # no answer yet; said when it began
+            except CacheDirectoryError as error:
+                if self._trouble != str(error):
+                    log.warning("shared cache in trouble, reading on without it", shared=self.root, reason=str(error))
+                self._trouble = str(error)
+            except OSError as error:
+                self._trouble = os.strerror(error.errno) if error.errno else str(error)
+            pause_s = min(2 * pause_s, 5 * self.times.probe_s)
+
+    async def _upkeep(self) -> None:
+        """Count, evict, set the gauges; what it cannot do now it does later."""
+        while True:
+            began_s = trio.current_time()
+            try:
+                if self.usable:
+                    await self._count()
+                    await self._evict()
+            except Unusable:
+                pass  # said where it was noted
+            self._gauges()
+            took_s = trio.current_time() - began_s
+            self._room_wanted = trio.Event()
+            with trio.move_on_after(max(self.times.upkeep_s, took_s / _COUNTING_SHARE)):
+                await self._room_wanted.wait()
+                await trio.sleep(self.times.upkeep_s / 4)  # not more often than that, however much is wanted
+
+    def _gauges(self) -> None:
+        metrics.CACHE_BYTES.labels(Tier.SHARED).set(self._usage.bytes)
+        metrics.CACHE_LIMIT_BYTES.labels(Tier.SHARED).set(self._limit_bytes)
+
+    async def _count(self) -> None:
+        """Some directories more; a round ends when all were counted, and the next begins."""
+        self._limit_bytes = await self.call(self._limit, self.root)
+        until_s = trio.current_time() + _COUNTING_S
+        begun = False
+        while trio.current_time() < until_s:
+            directory = self._usage.next()
+            if directory is None:
+                if begun:
+                    return
+                self._usage.begin(await self._call(self.times.count_s, shared_space.directories, self.root))
+                begun = True
+                continue
+            await self._entries(directory)
+
+    async def _entries(self, directory: str) -> list[shared_space.Entry]:
+        found = await self._call(self.times.count_s, shared_space.entries, directory)
+        self._usage.count(directory, found)
+        return found
+
+    async def _evict(self) -> None:
+        """Down to two margins below the limit once it is nearer than one; more when there is no space at all."""
+        margin = self._limit_bytes // _MARGIN
+        need = (
+            self._usage.bytes - (self._limit_bytes - 2 * margin)
+            if self._usage.bytes > self._limit_bytes - margin
+            else 0
+        )
+        if self._full:
+            need = max(need, min(_WHEN_FULL_BYTES, self._usage.bytes))
+        seen: set[str] = set()
+        while need > 0:
+            sample = self._usage.sample(seen)
+            if not sample:
+                return  # all that is left is fresh
+            seen.update(sample)
+            found = {directory: await self._entries(directory) for directory in sample}
+            victims = shared_space.choose(
+                (entry for each in found.values() for entry in each), need, self.clock_ns(), self.times.fresh_s
+            )
+            freed = await self._call(self.times.count_s, shared_space.remove, victims)
+            metrics.EVICTED_BYTES.inc(freed)
+            for directory, inside in found.items():
+                gone = {entry.path for entry in victims}
+                self._usage.count(directory, [entry for entry in inside if entry.path not in gone])
+            need -= sum(entry.space_bytes for entry in victims)
