@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
+import structlog
 import trio
 
 from daemon.cache_device import CacheDevice
@@ -15,11 +17,14 @@ from dsfs import metrics
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import Verified, verify
 from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.pins import Pins
 from dsfs.datasets.selection import matching
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, DsfsError, PinRefused
 from dsfs.fetch.flights import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
+
+log = structlog.get_logger()
 
 _NEWS_S = 0.5
 
@@ -35,6 +40,7 @@ class Node:
         boot: bytes,
         shown: Shown,
         warming: Warming,
+        pins: Pins,
         shared: SharedDisk | None = None,
     ) -> None:
         self._settings = settings
@@ -44,6 +50,8 @@ class Node:
         self._shown = shown
         self._warming = warming
         self._shared = shared
+        self._pins = pins
+        shown.on_prepared = self._prepared
         self._last_info: dict[str, tuple[str, ...]] = {}
         self._device = CacheDevice(settings.cache_dir)
 
@@ -84,7 +92,7 @@ class Node:
             "files": status.files,
             "bytes": status.bytes,
             "cached_bytes": cached,
-            "pinned_bytes": 0,
+            "pinned_bytes": self._tier.index.pinned_bytes(manifest.id),
             "skipped": status.skipped,
             "read_path": str(self._shown.read_path(manifest.id)),
         }
@@ -98,14 +106,71 @@ class Node:
     async def evict(self, selector: str) -> dict[str, int]:
         """Give back the space of a dataset, or of the paths that a glob names."""
         dataset, glob = self._select(selector)
-        freed = await trio.to_thread.run_sync(self._evict, dataset, glob, limiter=CATALOG)
-        return {"evicted_bytes": freed}
+        freed, pinned_files = await trio.to_thread.run_sync(self._evict, dataset, glob, limiter=CATALOG)
+        if pinned_files and not freed:
+            raise PinRefused(f"{selector}: is pinned, {pinned_files} cached files of it (dsfs unpin lets go of them)")
+        return {"evicted_bytes": freed, **({"pinned_files": pinned_files} if pinned_files else {})}
 
-    def _evict(self, dataset: Dataset, glob: str) -> int:
-        freed = 0
+    def _evict(self, dataset: Dataset, glob: str) -> tuple[int, int]:
+        """Bytes that were freed, and cached files that are pinned and stay."""
+        freed = pinned_files = 0
         for path, row in matching(dataset.catalog.file, glob):
-            freed += self._tier.evict(dataset.origin.key_of(path, row.tag))
-        return freed
+            key = dataset.origin.key_of(path, row.tag)
+            if not self._tier.index.pinned(key):
+                freed += self._tier.evict(key)
+            elif key in self._tier.index:
+                pinned_files += 1
+        return freed, pinned_files
+
+    async def pin(self, selector: str) -> dict[str, int]:
+        """Keep what a selector names in the cache, now and when it comes; what it names."""
+        dataset, glob = self._select(selector)
+        pinned = await self._pins.pin(dataset, glob)
+        return {"pinned_bytes": pinned.bytes, "files": pinned.files}
+
+    async def unpin(self, selector: str) -> dict[str, int]:
+        """Let go of it again; what of it another pin still holds."""
+        try:
+            dataset, glob = self._select(selector)
+            name, known = dataset.manifest.id, dataset
+        except ConfigError:  # one that is not mounted, perhaps
+            namespace, _, rest = selector.strip("/").partition("/")
+            base, _, glob = rest.partition("/")
+            name, known = f"{namespace}/{base}", None
+            if name not in self._pins.all:
+                raise
+        pinned = await self._pins.unpin(name, glob, known)
+        return {"pinned_bytes": pinned.bytes, "files": pinned.files}
+
+    async def pins(self) -> dict[str, Any]:
+        """All that is pinned in this cache directory."""
+        return {
+            "pins": [
+                {
+                    "selector": f"{dataset}/{glob}".rstrip("/"),
+                    "mounted": dataset in self._shown.datasets,
+                    "dataset_pinned_bytes": self._tier.index.pinned_bytes(dataset),
+                }
+                for dataset, globs in sorted(self._pins.all.items())
+                for glob in globs
+            ]
+        }
+
+    def _prepared(self, dataset: Dataset) -> None:
+        """A dataset is shown from now on."""
+        dataset.on_listed = partial(self._pins.follow_soon, dataset.manifest.id)
+        self._pins.follow_soon(dataset.manifest.id)
+
+    async def keep_pins(self) -> None:
+        """Look pins up again whenever their dataset has another revision."""
+        while True:
+            name = await self._pins.next_asked()
+            dataset = self._shown.datasets.get(name)
+            if dataset is not None:
+                try:
+                    await self._pins.follow(dataset)
+                except (DsfsError, OSError) as error:
+                    log.warning("pins cannot be followed", dataset=dataset.manifest.id, reason=str(error))
 
     async def warm(self, selector: str, bytes_per_s: float | None) -> dict[str, Any]:
         """Begin to bring in a dataset, or the paths that a glob names."""
@@ -147,6 +212,7 @@ class Node:
         dataset = self._select_whole(selector)
         labels = self._last_info.pop(dataset.manifest.id, None)
         await self._shown.delete(dataset.manifest.id)
+        await self._pins.forget(dataset.manifest.id)
         if labels is not None:
             metrics.DATASET_INFO.remove(*labels)
             metrics.DATASET_BYTES.remove(*labels[:2])

@@ -39,6 +39,7 @@ from dsfs.cache.layout import Layout, boot_id, open_layout
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import rebuild_index
 from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.pins import Pins
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import CacheDirectoryBusy, DsfsError, MountError
 from dsfs.fetch.flights import DISK, Flights
@@ -105,11 +106,13 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
         session.watcher = opens = Opens(session.note_use)
         background.start_soon(_optional, "counting of opens", opens.run)
     disk = shared_tier.disk if shared_tier else None
-    node = Node(settings, keeper, tier, boot, shown, warming, disk)
+    pins = await trio.to_thread.run_sync(Pins, tier.layout.pins, tier)
+    node = Node(settings, keeper, tier, boot, shown, warming, pins, disk)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
     background.start_soon(_every, _SECRETS_S, "secrets", shown.look_at_secrets)
+    background.start_soon(node.keep_pins)
     if not tier.index.was_clean:
         background.start_soon(_rebuild, tier, boot)
     async with trio.open_nursery() as serving:

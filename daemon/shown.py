@@ -78,6 +78,8 @@ class Shown:
         if whole is not None:
             whole.find_revision = self._find_revision
             whole.reopen = self._reopen_revision
+        self.on_prepared: Callable[[Dataset], None] = _nobody_to_tell
+        """Told of every dataset that is shown from then on."""
         self._shown: dict[str, _Shown] = {}
         self._comings: dict[str, int] = {}
         self._removed: list[Dataset] = []  # whose sources are not closed yet: files of theirs may be open
@@ -125,6 +127,7 @@ class Shown:
         dataset.open_revision(self._session.shown_before(manifest.id))
         dataset.on_swap = partial(self._session.swapped, manifest.id)
         origin.renew = partial(self._renew_if_changed, manifest.id)
+        self.on_prepared(dataset)
         scope = trio.CancelScope()
         self._shown[manifest.id] = _Shown(dataset, scope, credentials)
         self._nursery.start_soon(_run, dataset, scope)
@@ -302,6 +305,10 @@ class Shown:
         if self._tree is not None:
             documents = Documents(tuple(self._builder.known.values()), self._builder.secrets.documents)
             await self._keeper.hold(HANDED_OVER, to_text(documents))
+
+
+def _nobody_to_tell(_dataset: Dataset) -> None:
+    return
 
 
 async def _run(dataset: Dataset, scope: trio.CancelScope) -> None:

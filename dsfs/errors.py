@@ -67,5 +67,9 @@ class CacheFull(DsfsError):
     """No room could be made in a tier; what was asked for is served without being kept."""
 
 
+class PinRefused(DsfsError):
+    """What shall be pinned does not fit, or what shall be unpinned is not pinned."""
+
+
 class CatalogError(DsfsError):
     """A catalog on disk is damaged or of an unknown layout."""

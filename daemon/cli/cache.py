@@ -1,7 +1,8 @@
-"""The cache: ``dsfs evict`` and ``dsfs verify``."""
+"""The cache: ``dsfs evict``, ``dsfs pin``, ``dsfs unpin`` and ``dsfs verify``."""
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Annotated
 
@@ -9,19 +10,66 @@ import typer
 
 from daemon import running
 from daemon.cli.options import AsJson, CacheDir, Mountpoint, Selector
-from daemon.cli.output import show_json, size
+from daemon.cli.output import show_json, show_table, size
 from daemon.control.client import ask
-from daemon.settings import Settings, default_cache_dir
+from daemon.settings import default_cache_dir
 from dsfs.errors import MountError
 
 
 def evict(selector: Selector, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
-    """Give back the space of a dataset, or of the paths that a glob names."""
+    """Give back the space of a dataset, or of the paths that a glob names. What is pinned stays."""
     answer = ask(running.find(mountpoint), "POST", "/api/v1/evict", {"selector": selector}, timeout_s=None)
     if as_json:
         show_json(answer)
     else:
-        typer.echo(f"evicted {size(answer['evicted_bytes'])}")
+        kept = answer.get("pinned_files")
+        stay = f"; {kept} cached files stay, as they are pinned (dsfs unpin lets go of them)" if kept else ""
+        typer.echo(f"evicted {size(answer['evicted_bytes'])}{stay}")
+
+
+def pin(
+    selector: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAMESPACE/]DATASET[/GLOB]", help="A dataset, or a path or pattern in one."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--list", help="Show what is pinned, and change nothing.")] = False,
+    mountpoint: Mountpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a dataset, or what a glob names, in the cache: what is here, and what comes later. Fetches nothing.
+
+    Holds until ``dsfs unpin``, whatever is restarted, and in later revisions too.
+    """
+    if (selector is None) is not every:
+        raise typer.BadParameter("give [NAMESPACE/]DATASET[/GLOB], or --list")
+    if selector is None:
+        pins = ask(running.find(mountpoint), "GET", "/api/v1/pins")
+        if as_json:
+            show_json(pins["pins"])
+        else:
+            rows = [
+                (each["selector"], "yes" if each["mounted"] else "no", size(each["dataset_pinned_bytes"]))
+                for each in pins["pins"]
+            ]
+            show_table(("PINNED", "MOUNTED", "CACHED AND PINNED OF THE DATASET"), rows)
+        return
+    answer = ask(running.find(mountpoint), "POST", "/api/v1/pin", {"selector": selector}, timeout_s=None)
+    if as_json:
+        show_json(answer)
+    elif answer["files"]:
+        typer.echo(f"pinned {answer['files']} files, {size(answer['pinned_bytes'])}")
+    else:
+        typer.echo("pinned; it names no file that is known now")
+
+
+def unpin(selector: Selector, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
+    """Let go of what was pinned: of every pin that is this one, or lies inside of it."""
+    answer = ask(running.find(mountpoint), "POST", "/api/v1/unpin", {"selector": selector}, timeout_s=None)
+    if as_json:
+        show_json(answer)
+    else:
+        still = f"; {answer['files']} files of it are held by other pins" if answer["files"] else ""
+        typer.echo(f"unpinned{still}")
 
 
 def verify(
@@ -47,8 +95,11 @@ def verify(
 def _server_of(directory: str) -> running.Running | None:
     """The running mount that uses a cache directory."""
     for each in running.all_mounts():
-        if each.alive and Settings.load(each.runtime_dir).cache_dir == directory:
-            return each
+        if each.alive:
+            # Only this one of its settings: another version of dsfs, which is running, may have more.
+            with open(f"{each.runtime_dir}/settings.json", encoding="utf-8") as file:
+                if json.load(file)["cache_dir"] == directory:
+                    return each
     return None
 
 

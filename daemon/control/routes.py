@@ -42,7 +42,10 @@ def private_app(node: Node, bridge: Bridge) -> web.Application:
     routes = Routes(node, bridge)
     app = public_app(node, bridge)
     app.router.add_get("/api/v1/datasets/{selector:.+}", routes.show)
+    app.router.add_get("/api/v1/pins", routes.pins)
     app.router.add_post("/api/v1/evict", routes.evict)
+    app.router.add_post("/api/v1/pin", routes.pin)
+    app.router.add_post("/api/v1/unpin", routes.unpin)
     app.router.add_post("/api/v1/verify", routes.verify)
     app.router.add_post("/api/v1/resync", routes.resync)
     app.router.add_post("/api/v1/apply", routes.apply)
@@ -103,6 +106,15 @@ class Routes:
 
     async def evict(self, request: web.Request) -> web.Response:
         return await self._selected(request, self._node.evict)
+
+    async def pins(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._bridge.await_on_file_side(self._node.pins))
+
+    async def pin(self, request: web.Request) -> web.Response:
+        return await self._selected(request, self._node.pin)
+
+    async def unpin(self, request: web.Request) -> web.Response:
+        return await self._selected(request, self._node.unpin)
 
     async def resync(self, request: web.Request) -> web.Response:
         return await self._selected(request, self._node.resync)

@@ -16,6 +16,7 @@ class Cached:
     last_used_s: float
     owners: tuple[str, ...] = ()
     content_bytes: int = 0
+    priority: int = 0
 
 
 def choose_victims(oldest_first: Iterable[Cached], need_bytes: int) -> list[Cached]:

@@ -1,8 +1,8 @@
-"""What the node tier holds, by object: space, owners, order of last use. Can be rebuilt from ``objects/``.
+"""What the node tier holds, by object: space, owners, pins, order of last use. Can be rebuilt from ``objects/``.
 
-One diskcache row per object, key → (space, content, owners, last use). diskcache iterates in order of insertion, so a
-use that deletes and inserts again keeps the rows in order of last use. Uses and sizes are collected in memory and
-written in one transaction a second: a transaction takes about as long as a small object takes to be fetched.
+Uses and sizes are collected in memory and written in one transaction a second: a transaction takes about as long as a
+small object takes to be fetched. A row is in the class of its priority, or in that of what is pinned, which eviction
+never looks at.
 """
 
 from __future__ import annotations
@@ -13,20 +13,32 @@ import shutil
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
 
 import diskcache
 import structlog
 
 from dsfs.cache.eviction import Cached
+from dsfs.cache.rows import Row, Rows
 
 log = structlog.get_logger()
 
 _TOTALS = "#totals"  # not a key of an object, which is 64 hex digits
 _CLEAN = "#clean"
+_FORMAT_NOTE = "#format"
+_PRIORITIES = "#priorities"
+_PINS_DONE = "#pins"
+_FORMAT = 2
+_PINNED = "pinned"
 _NOTED_S = 60.0
 _NOTED_USES = 200_000
+_PENDING_USES = 50_000
+_BATCH = 2_000  # rows in one transaction, when there may be a million
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -42,15 +54,29 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Totals:
-    """Bytes in rows: space of all objects, content by owner."""
+    """Bytes in rows: space of all objects, content by owner; space that all that is pinned takes once it is here, and
+    content of it that is here, by the dataset that pins it."""
 
-    all: int
-    by_owner: dict[str, int]
+    all: int = 0
+    by_owner: dict[str, int] = field(default_factory=dict)
+    pinned_whole: int = 0
+    pinned_by: dict[str, int] = field(default_factory=dict)
 
-    def count(self, owners: tuple[str, ...], size_bytes: int, content_bytes: int) -> None:
-        self.all += size_bytes
-        for owner in owners:
-            self.by_owner[owner] = self.by_owner.get(owner, 0) + content_bytes
+    def copy(self) -> _Totals:
+        return _Totals(self.all, dict(self.by_owner), self.pinned_whole, dict(self.pinned_by))
+
+    def count(self, row: Row, sign: int) -> None:
+        """Add a row (1), or take one away (-1)."""
+        self.all += sign * row.space_bytes
+        for owner in row.owners:
+            self.by_owner[owner] = self.by_owner.get(owner, 0) + sign * row.content_bytes
+        if row.pins:
+            self.pinned_whole += sign * row.whole_bytes
+            for dataset, _round in row.pins:
+                self.pinned_by[dataset] = self.pinned_by.get(dataset, 0) + sign * row.content_bytes
+
+    def noted(self) -> list[object]:
+        return [self.all, self.by_owner, self.pinned_whole, {name: n for name, n in self.pinned_by.items() if n}]
 
 
 def _joined(first: dict[str, _Pending], then: dict[str, _Pending]) -> dict[str, _Pending]:
@@ -79,18 +105,24 @@ class Index:
     """Safe to use from several threads. ``used_bytes`` and ``owner_bytes`` are kept exact in memory."""
 
     def __init__(self, directory: str) -> None:
-        self._cache = diskcache.Cache(directory, eviction_policy="none", cull_limit=0, size_limit=2**62)
+        self._rows = Rows(directory)
         self._lock = threading.Lock()  # guards everything below; never held while the disk is waited for
-        self._flushing = threading.Lock()
+        self._flushing = threading.Lock()  # whoever writes rows
         self._pending: dict[str, _Pending] = {}
         self._unflushed_bytes: Counter[str] = Counter()  # by owner: added since the last flush
-        self._noted: set[tuple[str, str]] = set()  # uses of this minute, which need not be noted again
+        self._noted: dict[str, tuple[str, ...]] = {}  # who used it in this minute, which need not be noted again
         self._noted_since_s = 0.0
-        totals: dict[str, int] = self._cache.get(_TOTALS) or {}
-        self._owner_bytes = {owner: size for owner, size in totals.items() if owner}
-        self._used_bytes = self._row_bytes = totals.get("", 0)
-        self.was_clean = bool(self._cache.pop(_CLEAN, default=False))
+        known = self._rows.noted(_FORMAT_NOTE) == _FORMAT
+        if not known:
+            self._rows.clear()
+            self._rows.note(_FORMAT_NOTE, _FORMAT)
+        self._totals = _Totals(*(self._rows.noted(_TOTALS) or ()))
+        self._priorities: dict[str, int] = self._rows.noted(_PRIORITIES) or {}
+        self._pins_done: dict[str, str] = self._rows.noted(_PINS_DONE) or {}
+        self._used_bytes = self._totals.all
+        self.was_clean = known and bool(self._rows.noted(_CLEAN))
         """False: the last server did not end in order, and objects/ may hold what the index does not know."""
+        self._rows.forget([_CLEAN])
 
     @property
     def used_bytes(self) -> int:
@@ -99,7 +131,7 @@ class Index:
 
     def owner_bytes(self, owner: str) -> int:
         """Bytes of files that are here and that this dataset has used; what two datasets use counts for both."""
-        return self._owner_bytes.get(owner, 0) + self._unflushed_bytes[owner]
+        return self._totals.by_owner.get(owner, 0) + self._unflushed_bytes[owner]
 
     def add(self, key: str, size_bytes: int, content_bytes: int, owner: str) -> None:
         """Note that so many more bytes of an object are here, brought by this dataset: space, and content."""
@@ -108,8 +140,9 @@ class Index:
             pending = self._pending.setdefault(key, _Pending())
             pending.added_bytes += size_bytes
             pending.content_bytes += content_bytes
-            pending.owners.add(owner)
-            self._unflushed_bytes[owner] += content_bytes
+            if owner:
+                pending.owners.add(owner)
+                self._unflushed_bytes[owner] += content_bytes
 
     def shrink(self, key: str, size_bytes: int, content_bytes: int) -> None:
         """Note that so many bytes of an object are gone, space and content, and the rest of it is not."""
@@ -121,19 +154,22 @@ class Index:
 
     def use(self, key: str, owner: str) -> None:
         """Note that a dataset used an object just now: to the minute, as a row costs more to write than most reads."""
-        if (key, owner) in self._noted:
+        if owner in self._noted.get(key, ()):
             return
         with self._lock:
+            if len(self._pending) >= _PENDING_USES:
+                return  # more than a flush can write: some of so many uses stand for all
             if len(self._noted) >= _NOTED_USES:
                 self._noted.clear()
-            self._noted.add((key, owner))
+            self._noted[key] = (*self._noted.get(key, ()), owner)
             self._pending.setdefault(key, _Pending()).owners.add(owner)
 
     def remove(self, key: str) -> None:
-        """Note that an object is gone."""
+        """Note that an object is gone. What is pinned stays so, and is kept when it comes again."""
         with self._lock:
             before = self._pending.get(key, _Pending())
             self._pending[key] = _Pending(removed=True, lost_bytes=before.lost_bytes + before.added_bytes)
+            self._noted.pop(key, None)
 
     def flush(self, now_s: float) -> None:
         """Write what was noted since the last flush. Blocks on the disk.
@@ -149,73 +185,218 @@ class Index:
                 self._unflushed_bytes.clear()
             if not pending:
                 return
-            after = _Totals(self._row_bytes, dict(self._owner_bytes))
             lost_bytes = 0
+            after: dict[str, Row | None] = {}
+
+            def merge(rows: dict[str, Row]) -> dict[str, Row | None]:
+                nonlocal lost_bytes
+                for key, change in pending.items():
+                    after[key], lost = _merged(rows.get(key, Row()), change, now_s)
+                    lost_bytes += lost
+                return after
+
             try:
-                with self._cache.transact():
-                    for key, change in pending.items():
-                        lost_bytes += self._apply(key, change, now_s, after)
-                    # What is in rows, not what is in use: after a crash, what came meanwhile is found in objects/.
-                    self._cache.set(_TOTALS, {**after.by_owner, "": after.all})
-            except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+                self._rewrite(list(pending), merge)
+            except OSError:
                 with self._lock:
                     self._pending = _joined(pending, self._pending)
-                raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
+                raise
             with self._lock:
-                self._row_bytes, self._owner_bytes = after.all, after.by_owner
                 self._used_bytes -= lost_bytes
+                for key, row in after.items():
+                    if row is None:  # used when it was not here: once it is, that has to be noted
+                        self._noted.pop(key, None)
 
-    def _apply(self, key: str, change: _Pending, now_s: float, totals: _Totals) -> int:
-        """Write one row, inside a transaction; how many bytes of those in use are not any more."""
-        row: tuple[int, int, tuple[str, ...], float] = self._cache.pop(key, default=(0, 0, (), 0.0))
-        row_bytes, row_content, row_owners, _last = row
-        totals.count(row_owners, -row_bytes, -row_content)
-        lost_bytes = change.lost_bytes
-        if change.removed:
-            lost_bytes += row_bytes
-            row_bytes, row_content, row_owners = 0, 0, ()
-        size_bytes = row_bytes + change.added_bytes
-        if size_bytes > 0:
-            owners = tuple(sorted(change.owners.union(row_owners)))
-            content_bytes = max(0, row_content + change.content_bytes)
-            totals.count(owners, size_bytes, content_bytes)
-            self._cache.set(key, (size_bytes, content_bytes, owners, now_s))
-            return lost_bytes
-        return lost_bytes + size_bytes  # a use of what was evicted meanwhile; or more was taken back than was known
+    def _rewrite(self, keys: list[str], change: Callable[[dict[str, Row]], Mapping[str, Row | None]]) -> None:
+        """Read rows, change them, write them and the sums, in one transaction. Under ``_flushing``. Raises OSError."""
+        totals = self._totals.copy()
+        try:
+            with self._rows.transact():
+                before = self._rows.get(keys)
+                after = change(before)
+                for key, row in after.items():
+                    if key in before:
+                        totals.count(before[key], -1)
+                    if row is not None:
+                        totals.count(row, 1)
+                self._rows.put(after, {key: self._class_of(row) for key, row in after.items() if row is not None})
+                # What is in rows, not what is in use: after a crash, what came meanwhile is found in objects/.
+                self._rows.note(_TOTALS, totals.noted())
+        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
+        self._totals = totals
 
-    def oldest_first(self) -> Iterator[Cached]:
-        """Every object, least recently used first; as of the last flush."""
-        for key in self._cache:
-            if key.startswith("#"):
-                continue
-            row = self._cache.get(key)
-            if row is not None:
-                size_bytes, content_bytes, owners, last_used_s = row
-                yield Cached(key, size_bytes, last_used_s, owners, content_bytes)
+    # -- order and priority -----------------------------------------------------------------------------------------
+
+    def _class_of(self, row: Row) -> str:
+        return _PINNED if row.pins else _class_name(self._priority_of(row))
+
+    def _priority_of(self, row: Row) -> int:
+        return max((self._priorities.get(owner, 0) for owner in row.owners), default=0)
+
+    def set_priority(self, owner: str, priority: int) -> None:
+        """What a dataset's objects are worth from now on: those of lower priority go first. Blocks on the disk, and
+        for long when it has changed. What two datasets use has the higher one. Raises OSError."""
+        with self._flushing:
+            if self._priorities.get(owner, 0) == priority:
+                return
+            old = _class_name(self._priorities.get(owner, 0))
+            self._priorities[owner] = priority
+            try:
+                self._rows.note(_PRIORITIES, self._priorities)
+            except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+                raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
+        for name in {old, *(name for name in self._rows.classes() if name != _PINNED)}:
+            moving = (
+                key for key, row in self._rows.of_class(name) if owner in row.owners and name != self._class_of(row)
+            )
+            for keys in _batches(moving):
+                with self._flushing:
+                    self._rewrite(keys, lambda rows: dict(rows))
+
+    def victims_first(self) -> Iterator[Cached]:
+        """Every object that may go, in the order in which it should: priority, then last use; as of the last flush."""
+        for name in sorted(self._rows.classes()):
+            if name != _PINNED:
+                yield from (_cached(key, row, _priority(name)) for key, row in self._rows.of_class(name))
+
+    def everything(self) -> Iterator[Cached]:
+        """Every object that is here, pinned ones too; as of the last flush."""
+        for name in self._rows.classes():
+            for key, row in self._rows.of_class(name):
+                if row.space_bytes > 0:
+                    yield _cached(key, row, self._priority_of(row))
 
     def __contains__(self, key: str) -> bool:
-        return key in self._cache
+        """Whether something of an object is here, as of the last flush."""
+        row = self._rows.get([key]).get(key)
+        return row is not None and row.space_bytes > 0
 
-    def clear(self) -> None:
-        """Forget everything, before a rebuild."""
-        with self._flushing, self._lock:
-            self._pending.clear()
-            self._cache.clear()
-            self._used_bytes = self._row_bytes = 0
-            self._owner_bytes = {}
+    # -- pins -------------------------------------------------------------------------------------------------------
+
+    @property
+    def pinned_whole_bytes(self) -> int:
+        """Space that all that is pinned takes once it is here."""
+        return self._totals.pinned_whole
+
+    def pinned_bytes(self, dataset: str) -> int:
+        """Bytes of files that are here and pinned by this dataset; as of the last flush."""
+        return self._totals.pinned_by.get(dataset, 0)
+
+    def pinned(self, key: str) -> bool:
+        """Whether anybody holds an object, here or not. Blocks on the disk."""
+        row = self._rows.get([key]).get(key)
+        return row is not None and bool(row.pins)
+
+    def unpinned_space(self, files: Iterable[tuple[str, int]]) -> int:
+        """How much more space would be pinned if these were too: (key, space of the whole object) each."""
+        more = 0
+        for some in _batches(files):
+            rows = self._rows.get([key for key, _space in some])
+            more += sum(space for key, space in dict(some).items() if key not in rows or not rows[key].pins)
+        return more
+
+    def pin(self, dataset: str, number: int, files: Iterable[tuple[str, int]]) -> None:
+        """Hold objects for a dataset, here or still to come: (key, space of the whole object) each. ``number`` is that
+        of the round, by which ``unpin_others`` knows those that the dataset does not hold any more. Raises OSError."""
+        for some in _batches(files):
+            wanted = dict(some)
+
+            def hold(rows: dict[str, Row], wanted: dict[str, int] = wanted) -> dict[str, Row | None]:
+                return {
+                    key: _held(rows.get(key, Row()), dataset, number)._replace(whole_bytes=space)
+                    for key, space in wanted.items()
+                }
+
+            with self._flushing:
+                self._rewrite(list(wanted), hold)
+
+    def unpin_others(self, dataset: str, number: int | None) -> None:
+        """Let go of what a dataset held in other rounds than this one, or (None) of all of it. Raises OSError."""
+        stale = (
+            key
+            for key, row in self._rows.of_class(_PINNED)
+            if any(name == dataset and held != number for name, held in row.pins)
+        )
+        for keys in _batches(stale):
+            with self._flushing:
+                self._rewrite(keys, lambda rows: {key: _let_go(row, dataset) for key, row in rows.items()})
+
+    def pins_done(self, dataset: str) -> str | None:
+        """For what ``note_pins_done`` was told last; None after the index was lost."""
+        return self._pins_done.get(dataset)
+
+    def note_pins_done(self, dataset: str, what: str | None) -> None:
+        """All objects that a dataset pins are held: remember of which revision, and by which pins. Raises OSError."""
+        done = {**self._pins_done, dataset: what}
+        with self._flushing:
+            try:
+                self._rows.note(_PINS_DONE, {name: known for name, known in done.items() if known is not None})
+            except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+                raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
+            self._pins_done = {name: known for name, known in done.items() if known is not None}
+
+    # -- end --------------------------------------------------------------------------------------------------------
 
     def close(self, now_s: float) -> None:
         """Flush, and say that this end was in order."""
         self.flush(now_s)
-        self._cache.set(_CLEAN, True)
-        self._cache.close()
+        self._rows.note(_CLEAN, True)
+        self._rows.close()
+
+
+def _merged(row: Row, change: _Pending, now_s: float) -> tuple[Row | None, int]:
+    """A row after what happened, None when nothing is left to know; and how many of the bytes in use are so no more."""
+    lost_bytes = change.lost_bytes
+    if change.removed:
+        lost_bytes += row.space_bytes
+        row = row._replace(space_bytes=0, content_bytes=0, owners=())
+    space_bytes = row.space_bytes + change.added_bytes
+    if space_bytes <= 0:  # a use of what was evicted meanwhile; or more was taken back than was known
+        return (row._replace(space_bytes=0, content_bytes=0, owners=()) if row.pins else None), lost_bytes + space_bytes
+    content_bytes = max(0, row.content_bytes + change.content_bytes)
+    owners = tuple(sorted(change.owners.union(row.owners)))
+    return row._replace(
+        space_bytes=space_bytes, content_bytes=content_bytes, owners=owners, last_used_s=now_s
+    ), lost_bytes
+
+
+def _held(row: Row, dataset: str, number: int) -> Row:
+    others = tuple(pin for pin in row.pins if pin[0] != dataset)
+    return row._replace(pins=(*others, (dataset, number)))
+
+
+def _let_go(row: Row, dataset: str) -> Row | None:
+    pins = tuple(pin for pin in row.pins if pin[0] != dataset)
+    if not pins and row.space_bytes == 0:
+        return None
+    return row._replace(pins=pins, whole_bytes=row.whole_bytes if pins else 0)
+
+
+def _cached(key: str, row: Row, priority: int) -> Cached:
+    return Cached(key, row.space_bytes, row.last_used_s, row.owners, row.content_bytes, priority)
+
+
+def _class_name(priority: int) -> str:
+    """Sorts as the priority does, which is a signed number of 32 bits."""
+    return f"p{priority + 2**31:010d}"
+
+
+def _priority(class_name: str) -> int:
+    return int(class_name[1:]) - 2**31
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while some := list(islice(remaining, _BATCH)):
+        yield some
 
 
 def open_index(directory: str) -> Index:
     """The index of a cache; a damaged one is begun anew, and found again in ``objects/``."""
     try:
         return Index(directory)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         log.warning("index of the cache is damaged and built anew", directory=directory, reason=str(error))
         shutil.rmtree(directory)
         os.makedirs(directory, mode=0o700)

@@ -32,6 +32,11 @@ class Layout:
     def objects(self) -> str:
         return f"{self.root}/objects"
 
+    @property
+    def pins(self) -> str:
+        """Outside of the index, which may be lost."""
+        return f"{self.root}/pins.json"
+
     def object_path(self, key: str) -> str:
         return f"{self.root}/objects/{key[:2]}/{key}"
 

@@ -72,6 +72,11 @@ class NodeTier:
         """All that lies in the cache directory: objects, catalogs and index."""
         return self.index.used_bytes + self._overhead_bytes
 
+    @property
+    def room_bytes(self) -> int:
+        """What objects may use of the limit: all but catalogs and index."""
+        return max(0, self._limit() - self._overhead_bytes)
+
     # -- looking up ---------------------------------------------------------------------------------------------
 
     def open(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
@@ -187,8 +192,9 @@ class NodeTier:
             need = self.used_bytes + self._reserved_bytes + size_bytes - limit + limit // 64
             if size_bytes <= limit:
                 self._flush_index()
-                for victim in choose_victims(self.index.oldest_first(), need):
-                    metrics.EVICTED_BYTES.inc(self.evict(victim.key))
+                for victim in choose_victims(self.index.victims_first(), need):
+                    if not self.index.pinned(victim.key):  # nor since it was chosen
+                        metrics.EVICTED_BYTES.inc(self.evict(victim.key))
                 self._flush_index()
             if not self.reserve(size_bytes):
                 raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")
@@ -300,6 +306,11 @@ def space_of(size_bytes: int) -> int:
 def map_space(size_bytes: int, block_bytes: int) -> int:
     """What the map of an object takes on disk."""
     return space_of(map_bytes(block_count(size_bytes, block_bytes)))
+
+
+def whole_space(size_bytes: int, block_bytes: int) -> int:
+    """What all of an object takes on disk, with its map."""
+    return space_of(size_bytes) + map_space(size_bytes, block_bytes)
 
 
 def _write_new_file(path: str, data: bytes | memoryview) -> bool:

@@ -90,6 +90,8 @@ class Dataset:
         """Set once the revision is sealed, or the first crawl has failed."""
         self.on_swap: Callable[[Changes | None], Awaitable[None]] = _nobody_to_tell
         """Told what another revision changed, None for "a lot", once it is shown."""
+        self.on_listed: Callable[[], None] = _nobody_to_call
+        """Called whenever another revision is shown, or the one that is has become whole."""
         self._store = store
         self._bridge = bridge
         self._renew_source = renew_source
@@ -179,6 +181,7 @@ class Dataset:
             self.origin.last_error = None
             self._shown(Phase.READY)
             self._rounds.end(None)
+            self.on_listed()
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
 
     async def renew(self) -> None:
@@ -242,6 +245,7 @@ class Dataset:
             reason=str(error),
         )
         self._shown(Phase.READY, f"showing revision {self._catalog.revision}, as the source fails: {error}")
+        self.on_listed()
         return True
 
     def _shown(self, phase: Phase, message: str = "") -> None:
@@ -304,6 +308,7 @@ class Dataset:
         for forgotten in self._older[_OLDER_REVISIONS:]:
             forgotten.close()
         del self._older[_OLDER_REVISIONS:]
+        self.on_listed()
         await self.on_swap(found)
         await self.clean()
 
@@ -460,6 +465,10 @@ def _remove_catalog(file: str) -> None:
 
 
 def _ignored() -> None:
+    return
+
+
+def _nobody_to_call() -> None:
     return
 
 

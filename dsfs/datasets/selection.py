@@ -32,13 +32,14 @@ def matching(catalog_file: str, glob: str) -> Generator[tuple[str, Row], None, N
     try:
         pattern = glob.rstrip("/")
         for path, row in catalog.files():
-            if row.kind == Kind.FILE and row.size is not None and _named(path, pattern):
+            if row.kind == Kind.FILE and row.size is not None and named(path, pattern):
                 yield path, row
     finally:
         catalog.close()
 
 
-def _named(path: str, pattern: str) -> bool:
+def named(path: str, pattern: str) -> bool:
+    """Whether a path is what a pattern says, or below it, or matches it; ``*`` takes a ``/`` too."""
     return not pattern or path == pattern or path.startswith(f"{pattern}/") or fnmatch.fnmatchcase(path, pattern)
 
 

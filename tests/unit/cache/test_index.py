@@ -49,7 +49,7 @@ def test_sums_are_those_of_a_dictionary(events: list[tuple[str, str, str]]) -> N
                 case "flush":
                     index.flush(1.0)
         index.flush(2.0)
-        rows = {row.key: row for row in index.oldest_first()}
+        rows = {row.key: row for row in index.everything()}
         assert {key: row.cached_bytes for key, row in rows.items()} == size
         assert index.used_bytes == sum(size.values())
         for owner in "ab":
@@ -71,7 +71,7 @@ def test_least_recently_used_comes_first(tmp_path: Path) -> None:
         index.flush(0.0)
     index.use(KEYS[0], "a")
     index.flush(1.0)
-    assert [row.key for row in index.oldest_first()] == [KEYS[1], KEYS[2], KEYS[0]]
+    assert [row.key for row in index.everything()] == [KEYS[1], KEYS[2], KEYS[0]]
     index.close(2.0)
 
 
@@ -80,8 +80,8 @@ def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path)
     index = Index(str(tmp_path))
     index.add(KEYS[0], 10, 10, "a")
     index.flush(0.0)
-    ((pages,),) = index._cache._sql("PRAGMA page_count").fetchall()
-    index._cache._sql(f"PRAGMA max_page_count = {pages}").fetchall()
+    ((pages,),) = index._rows._cache._sql("PRAGMA page_count").fetchall()
+    index._rows._cache._sql(f"PRAGMA max_page_count = {pages}").fetchall()
     keys = [f"{number:064x}" for number in range(100, 1100)]
     for key in keys:
         index.add(key, 10, 10, "b" * 100)
@@ -91,9 +91,9 @@ def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path)
             index.flush(1.0)
         index.add(keys[0], 5, 5, "a")
         assert KEYS[0] in index
-    index._cache._sql("PRAGMA max_page_count = 1073741823").fetchall()
+    index._rows._cache._sql("PRAGMA max_page_count = 1073741823").fetchall()
     index.flush(2.0)
-    rows = {row.key: row.cached_bytes for row in index.oldest_first()}
+    rows = {row.key: row.cached_bytes for row in index.everything()}
     assert rows == dict.fromkeys(keys, 10) | {keys[0]: 20}
     assert index.used_bytes == sum(rows.values())
     assert index.owner_bytes("b" * 100) == index.used_bytes
@@ -106,8 +106,8 @@ def test_a_crash_forgets_what_was_not_written_and_counts_nothing_twice(tmp_path:
     index.add(KEYS[0], 10, 10, "a")
     index.flush(0.0)
     index.add(KEYS[1], 10, 10, "a")
-    index._cache.close()  # killed
+    index._rows._cache.close()  # killed
     after = Index(str(tmp_path))
     assert not after.was_clean
-    assert after.used_bytes == sum(row.cached_bytes for row in after.oldest_first()) == 10
+    assert after.used_bytes == sum(row.cached_bytes for row in after.everything()) == 10
     after.close(1.0)

@@ -342,7 +342,7 @@ class NodeTierMachine(RuleBasedStateMachine):
         if clean:
             self.index.close(time.time())
         else:  # killed: what was not flushed is not written
-            self.index._cache.close()
+            self.index._rows._cache.close()
         del self.tier
         gc.collect()  # a BlockMap's descriptors go with it
         if other_boot:
@@ -377,7 +377,7 @@ class NodeTierMachine(RuleBasedStateMachine):
     @rule()
     def upkeep_of_the_index_keeps_its_sums(self) -> None:
         self.index.flush(time.time())
-        rows = {row.key: row for row in self.index.oldest_first()}
+        rows = {row.key: row for row in self.index.everything()}
         assert self.index.used_bytes == sum(row.cached_bytes for row in rows.values())
         for owner in ("a/one", "b/two"):
             assert self.index.owner_bytes(owner) == sum(

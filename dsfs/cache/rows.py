@@ -1,0 +1,129 @@
+"""The index's rows on disk: one for each object, in order of last use, by the class that eviction looks at.
+
+diskcache makes the table, brings it up to date and guards it between threads; rows go in and out in bulk, by SQL on the
+table that it documents, as a million of them one by one would take minutes. A row that is written anew goes to the end
+of its class, so ``rowid`` is the order of last use.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import diskcache
+
+_AT_ONCE = 500  # names in one statement; SQLite takes 999 from its oldest version on
+_READ_AHEAD = 256
+_RAW = 1  # diskcache's mode of a value that is text
+
+
+class Row(NamedTuple):
+    """What is known of one object.
+
+    ``space_bytes`` is what it takes on disk, ``content_bytes`` what of a file is in it; both are 0 for what is pinned
+    and not here yet. ``pins`` are the datasets that hold it, each with the round in which that was last looked up, and
+    ``whole_bytes`` the space that all of a pinned object takes.
+    """
+
+    space_bytes: int = 0
+    content_bytes: int = 0
+    owners: tuple[str, ...] = ()
+    last_used_s: float = 0.0
+    pins: tuple[tuple[str, int], ...] = ()
+    whole_bytes: int = 0
+
+
+class Rows:
+    """Safe to use from several threads; whoever writes holds ``transact()``. Raises as sqlite3 and diskcache do."""
+
+    def __init__(self, directory: str) -> None:
+        self._cache = diskcache.Cache(directory, eviction_policy="none", cull_limit=0, size_limit=2**62, tag_index=True)
+
+    def transact(self) -> AbstractContextManager[None]:
+        """All that is written inside is there afterwards, or nothing of it."""
+        transaction: AbstractContextManager[None] = self._cache.transact()
+        return transaction
+
+    def get(self, keys: Sequence[str]) -> dict[str, Row]:
+        """The rows of those keys that have one."""
+        found: dict[str, Row] = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            query = f"SELECT key, value FROM Cache WHERE raw = 1 AND key IN ({marks})"
+            found.update((key, _row(value)) for key, value in self._cache._sql(query, tuple(some)))
+        return found
+
+    def put(self, rows: Mapping[str, Row | None], class_of: Mapping[str, str]) -> None:
+        """Write rows, each to the end of its class; None removes one."""
+        if not rows:
+            return
+        now_s = time.time()
+        connection = self._cache._con
+        connection.executemany("DELETE FROM Cache WHERE key = ? AND raw = 1", [(key,) for key in rows])
+        connection.executemany(
+            "INSERT INTO Cache"
+            "(key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
+            " VALUES (?, 1, ?, NULL, ?, 0, ?, 0, ?, NULL, ?)",
+            [
+                (key, now_s, now_s, class_of[key], _RAW, json.dumps(row, separators=(",", ":")))
+                for key, row in rows.items()
+                if row is not None
+            ],
+        )
+
+    def of_class(self, name: str) -> Iterator[tuple[str, Row]]:
+        """Rows of one class, least recently used first. Those that are written meanwhile come again, at the end."""
+        after = 0
+        while True:
+            some = self._cache._sql(
+                "SELECT rowid, key, value FROM Cache WHERE tag = ? AND rowid > ? ORDER BY rowid LIMIT ?",
+                (name, after, _READ_AHEAD),
+            ).fetchall()
+            for rowid, key, value in some:
+                after = rowid
+                yield key, _row(value)
+            if len(some) < _READ_AHEAD:
+                return
+
+    def classes(self) -> list[str]:
+        """The classes that there are rows of. A look-up each."""
+        found: list[str] = []
+        last = ""
+        while True:
+            ((name,),) = self._cache._sql("SELECT min(tag) FROM Cache WHERE tag > ?", (last,)).fetchall()
+            if name is None:
+                return found
+            found.append(name)
+            last = name
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._cache
+
+    def note(self, name: str, value: object) -> None:
+        """Keep something else beside the rows; ``name`` is no key of an object."""
+        self._cache.set(name, json.dumps(value))
+
+    def noted(self, name: str) -> Any:
+        """What ``note`` kept last, or None."""
+        text = self._cache.get(name)
+        return None if text is None else json.loads(text)
+
+    def forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._cache.pop(name)
+
+    def clear(self) -> None:
+        self._cache.clear()
+
+    def close(self) -> None:
+        self._cache.close()
+
+
+def _row(text: str) -> Row:
+    space_bytes, content_bytes, owners, last_used_s, pins, whole_bytes = json.loads(text)
+    held = tuple((dataset, number) for dataset, number in pins)
+    return Row(space_bytes, content_bytes, tuple(owners), last_used_s, held, whole_bytes)
