@@ -80,6 +80,7 @@ class Node:
 
     async def _dataset(self, dataset: Dataset) -> dict[str, Any]:
         status = await dataset.status()
+        phase, message = self._shown.standing(dataset, status)
         manifest = dataset.manifest
         cached = min(self._tier.index.owner_bytes(manifest.id), status.bytes) if status.bytes else 0
         return {
@@ -87,8 +88,8 @@ class Node:
             "name": manifest.name,
             "source": dataset.origin.source.uri,
             "revision": status.revision,
-            "phase": str(status.phase),
-            "message": status.message or self._warming.line(manifest.id),
+            "phase": str(phase),
+            "message": message,
             "files": status.files,
             "bytes": status.bytes,
             "cached_bytes": cached,
@@ -231,7 +232,8 @@ class Node:
             labels = (manifest.namespace, manifest.name)
             metrics.DATASET_BYTES.labels(*labels).set(status.bytes)
             metrics.DATASET_CACHED_BYTES.labels(*labels).set(self._tier.index.owner_bytes(manifest.id))
-            info = (*labels, status.revision, str(status.phase), str(manifest.source.type))
+            phase, _message = self._shown.standing(dataset, status)
+            info = (*labels, status.revision, str(phase), str(manifest.source.type))
             last = self._last_info.get(manifest.id)
             if last != info:
                 if last is not None:

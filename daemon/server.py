@@ -98,9 +98,9 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     store = DatasetStore(tier.layout.catalogs)
     tree = None if wanted.single else _tree(settings)
     session = _session(settings, keeper, tree)
-    shown = Shown(settings, wanted, bridge, store, reader, background, session, tree, keeper)
-    stack.push_async_callback(shown.close)
     warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
+    shown = Shown(settings, wanted, bridge, store, reader, background, session, tree, keeper, warming)
+    stack.push_async_callback(shown.close)
     await warming.remember()
     if settings.count_opens and isinstance(session, DirectSession):
         session.watcher = opens = Opens(session.note_use)

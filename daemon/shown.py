@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,12 @@ import trio
 from daemon.building import Builder
 from daemon.settings import Settings
 from daemon.wanted import HANDED_OVER, Wanted, to_text
+from daemon.warming import Warming
 from dsfs.bridge import Bridge
 from dsfs.datasets.access import visible
-from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.dataset import Dataset, DatasetStatus
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, MountError
 from dsfs.fetch.origin import Origin
 from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import Ownership
@@ -28,7 +29,7 @@ from dsfs.fuse.direct import DirectSession
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.documents import Documents, parse_documents
 from dsfs.manifest.schema import Manifest, Preheat, SourceType
-from dsfs.model import ReadPath
+from dsfs.model import Phase, ReadPath
 from dsfs.ranges import MiB
 from dsfs.sources.reference import parse_reference
 from dsfs.sources.unusable import UnusableSource
@@ -40,7 +41,7 @@ log = structlog.get_logger()
 
 _LONGEST_WINDOW = 64 * MiB
 _REMOVED_DATASETS = 8
-_IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache", "preheat")
+_IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache")
 
 
 @dataclass(slots=True)
@@ -48,6 +49,9 @@ class _Shown:
     dataset: Dataset
     scope: trio.CancelScope
     credentials: Mapping[str, str] | None
+    unhide: Callable[[], Awaitable[None]] | None = None
+    """Mounts a dataset that must not be seen before it is warm; None once it is."""
+    preheating: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Shown:
@@ -64,9 +68,11 @@ class Shown:
         session: DirectSession | PortableSession,
         whole: WholeTree | None,
         keeper: KeeperClient,
+        warming: Warming,
     ) -> None:
         self._settings = settings
         self._builder = Builder(settings, wanted)
+        self._warming = warming
         self._bridge = bridge
         self._store = store
         self._reader = reader
@@ -98,8 +104,8 @@ class Shown:
 
         For a single dataset, what keeps it from being built is raised; else it is shown FAILED.
         """
-        if manifest.preheat is not Preheat.NONE or manifest.cache.priority:
-            log.warning("preheat and cache.priority have no effect in this version", dataset=manifest.id)
+        if manifest.cache.priority:
+            log.warning("cache.priority has no effect in this version", dataset=manifest.id)
         build = partial(self._builder.build, manifest)
         credentials: Mapping[str, str] | None = None
         try:
@@ -124,20 +130,71 @@ class Shown:
         )
         slot = self._store.number(self._slot_name(manifest))
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
-        dataset.open_revision(self._session.shown_before(manifest.id))
-        dataset.on_swap = partial(self._session.swapped, manifest.id)
+        shown_before = self._session.shown_before(manifest.id)
+        dataset.open_revision(shown_before)
         origin.renew = partial(self._renew_if_changed, manifest.id)
         self.on_prepared(dataset)
         scope = trio.CancelScope()
-        self._shown[manifest.id] = _Shown(dataset, scope, credentials)
+        shown = self._shown[manifest.id] = _Shown(dataset, scope, credentials)
         self._nursery.start_soon(_run, dataset, scope)
+        if manifest.preheat is Preheat.REQUIRED and self._tree is not None and not shown_before:
+            shown.unhide = lambda: self._enter(dataset)()
+        self._preheat(shown)
+        return self._enter(dataset) if shown.unhide is None else _nothing
+
+    def _enter(self, dataset: Dataset) -> Callable[[], Awaitable[None]]:
+        """Put a dataset into the tree, if there is one; what is returned mounts it there."""
+        manifest, slot = dataset.manifest, dataset.slot
         changed: list[int] = []
         if self._tree is not None:
             number = self._store.number(f"namespace {manifest.namespace}")
             changed = self._tree.add(manifest.namespace, number, manifest.name, slot)
         alone = self._tree is None or self._settings.session == "direct"
         files = self._files(dataset, ROOT_ID if alone else nodeid_of(slot, ROOT_ID))
+        dataset.on_swap = partial(self._session.swapped, manifest.id)
         return partial(self._session.add, files, changed)
+
+    # -- warm before it is asked for ------------------------------------------------------------------------------
+
+    def standing(self, dataset: Dataset, status: DatasetStatus) -> tuple[Phase, str]:
+        """Phase and message of a dataset, with what its warming has to say."""
+        name = dataset.manifest.id
+        shown = self._shown.get(name)
+        line = self._warming.line(name)
+        if shown is None or shown.unhide is None or status.phase is Phase.FAILED:
+            return status.phase, status.message or line
+        if self._warming.preheat_failed(dataset):
+            return Phase.FAILED, f"not visible before it is warm; {line}"
+        return Phase.PROCESSING, f"not visible before it is warm; {line}" if line else status.message
+
+    def _preheat(self, shown: _Shown) -> None:
+        """Begin what the manifest says now about being warm; end what it said before."""
+        shown.preheating.cancel()
+        dataset, wanted = shown.dataset, shown.dataset.manifest.preheat
+        dataset.before_swap = _nothing_before
+        if wanted is Preheat.REQUIRED:
+            dataset.before_swap = partial(self._warming.warm_revision, dataset)
+        if wanted is not Preheat.NONE:
+            shown.preheating = trio.CancelScope()
+            self._nursery.start_soon(self._keep_warm, shown, shown.preheating)
+
+    async def _keep_warm(self, shown: _Shown, scope: trio.CancelScope) -> None:
+        async def when_warm() -> None:
+            if shown.unhide is not None:
+                async with self._changing:
+                    await self._unhide(shown)
+
+        with scope:
+            await self._warming.keep_warm(shown.dataset, when_warm)
+
+    async def _unhide(self, shown: _Shown) -> None:
+        """Show what was to be warm first. Others must not change what is shown meanwhile."""
+        unhide, shown.unhide = shown.unhide, None
+        if unhide is not None:
+            try:
+                await unhide()
+            except MountError as error:
+                log.error("dataset cannot be mounted", dataset=shown.dataset.manifest.id, reason=str(error))
 
     def _slot_name(self, manifest: Manifest) -> str:
         """What the slot of a dataset is noted under. On one connection for all, a dataset that comes back must not get
@@ -229,9 +286,15 @@ class Shown:
             return f"{manifest.id} changed"
         shown.dataset.manifest = manifest
         shown.dataset.origin.shared_area = self._builder.shared_area(manifest, shown.dataset.origin.source)
+        if before.preheat is not manifest.preheat:
+            self._preheat(shown)
+            if manifest.preheat is not Preheat.REQUIRED:
+                await self._unhide(shown)
         if before.data_sync_round != manifest.data_sync_round:
             shown.dataset.ask_for_resync()
             return f"{manifest.id} resyncs"
+        if before.preheat is not manifest.preheat:
+            return f"{manifest.id} changed"
         return f"{manifest.id} unchanged"
 
     async def _show_anew(self, manifest: Manifest) -> None:
@@ -261,8 +324,10 @@ class Shown:
         shown = self._shown.pop(name)
         manifest = shown.dataset.manifest
         assert self._tree is not None
-        gone, changed = self._tree.remove(manifest.namespace, manifest.name)
-        await self._session.remove(name, gone, changed)
+        shown.preheating.cancel()
+        if shown.unhide is None:
+            gone, changed = self._tree.remove(manifest.namespace, manifest.name)
+            await self._session.remove(name, gone, changed)
         shown.scope.cancel()
         shown.dataset.fail("not shown any more")  # who waits for its listing must not wait for ever
         self._removed.append(shown.dataset)
@@ -318,3 +383,11 @@ async def _run(dataset: Dataset, scope: trio.CancelScope) -> None:
         except Exception as error:  # a bug in one dataset must not end the others
             log.exception("dataset failed unexpectedly", dataset=dataset.manifest.id)
             dataset.fail(f"{type(error).__name__} in the daemon (see its log)")
+
+
+async def _nothing() -> None:
+    return
+
+
+async def _nothing_before(catalog_file: str) -> None:
+    return

@@ -7,17 +7,20 @@ for is written down in the mount's runtime directory until it is done, so it out
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import structlog
 import trio
 
 from dsfs.cache.node import NodeTier
+from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.datasets.selection import Batches, Totals, measure
 from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
@@ -29,8 +32,10 @@ from dsfs.manifest.sizes import size_text
 
 log = structlog.get_logger()
 
+WARM_UP, PREHEAT = "warm-up", "preheat"
 _BATCH_FILES = 512
 _REMEMBERED = 64  # warm-ups that have ended, for who asks how
+_PREHEAT_AGAIN_S = (5.0, 15.0, 60.0, 300.0)
 
 
 class State(StrEnum):
@@ -58,6 +63,7 @@ class Job:
     """One warm-up while it runs, and how it ended."""
 
     asked: Asked
+    what: str = WARM_UP
     state: State = State.LISTING
     message: str = ""
     totals: Totals = field(default_factory=lambda: Totals(0, 0, 0))
@@ -87,15 +93,30 @@ class Job:
             "seconds": round(end_s - self.started_s, 3),
         }
 
+    def end(self, state: State, message: str) -> None:
+        self.state, self.message = state, message
+        self.ended_s = trio.current_time()
+        self.finished.set()
+
+    def failures(self) -> str:
+        """The files that could not be brought in; "" if there are none."""
+        done = self.warm.progress() if self.warm else None
+        if done is None or not done.failed_files:
+            return ""
+        text = f"{done.failed_files} of {self.totals.files} files failed: {'; '.join(done.errors)}"
+        more = done.failed_files - len(done.errors)
+        return text + (f"; and {more} more" if more else "")
+
     def line(self) -> str:
         """For ``dsfs status``; "" when there is nothing to tell."""
         if self.state is State.WARMING and self.warm is not None:
             done = self.warm.progress()
+            doing = "warming" if self.what == WARM_UP else self.what
             return (
-                f"warming: {size_text(done.bytes_done)} of {size_text(self.totals.bytes)}, "
+                f"{doing}: {size_text(done.bytes_done)} of {size_text(self.totals.bytes)}, "
                 f"{done.files_done} of {self.totals.files} files"
             )
-        return f"warm-up failed: {self.message}" if self.state is State.FAILED else ""
+        return f"{self.what} failed: {self.message}" if self.state is State.FAILED else ""
 
 
 class Warming:
@@ -151,45 +172,40 @@ class Warming:
         """The latest last."""
         return list(self._jobs.values())
 
-    def cancel(self, dataset: str) -> list[Job]:
-        """End what is under way for a dataset."""
-        running = [job for job in self._jobs.values() if job.asked.dataset == dataset and job.ended_s is None]
-        for job in running:
-            job.scope.cancel()
-        return running
-
     def line(self, dataset: str) -> str:
         """What the latest warm-up of a dataset has to say; "" if nothing."""
         of_dataset = [job for job in self._jobs.values() if job.asked.dataset == dataset]
-        return of_dataset[-1].line() if of_dataset else ""
+        under_way = [job for job in of_dataset if job.ended_s is None]
+        return (under_way or of_dataset)[-1].line() if of_dataset else ""
+
+    def preheat_failed(self, dataset: Dataset) -> bool:
+        """Whether the latest try to have a dataset warm has failed; another one follows."""
+        job = self._jobs.get(_preheat_id(dataset))
+        return job is not None and job.state is State.FAILED
 
     async def _run(self, job: Job) -> None:
         with job.scope:
             await self.carry_out(job)
         if job.scope.cancelled_caught:
-            job.state, job.message = State.CANCELLED, "cancelled"
-            job.ended_s = trio.current_time()
-            job.finished.set()
+            job.end(State.CANCELLED, "cancelled")
         await self._write()  # not when the server stops, which ends this task before: the next one goes on
 
     async def carry_out(self, job: Job) -> None:
         """Until it is done, or has failed; ``job`` says how. Only a cancel gets out of it."""
+        await self._carry_out(job, lambda: self._warm(job))
+
+    async def _carry_out(self, job: Job, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._warm(job)
-            done = job.warm.progress() if job.warm else None
-            job.state = State.FAILED if done and done.failed_files else State.DONE
-            if done and done.failed_files:
-                job.message = f"{done.failed_files} of {job.totals.files} files failed: {'; '.join(done.errors)}"
-                if done.failed_files > len(done.errors):
-                    job.message += f"; and {done.failed_files - len(done.errors)} more"
+            await work()
         except DsfsError as error:
-            job.state, job.message = State.FAILED, str(error)
+            job.end(State.FAILED, str(error))
         except Exception as error:  # a bug here must not end the server
             log.exception("warm-up failed unexpectedly", dataset=job.asked.dataset)
-            job.state, job.message = State.FAILED, f"{type(error).__name__} in the daemon (see its log)"
-        job.ended_s = trio.current_time()
+            job.end(State.FAILED, f"{type(error).__name__} in the daemon (see its log)")
+        else:
+            failures = job.failures()
+            job.end(State.FAILED if failures else State.DONE, failures)
         log.info("warm-up ended", dataset=job.asked.dataset, state=str(job.state), reason=job.message)
-        job.finished.set()
 
     async def _warm(self, job: Job) -> None:
         """Walk through the revision that is shown; again, if another one is shown by then."""
@@ -204,14 +220,17 @@ class Warming:
                 continue
             if not dataset.catalog.sealed:
                 raise MountError(f"it is not listed: {dataset.message}")
-            if await self._walk(job, dataset, dataset.catalog.file):
+            catalog = dataset.catalog
+            is_shown = partial(self._is_shown, dataset, catalog)
+            await self._walk(job, dataset, catalog.file, is_shown)
+            if is_shown():
                 return
 
-    async def _walk(self, job: Job, dataset: Dataset, catalog_file: str) -> bool:
-        """Warm one revision; whether it is still the one that is shown."""
+    def _is_shown(self, dataset: Dataset, catalog: Catalog) -> bool:
+        return self._datasets().get(dataset.manifest.id) is dataset and dataset.catalog is catalog
 
-        def is_shown() -> bool:
-            return self._datasets().get(job.asked.dataset) is dataset and dataset.catalog.file == catalog_file
+    async def _walk(self, job: Job, dataset: Dataset, catalog_file: str, is_shown: Callable[[], bool]) -> None:
+        """Warm one revision, for as long as it is the one that is wanted."""
 
         async def next_batch() -> list[RemoteFile]:
             if not is_shown():
@@ -235,7 +254,37 @@ class Warming:
             await job.warm.run(next_batch)
         finally:
             batches.close()
-        return is_shown()
+
+    # -- preheat --------------------------------------------------------------------------------------------------
+
+    async def keep_warm(self, dataset: Dataset, when_warm: Callable[[], Awaitable[None]]) -> None:
+        """Warm a dataset when it is listed and whenever another revision is shown; what fails is tried again, ever
+        more slowly. ``when_warm`` is called each time that all of it is here. Until cancelled."""
+        attempt = 0
+        try:
+            while True:
+                swapped = dataset.swapped
+                job = self._jobs[_preheat_id(dataset)] = Job(_preheat_of(dataset), PREHEAT)
+                await dataset.settled.wait()
+                with job.scope:
+                    await self.carry_out(job)
+                if job.scope.cancelled_caught:
+                    job.end(State.CANCELLED, "cancelled")
+                if job.state is State.DONE:
+                    attempt = 0
+                    await when_warm()
+                with trio.move_on_after(math.inf if job.state is not State.FAILED else _PREHEAT_AGAIN_S[attempt]):
+                    await swapped.wait()
+                attempt = min(attempt + (job.state is State.FAILED), len(_PREHEAT_AGAIN_S) - 1)
+        finally:
+            self._jobs.pop(_preheat_id(dataset), None)
+
+    async def warm_revision(self, dataset: Dataset, catalog_file: str) -> None:
+        """Warm a revision that is not shown yet. Raises CacheFull with what kept it from being warm."""
+        job = Job(_preheat_of(dataset), PREHEAT)
+        await self._carry_out(job, lambda: self._walk(job, dataset, catalog_file, lambda: True))
+        if job.state is not State.DONE:
+            raise CacheFull(job.line())
 
     def _check_room(self, job: Job, dataset: Dataset) -> None:
         """Refuse what would push itself out again: all of a selection must fit, beside what cannot be evicted.
@@ -253,11 +302,19 @@ class Warming:
 
     async def _write(self) -> None:
         async with self._writing:
-            asked = [job.asked for job in self._jobs.values() if job.ended_s is None]
+            asked = [job.asked for job in self._jobs.values() if job.what == WARM_UP and job.ended_s is None]
             try:
                 await trio.to_thread.run_sync(_replace, self._file, asked, limiter=DISK)
             except OSError as error:  # it is carried out all the same; only a server that dies forgets it
                 log.warning("warm-ups cannot be written down", file=self._file, reason=str(error))
+
+
+def _preheat_id(dataset: Dataset) -> str:
+    return f"preheat-{dataset.manifest.namespace}-{dataset.manifest.name}"
+
+
+def _preheat_of(dataset: Dataset) -> Asked:
+    return Asked(_preheat_id(dataset), dataset.manifest.id, "", None)
 
 
 def _replace(path: str, asked: list[Asked]) -> None:

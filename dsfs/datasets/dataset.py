@@ -92,6 +92,10 @@ class Dataset:
         """Told what another revision changed, None for "a lot", once it is shown."""
         self.on_listed: Callable[[], None] = _nobody_to_call
         """Called whenever another revision is shown, or the one that is has become whole."""
+        self.before_swap: Callable[[str], Awaitable[None]] = _nothing_to_do_before
+        """Given the catalog of the next revision before it is shown; what it raises keeps that from being shown."""
+        self.swapped = trio.Event()
+        """Set when another revision is shown than the one that was when somebody took hold of this event."""
         self._store = store
         self._bridge = bridge
         self._renew_source = renew_source
@@ -301,6 +305,11 @@ class Dataset:
         if found is not None and not found:
             await trio.to_thread.run_sync(_remove_catalog, writer.file, limiter=CATALOG)
             return  # nothing has changed: what is shown is the next revision
+        try:
+            await self.before_swap(writer.file)
+        except BaseException:
+            _remove_catalog(writer.file)
+            raise
         # No await between these lines: from here on the tree is the new one.
         self._older.insert(0, shown)
         self._catalog = Catalog(writer.file)
@@ -309,6 +318,8 @@ class Dataset:
             forgotten.close()
         del self._older[_OLDER_REVISIONS:]
         self.on_listed()
+        swapped, self.swapped = self.swapped, trio.Event()
+        swapped.set()
         await self.on_swap(found)
         await self.clean()
 
@@ -469,6 +480,10 @@ def _ignored() -> None:
 
 
 def _nobody_to_call() -> None:
+    return
+
+
+async def _nothing_to_do_before(catalog_file: str) -> None:
     return
 
 
