@@ -184,7 +184,26 @@ def test_public_interface_changes_nothing(mounts: Mounts, source: Path) -> None:
     mount = mounts.mount(source)
     with urllib.request.urlopen(f"http://{mount.http}/api/v1/status", timeout=5) as answer:
         assert json.load(answer) == mount.status()
+    with urllib.request.urlopen(f"http://{mount.http}/api/v1/stats", timeout=5) as answer:
+        assert json.load(answer)["mountpoint"] == str(mount.mountpoint)
     for path in ("evict", "verify"):
         request = urllib.request.Request(f"http://{mount.http}/api/v1/{path}", data=b"{}", method="POST")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(request, timeout=5)
+
+
+def test_page_needs_nothing_from_elsewhere(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    with urllib.request.urlopen(f"http://{mount.http}/", timeout=5) as answer:
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        page = answer.read().decode()
+    assert re.findall(r"https?://[^\"]+", page) == ["http://www.w3.org/2000/svg"], (
+        "the name of SVG, which is not fetched"
+    )
+    for path in re.findall(r'href="(/[^"]*)"', page):
+        with urllib.request.urlopen(f"http://{mount.http}{path}", timeout=5) as answer:
+            assert answer.status == 200, path
+    request = urllib.request.Request(f"http://{mount.http}/", data=b"{}", method="POST")
+    with pytest.raises(urllib.error.HTTPError, match="405"):
+        urllib.request.urlopen(request, timeout=5)
