@@ -47,3 +47,14 @@ if [ ! -e "$stamp" ]; then
   .venv/bin/pip install --quiet --editable ".$extras" >&2
   touch "$stamp"
 fi
+# For the tests of rules and dashboards: the programs alone, as the package would start a service.
+if [ -n "$extras" ] && [ ! -x .venv/bin/promtool ]; then
+  aside="$(mktemp -d)"
+  (
+    cd "$aside"
+    apt-get download -qq prometheus || { "${as_root[@]}" apt-get update -qq && apt-get download -qq prometheus; }
+    dpkg-deb -x prometheus_*.deb .
+  ) >&2
+  install -m 755 "$aside"/usr/bin/prometheus "$aside"/usr/bin/promtool .venv/bin/
+  rm -r "$aside"
+fi
