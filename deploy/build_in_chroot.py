@@ -112,7 +112,9 @@ class Tree:
             "PIP_CERT": "/run/ca.crt",  # how this machine reaches the registries; no part of the image
             "DEBIAN_FRONTEND": "noninteractive",
         }
-        return subprocess.run(["chroot", f"--userspec={user}", self.place, *argv], env=environment, check=False).returncode
+        return subprocess.run(
+            ["chroot", f"--userspec={user}", self.place, *argv], env=environment, check=False
+        ).returncode
 
     def close(self) -> None:
         run(["umount", "-R", "-l", self.place])
@@ -132,7 +134,9 @@ def build(stage: Stage, tree: Tree, trees: dict[str, Tree]) -> None:
         elif word == "USER":
             stage.user = arguments
         else:
-            setattr(stage, {"SHELL": "shell", "ENTRYPOINT": "entrypoint", "CMD": "command"}[word], json.loads(arguments))
+            setattr(
+                stage, {"SHELL": "shell", "ENTRYPOINT": "entrypoint", "CMD": "command"}[word], json.loads(arguments)
+            )
 
 
 def copy(words: list[str], tree: Tree, trees: dict[str, Tree]) -> None:
@@ -146,7 +150,9 @@ def copy(words: list[str], tree: Tree, trees: dict[str, Tree]) -> None:
         goal = place / source.name if target.endswith("/") else place
         goal.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, goal, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                source, goal, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(source, goal)
 
@@ -161,7 +167,9 @@ def main(arguments: list[str]) -> int:
     trees: dict[str, Tree] = {}
     try:
         for number, stage in enumerate(stages(DOCKERFILE.read_text())):
-            tree = Tree(directory / (stage.name or "image"), base(directory, stage.release), directory / f"layer{number}")
+            tree = Tree(
+                directory / (stage.name or "image"), base(directory, stage.release), directory / f"layer{number}"
+            )
             trees[stage.name] = tree
             build(stage, tree, trees)
         used = subprocess.run(["du", "-sm", tree.upper], capture_output=True, text=True, check=True).stdout.split()[0]

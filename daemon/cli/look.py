@@ -18,6 +18,10 @@ from dsfs.manifest.durations import parse_duration
 _KEEPER_S = 1.0
 _SERVER_S = 10.0
 _START_S = 3.0
+Bundle = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.tar.gz", help="Also write what a maintainer needs to see, secrets left out."),
+]
 
 
 def status(
@@ -101,11 +105,18 @@ def _settings_of(found: running.Running) -> Settings | None:
         return None
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(as_json: AsJson = False, bundle: Bundle = None) -> None:
     """What this machine can do, and what to install for more."""
     from daemon.doctor import examine
 
     checks = examine()
+    if bundle is not None:
+        from daemon.bundle import write_bundle
+
+        missing = write_bundle(os.path.abspath(bundle), checks)
+        say(f"dsfs: wrote {bundle}, with no secret in it; look it through before you hand it on")
+        for line in missing:
+            say(f"dsfs: not in it: {line}")
     if as_json:
         show_json({"checks": [check.as_dict() for check in checks]})
     else:
