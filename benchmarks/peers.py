@@ -119,6 +119,55 @@ def rclone(origin: Origin, work: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def juicefs(origin: S3Origin, work: Path, source: Path) -> Iterator[Path]:
+    """JuiceFS with its metadata in SQLite. It reads what was written through it only, so the files are first copied
+    into a volume of its own in the same bucket; that is not measured, and the cache is a fresh one."""
+    meta = work / "juicefs.db"
+    environment = {**os.environ, "ACCESS_KEY": origin.access_key, "SECRET_KEY": origin.secret_key}
+    if not meta.exists():
+        bucket = f"{origin.endpoint}/{origin.bucket}"
+        _juicefs("format", "--storage=s3", f"--bucket={bucket}", f"sqlite3://{meta}", "bench", env=environment)
+        with _juicefs_mounted(meta, work, "--no-usage-report", env=environment) as writable:
+            subprocess.run(["cp", "-r", f"{source}/.", writable], check=True)
+    options = ("--read-only", "--attr-cache=86400", "--entry-cache=86400", "--dir-entry-cache=86400")
+    with _juicefs_mounted(meta, work, *options, "--no-usage-report", env=environment) as mountpoint:
+        yield mountpoint
+
+
+def _juicefs(*arguments: str, env: dict[str, str]) -> None:
+    subprocess.run([BIN / "juicefs", *arguments], check=True, env=env, stderr=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def _juicefs_mounted(meta: Path, work: Path, *options: str, env: dict[str, str]) -> Iterator[Path]:
+    mountpoint, cache = fresh(work, "mnt"), fresh(work, "cache")
+    _juicefs("mount", "-d", f"--cache-dir={cache}", *options, f"sqlite3://{meta}", str(mountpoint), env=env)
+    try:
+        yield mountpoint
+    finally:
+        _juicefs("umount", str(mountpoint), env=env)
+
+
+@contextlib.contextmanager
+def s3fs(origin: S3Origin, work: Path) -> Iterator[Path]:
+    """s3fs-fuse with its cache of whole files."""
+    mountpoint, cache = fresh(work, "mnt"), fresh(work, "cache")
+    options = [
+        "ro",
+        f"url={origin.endpoint}",
+        "use_path_request_style",
+        f"use_cache={cache}",
+        "stat_cache_expire=86400",
+    ]
+    environment = {**os.environ, "AWSACCESSKEYID": origin.access_key, "AWSSECRETACCESSKEY": origin.secret_key}
+    subprocess.run(["s3fs", origin.bucket, mountpoint, "-o", ",".join(options)], check=True, env=environment)
+    try:
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", "-l", mountpoint], check=True)
+
+
+@contextlib.contextmanager
 def raw(source: Path) -> Iterator[Path]:
     """The files themselves, on the disk that the caches lie on."""
     yield source

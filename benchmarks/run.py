@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from benchmarks import data, peers, workloads
+from benchmarks import data, download, peers, plot, workloads
 from tests.servers.http_server import nginx
 from tests.servers.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, seaweedfs
 
@@ -37,6 +37,7 @@ ROWS = {
 }
 
 Result = dict[str, float]
+DOWNLOAD = "obstore download"
 
 
 def measure(root: Path, names: bool) -> Iterator[tuple[str, float]]:
@@ -87,18 +88,43 @@ def started(kind: str, source: Path, work: Path) -> Iterator[peers.Origin]:
         yield origin
 
 
-def contestants(
-    origin: peers.Origin, source: Path, work: Path, wanted: set[str]
-) -> dict[str, Callable[[], AbstractContextManager[Path]]]:
-    every: dict[str, Callable[[], AbstractContextManager[Path]]] = {
+Start = Callable[[], AbstractContextManager[Path]]
+
+
+def contestants(origin: peers.Origin, source: Path, work: Path, wanted: set[str]) -> dict[str, Start]:
+    """Who can be had here: a peer whose program is not installed is left out, unless it was asked for by name."""
+    every: dict[str, Start] = {
         "raw": lambda: peers.raw(source),
+        DOWNLOAD: lambda: peers.raw(fresh_directory(work)),
         "rclone": lambda: peers.rclone(origin, work),
         "dsfs passthrough": lambda: peers.dsfs(origin, work, "passthrough"),
         "dsfs openless": lambda: peers.dsfs(origin, work, "openless"),
         "dsfs daemon": lambda: peers.dsfs(origin, work, "daemon"),
         "dsfs pyfuse3": lambda: peers.dsfs(origin, work, "daemon", session="pyfuse3"),
     }
+    if isinstance(origin, peers.S3Origin):
+        if (peers.BIN / "juicefs").exists() or "juicefs" in wanted:
+            every["juicefs"] = lambda: peers.juicefs(origin, work, source)
+        if shutil.which("s3fs") or "s3fs" in wanted:
+            every["s3fs"] = lambda: peers.s3fs(origin, work)
+    if unknown := wanted - set(every):
+        raise SystemExit(f"no such column here: {', '.join(sorted(unknown))} (there are: {', '.join(every)})")
     return {name: start for name, start in every.items() if not wanted or name in wanted}
+
+
+def fresh_directory(work: Path) -> Path:
+    return data.fresh(work, "download")
+
+
+def rows_of(name: str, root: Path, origin: peers.Origin, source: Path, names: bool) -> Iterator[tuple[str, float]]:
+    """What one column is measured in: a download has only the rows that are cold."""
+    if name != DOWNLOAD:
+        yield from measure(root, names)
+        return
+    data.drop_caches()
+    yield "sequential cold", download.large(origin, source, root)
+    data.drop_caches()
+    yield "small files cold", download.small(origin, source, root)
 
 
 def table(results: dict[str, Result]) -> str:
@@ -121,6 +147,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", dest="json_path", default=None, help="write the numbers there too")
+    parser.add_argument("--plot", default=None, metavar="FILE.svg", help="draw ratios to raw there (needs matplotlib)")
     args = parser.parse_args()
     sizes = QUICK if args.quick else FULL
     work = Path(tempfile.mkdtemp(prefix="dsfs-bench-", dir=args.work))
@@ -133,7 +160,7 @@ def main() -> None:
             for name, start in contestants(origin, source, work, set(args.only)).items():
                 results[name] = {}
                 with start() as root:
-                    for row, value in measure(root, names=sizes.names > 0):
+                    for row, value in rows_of(name, root, origin, source, sizes.names > 0):
                         results[name][row] = value
                         print(f"{name:18} {row:34} {value:12,.0f} {ROWS[row]}", file=sys.stderr)
     finally:
@@ -143,6 +170,8 @@ def main() -> None:
     print(table(results))
     if args.json_path:
         Path(args.json_path).write_text(json.dumps(results, indent=2))
+    if args.plot:
+        plot.ratios(results, list(ROWS), Path(args.plot), f"{machine}, origin {args.origin}")
 
 
 if __name__ == "__main__":
