@@ -1,7 +1,8 @@
-"""Log lines: one event each, key=value, on stderr; secrets are blotted out wherever they would appear."""
+"""Log lines: one event each, on stderr, as key=value or JSON; secrets are blotted out wherever they would appear."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -37,15 +38,16 @@ def _redact_event(_logger: object, _method: str, event: Event) -> Event:
 
 
 class OncePerCause:
-    """Warnings of one event about one dataset come once a minute; the next one carries how many were held back."""
+    """Warnings, and requests that ended in an errno, come once a minute for each cause: the event, the dataset, the
+    errno or error. The next one carries how many were held back."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def __call__(self, _logger: object, method: str, event: Event) -> Event:
-        if method != "warning":
+        if method != "warning" and "errno" not in event:
             return event
-        cause = (event.get("event"), event.get("dataset"), event.get("error"))
+        cause = (event.get("event"), event.get("dataset"), event.get("errno"), event.get("error"))
         now_s = time.monotonic()
         last_s, held_back = self._last.get(cause, (-_REPEAT_S, 0))
         if now_s - last_s < _REPEAT_S:
@@ -59,8 +61,31 @@ class OncePerCause:
         return event
 
 
-def configure(*, debug: bool) -> None:
-    """Set up logging for this process. Libraries' own loggers are heard from warning on."""
+class _Library(logging.Formatter):
+    """What libraries say through the standard library's loggers, in the form of our own lines."""
+
+    def __init__(self, render: structlog.typing.Processor) -> None:
+        super().__init__()
+        self._render = render
+        self._stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        event: Event = {"level": record.levelname.lower(), "event": record.getMessage(), "logger": record.name}
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        event = self._stamp(None, record.levelname.lower(), event)
+        return str(self._render(None, record.levelname.lower(), _redact_event(None, "", event)))
+
+
+def _renderer(log_format: str) -> structlog.typing.Processor:
+    if log_format == "json":
+        return structlog.processors.JSONRenderer(serializer=json.dumps, default=str)
+    return structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
+
+
+def configure(*, debug: bool, log_format: str = "console") -> None:
+    """Set up logging for this process, in one of settings.LOG_FORMATS. Libraries are heard from warning on."""
+    render = _renderer(log_format)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -68,12 +93,12 @@ def configure(*, debug: bool) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             _redact_event,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+            render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="timestamp=%(asctime)s level=%(levelname)s event=%(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Library(render))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])

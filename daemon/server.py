@@ -337,7 +337,7 @@ def main(runtime_dir: str, *flags: str) -> int:
 def run(runtime_dir: str) -> int:
     """One server, in a process of its own; its exit status."""
     settings = Settings.load(runtime_dir)
-    logs.configure(debug=settings.debug)
+    logs.configure(debug=settings.debug, log_format=settings.log_format)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:

@@ -17,6 +17,7 @@ from dsfs.manifest.sizes import Percent, parse_size_or_percent
 
 DEFAULT_CACHE_SIZE = "80%"
 DEFAULT_READ_TIMEOUT_S = 30.0
+LOG_FORMATS = ("console", "json")
 _MEMORY_SHARE = 1 / 16
 _LEAST_MEMORY, _MOST_MEMORY = 64 << 20, 512 << 20
 

@@ -20,7 +20,7 @@ from daemon import running
 from daemon.cli.options import CacheDir
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
-from daemon.settings import DEFAULT_CACHE_SIZE, Settings, default_cache_dir, parse_address
+from daemon.settings import DEFAULT_CACHE_SIZE, LOG_FORMATS, Settings, default_cache_dir, parse_address
 from daemon.users import users_of
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
@@ -76,6 +76,7 @@ def mount(
     namespace: Annotated[
         list[str] | None, typer.Option(metavar="NS", help="Show only what NS may see; may be repeated.")
     ] = None,
+    log_format: Annotated[str, typer.Option(metavar="console|json", help="How the server writes its log.")] = "console",
     count_opens: Annotated[
         bool, typer.Option(help="Count opens that the kernel serves alone, by dataset and pod (needs root).")
     ] = True,
@@ -85,6 +86,8 @@ def mount(
         raise typer.BadParameter("give SOURCE_URI and MOUNTPOINT, or -f FILE_OR_DIR and MOUNTPOINT")
     if session not in ("auto", "direct", "pyfuse3"):
         raise typer.BadParameter(f"--session {session}: is not auto, direct or pyfuse3")
+    if log_format not in LOG_FORMATS:
+        raise typer.BadParameter(f"--log-format {log_format}: is not {' or '.join(LOG_FORMATS)}")
     timeout_s = _usage("--read-timeout", parse_duration, read_timeout)
     _usage("--cache-size", parse_size_or_percent, cache_size)
     _usage("--shared-cache-size", parse_size_or_percent, shared_cache_size)
@@ -120,6 +123,7 @@ def mount(
         namespaces=tuple(namespace or []),
         uid=os.getuid(),
         gid=os.getgid(),
+        log_format=log_format,
         count_opens=count_opens,
         debug=bool(os.environ.get("DSFS_DEBUG")),
     )

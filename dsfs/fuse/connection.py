@@ -197,7 +197,7 @@ class Connection:
             else:
                 log.info(
                     "request failed",
-                    connection=self.name,
+                    dataset=self.name,
                     operation=Opcode(opcode).name.lower(),
                     nodeid=nodeid,
                     errno=errno.errorcode.get(code, str(code)),

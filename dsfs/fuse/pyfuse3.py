@@ -200,8 +200,17 @@ class Operations(pyfuse3.Operations):
         except (DsfsError, OSError) as error:
             code = errno_of(error)
             if code not in _QUIET:
-                metrics.ERRORS.labels(*self._labels(nodeid), errno.errorcode.get(code, str(code))).inc()
-                log.info("request failed", operation=operation, nodeid=nodeid, reason=str(error))
+                labels, name = self._labels(nodeid), errno.errorcode.get(code, str(code))
+                metrics.ERRORS.labels(*labels, name).inc()
+                dataset = "/".join(labels)
+                log.info(
+                    "request failed",
+                    dataset=dataset,
+                    operation=operation,
+                    nodeid=nodeid,
+                    errno=name,
+                    reason=str(error),
+                )
             raise pyfuse3.FUSEError(code) from error
         except Exception as error:
             log.exception("request failed unexpectedly", operation=operation, nodeid=nodeid)
