@@ -29,6 +29,12 @@ DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+# As in the slim image: no packages kept once they are installed, no manuals and translations.
+AS_SLIM = {
+    "etc/apt/apt.conf.d/docker-clean": 'DPkg::Post-Invoke {"rm -f /var/cache/apt/*.bin /var/cache/apt/archives/*";};\n',
+    "etc/dpkg/dpkg.cfg.d/docker": "".join(f"path-exclude /usr/share/{each}/*\n" for each in ("doc", "man", "locale")),
+}
+
 
 @dataclass
 class Stage:
@@ -77,6 +83,8 @@ def base(directory: Path, release: str) -> Path:
         mirror = match[0] if match else "http://deb.debian.org/debian"
         shutil.rmtree(place, ignore_errors=True)
         run(["debootstrap", "--variant=minbase", release, place, mirror])
+        for file, text in AS_SLIM.items():
+            (place / file).write_text(text)
         for file in Path("/etc/apt/apt.conf.d").glob("99*"):
             shutil.copy(file, place / "etc/apt/apt.conf.d")
         (place / "complete").touch()

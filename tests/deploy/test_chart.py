@@ -48,6 +48,9 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "shared-cache-there": {"sharedCache": {"existingClaim": "shared"}},
     "pod-monitor": {"monitoring": {"kind": "PodMonitor", "labels": {"release": "prometheus"}}},
     "service-monitor": {"monitoring": {"kind": "ServiceMonitor"}, "http": {"port": 9999}},
+    "rules-and-dashboards": {
+        "monitoring": {"kind": "PodMonitor", "rules": True, "dashboards": True, "labels": {"release": "prometheus"}}
+    },
     "own-names": {
         "serviceAccount": {"create": False, "name": "somebody"},
         "priorityClass": {"create": False, "name": "system-node-critical"},
@@ -201,6 +204,24 @@ def test_secrets_are_mounted_where_dsfs_looks_for_them() -> None:
     assert all("subPath" not in mount for mount in container["volumeMounts"])  # a subPath never sees a changed Secret
     text = json.dumps(documents)
     assert not re.search(r'"(value|data)": "[^"]*(password|token)', text)
+
+
+def test_rules_and_dashboards_are_those_of_the_repository(tmp_path: Path) -> None:
+    """The chart has links to them: also an archive of it, which people install, must hold what they lead to."""
+    packed = helm.package(str(CHART), destination=str(tmp_path))
+    archive = Path(packed if isinstance(packed, str) else next(tmp_path.glob("*.tgz")))
+    values = {"image": IMAGE, **COMBINATIONS["rules-and-dashboards"]}
+    with helm.Chart.load(str(archive)) as chart:
+        texts = chart.render(values, name="dsfs", namespace="storage")
+    documents = [
+        d for text in texts.values() if "kind:" in text for d in yaml.safe_load_all(text) if isinstance(d, dict)
+    ]
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
+    assert only(documents, "PrometheusRule")["spec"]["groups"] == rules["groups"]
+    for file in (ROOT / "deploy" / "grafana").glob("*.json"):
+        board = only(documents, "ConfigMap", f"dashboard-{file.stem.lower()}")
+        assert json.loads(board["data"][file.name]) == json.loads(file.read_text())
+        assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
 def test_two_releases_do_not_share_a_name() -> None:
