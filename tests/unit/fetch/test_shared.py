@@ -1,0 +1,244 @@
+"""Several nodes over one shared directory, in one process: who brings what, who dies, what hangs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+
+from dsfs.cache.shared_file import Group
+from dsfs.cache.shared_layout import PUBLIC
+from dsfs.fetch.shared import Bringing, Busy, Patience, SharedTier
+from dsfs.fetch.shared_disk import SharedDisk, Times, Unusable
+
+BLOCK = 1000
+KEY = "5a" * 32
+TIMES = Times(operation_s=1.0, probe_s=0.05, upkeep_s=0.05, fresh_s=0.0)
+PATIENCE = Patience(beat_s=0.05, stale_s=0.8, progress_s=5.0, longest_pause_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    with structlog.testing.capture_logs():
+        yield
+
+
+def group(number: int) -> Group:
+    return Group(KEY, number, 1000 * 8 * BLOCK, BLOCK)
+
+
+def content(number: int) -> list[bytes]:
+    return [random.Random(f"{number} {block}").randbytes(BLOCK) for block in range(8)]
+
+
+@asynccontextmanager
+async def node(root: Path, limit: int = 1 << 30, times: Times = TIMES) -> AsyncIterator[SharedTier]:
+    """One node; dead when the context ends: what it held stays as it is."""
+    disk = SharedDisk(str(root), lambda _root: limit, times)
+    await disk.open()
+    tier = SharedTier(disk, PATIENCE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.run)
+        nursery.start_soon(tier.run)
+        yield tier
+        nursery.cancel_scope.cancel()
+
+
+async def obtain(tier: SharedTier, number: int, bring: Callable[[Bringing], Awaitable[list[bytes]]]) -> list[bytes]:
+    """As a flight does."""
+    while True:
+        found = await tier.find(PUBLIC, group(number), bring=True)
+        if isinstance(found, Busy):
+            assert await tier.wait(found, trio.current_time() + 20)
+            continue
+        assert found is not None
+        if isinstance(found, list):
+            return [bytes(block) for block in found]
+        blocks = await bring(found)
+        await tier.publish(found, blocks)
+        return blocks
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(30):
+        while not condition():  # noqa: ASYNC110  # what a thread or the upkeep does has no event
+            await trio.sleep(0.02)
+
+
+def test_each_group_is_brought_once_and_once_more_for_each_holder_that_died(tmp_path: Path) -> None:
+    brought: Counter[int] = Counter()
+    deaths: Counter[int] = Counter()
+
+    async def live(seed: int) -> None:
+        """A node that reads everything in an order of its own, and dies now and then in the middle of a fetch."""
+        rng = random.Random(seed)
+        left = list(range(24))
+        rng.shuffle(left)
+        while left:
+            async with node(tmp_path) as tier:
+
+                async def bring(bringing: Bringing) -> list[bytes]:
+                    number = bringing.group.number
+                    brought[number] += 1
+                    await trio.sleep(rng.random() * 0.01)
+                    if rng.random() < 0.15:
+                        deaths[number] += 1
+                        raise Died
+                    return content(number)
+
+                try:
+                    while left:
+                        assert await obtain(tier, left[-1], bring) == content(left[-1])
+                        left.pop()
+                except Died:
+                    continue
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for seed in range(4):
+                nursery.start_soon(live, seed)
+
+    trio.run(main)
+    assert set(brought) == set(range(24))
+    assert deaths.total() > 0
+    for number, times in brought.items():
+        assert times == 1 + deaths[number], number
+
+
+class Died(Exception):
+    """A node goes away and gives nothing back."""
+
+
+def test_who_is_slow_but_alive_is_waited_for_and_who_brings_nothing_is_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as slow, node(tmp_path) as other:
+            holding = await slow.find(PUBLIC, group(1), bring=True)
+            assert isinstance(holding, Bringing)
+            busy = await other.find(PUBLIC, group(1), bring=True)
+            assert isinstance(busy, Busy)
+            done = trio.Event()
+
+            async def wait() -> None:
+                assert await other.wait(busy, trio.current_time() + 20)
+                done.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                for landed in range(1, 9):
+                    await trio.sleep(PATIENCE.stale_s / 3)
+                    holding.landed = landed
+                    assert not done.is_set(), "it lives and goes on"
+                await slow.publish(holding, content(1))
+            found = await other.find(PUBLIC, group(1), bring=True)
+            assert isinstance(found, list)
+            assert [bytes(block) for block in found] == content(1)
+
+            stuck = await slow.find(PUBLIC, group(2), bring=True)
+            assert isinstance(stuck, Bringing)
+            other.patience = Patience(0.05, 0.8, progress_s=1.0, longest_pause_s=0.02)
+            busy = await other.find(PUBLIC, group(2), bring=True)
+            assert isinstance(busy, Busy)
+            assert not await other.wait(busy, trio.current_time() + 20), "it lives, and its origin hangs"
+            await slow.give_up(stuck)
+            assert await other.wait(busy, trio.current_time() + 20)
+            assert isinstance(await other.find(PUBLIC, group(2), bring=False), type(None))
+
+    trio.run(main)
+    assert not list(tmp_path.rglob("*.lease"))
+
+
+def test_two_nodes_keep_within_the_limit_and_readers_go_on(tmp_path: Path) -> None:
+    limit = 40 * 12288  # a group takes three pages
+
+    async def main() -> None:
+        async with node(tmp_path, limit) as one, node(tmp_path, limit) as two:
+
+            async def read(tier: SharedTier, seed: int) -> None:
+                rng = random.Random(seed)
+                for _round in range(200):
+                    number = rng.randrange(200)
+                    found = await tier.find(PUBLIC, group(number), bring=True)
+                    if isinstance(found, Bringing):
+                        await tier.publish(found, content(number))
+                    elif isinstance(found, list):
+                        assert [bytes(block) for block in found] == content(number)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, one, 1)
+                nursery.start_soon(read, two, 2)
+            for tier in (one, two):
+                await until(lambda: 0 < tier.disk.statistics().used_bytes <= limit)  # noqa: B023  # awaited here
+
+    trio.run(main)
+    used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "public").rglob("*") if path.is_file())
+    assert 0 < used <= limit + 2 * 12288
+
+
+def test_what_hangs_is_given_up_for_all_at_once_and_used_again(tmp_path: Path) -> None:
+    """The threads stay where they are, and are few; nobody waits for them."""
+
+    async def main() -> None:
+        async with node(tmp_path) as tier:
+            disk, hang, inside = tier.disk, threading.Event(), Counter[str]()
+
+            def stuck() -> None:
+                inside["threads"] += 1
+                hang.wait()
+
+            async def gives_up() -> None:
+                with pytest.raises(Unusable):
+                    await disk.call(stuck)
+                inside["told"] += 1
+
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    for _number in range(100):
+                        nursery.start_soon(gives_up)
+            assert inside["told"] == 100
+            assert inside["threads"] <= 16
+            await until(lambda: disk.usable)  # the directory itself is well
+            assert isinstance(await tier.find(PUBLIC, group(3), bring=True), Bringing)
+            for _round in range(5):
+                await until(lambda: disk.usable or "hang" in disk.statistics().trouble)
+                async with trio.open_nursery() as nursery:
+                    for _number in range(16):
+                        nursery.start_soon(gives_up)
+            assert inside["threads"] <= 48
+            assert not disk.usable
+            assert "hang" in disk.statistics().trouble
+            hang.set()
+            await until(lambda: disk.usable)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EROFS])
+def test_errors_stop_what_they_are_about(tmp_path: Path, code: int) -> None:
+    async def main() -> None:
+        async with node(tmp_path, times=Times(probe_s=1e6)) as tier:
+            holding = await tier.find(PUBLIC, group(1), bring=True)
+            assert isinstance(holding, Bringing)
+            await tier.publish(holding, content(1))
+
+            def fails() -> None:
+                raise OSError(code, os.strerror(code))
+
+            for _number in range(3):
+                with pytest.raises(Unusable):
+                    await tier.disk.call(fails)
+            assert os.strerror(code) in tier.disk.statistics().trouble
+            writing = code in (errno.ENOSPC, errno.EROFS)
+            assert tier.usable == writing
+            assert (await tier.find(PUBLIC, group(1), bring=True) is not None) == writing, "it is read all the same"
+            assert await tier.find(PUBLIC, group(2), bring=True) is None, "nobody waits for what cannot be written"
+
+    trio.run(main)
