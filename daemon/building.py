@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from daemon.settings import Settings
+from daemon.settings import Settings, credential_environment
 from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.datasets.access import visible
@@ -20,15 +20,18 @@ from dsfs.sources.unusable import UnusableSource
 
 log = structlog.get_logger()
 
+MANUAL_URI = "manual://"
 _LONGEST_CHAIN = 8  # of references to references
 
 
 class Builder:
-    """``known`` are all manifests of this mount, ``secrets`` all of its secrets; both change while it runs."""
+    """``known`` are all manifests of this mount, ``secrets`` all of its secrets, ``own`` the credentials that datasets
+    were given by hand; all change while it runs."""
 
     def __init__(self, settings: Settings, wanted: Wanted) -> None:
         self.known = dict(wanted.known)
         self.secrets = wanted.secrets
+        self.own = {dataset: dict(values) for dataset, values in wanted.own.items()}
         self._settings = settings
         self._many = not wanted.single
 
@@ -44,7 +47,7 @@ class Builder:
             source: Source = await self._build_reference(manifest, depth)
         else:
             spec = manifest.source
-            if spec.type is SourceType.MANUAL and not spec.options:
+            if spec.type is SourceType.MANUAL and not spec.options and spec.uri == MANUAL_URI:
                 spec = spec.model_copy(update={"uri": f"manual://{manifest.name}"})  # its claim has the dataset's name
             source = build_source(spec, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace)
         prefix = manifest.mount_options.path.strip("/")
@@ -94,5 +97,13 @@ class Builder:
         return manifest, prefix
 
     def credentials(self, manifest: Manifest) -> Mapping[str, str] | None:
-        """What the Secret says now; None when it is not there. Reads files."""
+        """What it was given by hand, else what its Secret says now; None when that is not there. Reads files."""
+        if (own := self.own.get(manifest.id)) is not None:
+            return own
         return self.secrets.get(manifest.namespace, manifest.secret_ref) if manifest.secret_ref else {}
+
+    def reads_with(self, manifest: Manifest) -> Mapping[str, str]:
+        """The credentials that a dataset's source has: of a REFERENCE, those of the dataset that it ends at; without a
+        Secret, what the environment gives. Reads files; raises ConfigError."""
+        owner, _path = self._resolved(manifest)
+        return self.credentials(owner) or credential_environment()

@@ -220,6 +220,21 @@ class Node:
             metrics.DATASET_CACHED_BYTES.remove(*labels[:2])
         return {"deleted": dataset.manifest.id}
 
+    async def clone(self, selector: str, new: str) -> dict[str, str]:
+        """Show a dataset under a second name too."""
+        dataset = self._select_whole(selector)
+        namespace, _, name = new.rpartition("/")
+        made = await self._shown.clone(dataset.manifest.id, namespace or dataset.manifest.namespace, name)
+        return {"cloned": dataset.manifest.id, "dataset": made}
+
+    async def set_credential(self, selector: str, values: object) -> dict[str, Any]:
+        """Give a dataset a credential of its own."""
+        dataset = self._select_whole(selector)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{dataset.manifest.id}: a credential is an object of keys and values")
+        keys = await self._shown.set_credential(dataset.manifest.id, values)
+        return {"dataset": dataset.manifest.id, "keys": keys}
+
     async def verify(self) -> Verified:
         """Check every cached block."""
         return await trio.to_thread.run_sync(verify, self._tier, self._boot, limiter=DISK)

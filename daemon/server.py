@@ -30,7 +30,7 @@ from daemon.node import Node
 from daemon.opens import Opens
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
 from daemon.shown import Shown
-from daemon.wanted import HANDED_OVER, Wanted, read_wanted
+from daemon.wanted import Wanted, read_wanted
 from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.bridge import network_side
@@ -87,7 +87,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     metrics.SERVER_RESTARTS.inc(keeper.restarts)
     metrics.BUILD.info({"version": version("dsfs"), "session": settings.session})
     bridge = await stack.enter_async_context(network_side())
-    wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts.get(HANDED_OVER))
+    wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts)
     tier, boot = await stack.enter_async_context(_node_tier(settings))
     background = await stack.enter_async_context(trio.open_nursery())
     stack.callback(background.cancel_scope.cancel)

@@ -21,6 +21,11 @@ LOG_FORMATS = ("console", "json")
 _MEMORY_SHARE = 1 / 16
 _LEAST_MEMORY, _MOST_MEMORY = 64 << 20, 512 << 20
 
+_CREDENTIAL_PREFIXES = (
+    "AWS_", "AZURE_", "BOTO_", "DW_", "GIT_", "GOOGLE_", "HADOOP_", "HF_", "KRB5", "MODELSCOPE_", "NASDAQ_", "NETRC",
+    "QUANDL_", "SSH_",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -136,6 +141,11 @@ def memory_limit_bytes() -> int:
         if group in ("", "/"):
             return min(limits)
         group = os.path.dirname(group)
+
+
+def credential_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a source that is given no Secret may take its credentials from."""
+    return {name: value for name, value in environ.items() if name.startswith(_CREDENTIAL_PREFIXES)}
 
 
 def fetch_memory_bytes() -> int:

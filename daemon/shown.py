@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,12 +12,15 @@ import structlog
 import trio
 
 from daemon.building import Builder
+from daemon.cloning import check_same_source, clone_of
+from daemon.older import OlderRevisions
 from daemon.settings import Settings
-from daemon.wanted import HANDED_OVER, Wanted, to_text
+from daemon.wanted import CREDENTIALS, HANDED_OVER, Wanted, to_text
 from daemon.warming import Warming
 from dsfs.bridge import Bridge
 from dsfs.datasets.access import visible
-from dsfs.datasets.dataset import Dataset, DatasetStatus
+from dsfs.datasets.dataset import CATALOG, Dataset, DatasetStatus
+from dsfs.datasets.proofs import ProofOfDataset, Proofs
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import ConfigError, MountError
 from dsfs.fetch.origin import Origin
@@ -29,6 +33,7 @@ from dsfs.fuse.direct import DirectSession
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.documents import Documents, parse_documents
 from dsfs.manifest.schema import Manifest, Preheat, SourceType
+from dsfs.manifest.secret_keys import check_secret_values
 from dsfs.model import Phase, ReadPath
 from dsfs.ranges import MiB
 from dsfs.sources.reference import parse_reference
@@ -41,6 +46,7 @@ log = structlog.get_logger()
 
 _LONGEST_WINDOW = 64 * MiB
 _REMOVED_DATASETS = 8
+_CLOSE_S = 2.0
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache")
 
 
@@ -75,6 +81,7 @@ class Shown:
         self._warming = warming
         self._bridge = bridge
         self._store = store
+        self._proofs = Proofs(store.directory)
         self._reader = reader
         self._nursery = nursery
         self._session = session
@@ -82,8 +89,7 @@ class Shown:
         self._whole = whole
         self._tree = whole.tree if whole else None
         if whole is not None:
-            whole.find_revision = self._find_revision
-            whole.reopen = self._reopen_revision
+            OlderRevisions(store, whole, lambda name: self.datasets.get(name), self._revision_files).attach()
         self.on_prepared: Callable[[Dataset], None] = _nobody_to_tell
         """Told of every dataset that is shown from then on."""
         self._shown: dict[str, _Shown] = {}
@@ -98,10 +104,13 @@ class Shown:
     def read_path(self, name: str) -> ReadPath:
         return self._session.read_path(name) or ReadPath.DAEMON
 
-    async def prepare(self, manifest: Manifest) -> Callable[[], Awaitable[None]]:
+    async def prepare(
+        self, manifest: Manifest, revisions: Sequence[str] | None = None
+    ) -> Callable[[], Awaitable[None]]:
         """A dataset, begun and in the tree; what is returned mounts it. All are prepared before the session starts: a
         server that takes over is asked for names at once, and a name that it denies is unmounted by the kernel.
 
+        ``revisions`` are the catalogs to show, latest first; else those that a server before this one has shown.
         For a single dataset, what keeps it from being built is raised; else it is shown FAILED.
         """
         if manifest.cache.priority:
@@ -109,7 +118,7 @@ class Shown:
         build = partial(self._builder.build, manifest)
         credentials: Mapping[str, str] | None = None
         try:
-            credentials = self._builder.credentials(manifest)
+            credentials = self._builder.reads_with(manifest)
             source = await self._bridge.call(build)
         except ConfigError as error:
             if self._tree is None:
@@ -130,9 +139,10 @@ class Shown:
         )
         slot = self._store.number(self._slot_name(manifest))
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
-        shown_before = self._session.shown_before(manifest.id)
+        shown_before = self._session.shown_before(manifest.id) if revisions is None else revisions
         dataset.open_revision(shown_before)
         origin.renew = partial(self._renew_if_changed, manifest.id)
+        self._keep_proofs(manifest, origin)
         self.on_prepared(dataset)
         scope = trio.CancelScope()
         shown = self._shown[manifest.id] = _Shown(dataset, scope, credentials)
@@ -196,6 +206,13 @@ class Shown:
             except MountError as error:
                 log.error("dataset cannot be mounted", dataset=shown.dataset.manifest.id, reason=str(error))
 
+    def _keep_proofs(self, manifest: Manifest, origin: Origin) -> None:
+        directory = self._store.directory_of(manifest)
+        credentials = partial(self._builder.reads_with, manifest)
+        proof = ProofOfDataset(self._proofs, directory, manifest.id, credentials, lambda: origin.source.identity)
+        origin.entitlement.recall = proof.recall
+        origin.entitlement.remember = partial(self._nursery.start_soon, proof.remember)
+
     def _slot_name(self, manifest: Manifest) -> str:
         """What the slot of a dataset is noted under. On one connection for all, a dataset that comes back must not get
         the numbers that its files had: the kernel may still keep their pages."""
@@ -204,43 +221,13 @@ class Shown:
         comings = self._comings[manifest.id] = self._comings.get(manifest.id, 0) + 1
         return f"dataset {manifest.id}#{comings}"
 
-    async def _find_revision(self, namespace: str, name: str) -> int | None:
-        """The slot of ``dataset@revision``, opened if it is still known."""
-        base, _, revision = name.partition("@")
-        shown = self._shown.get(f"{namespace}/{base}")
-        if shown is None:
-            return None
-        manifest = shown.dataset.manifest
-        file = await trio.to_thread.run_sync(self._store.find_revision, manifest, revision)
-        return None if file is None else self._open_revision(shown.dataset, revision, file)
-
-    def _reopen_revision(self, slot: int) -> None:
-        """The kernel knows a slot from a server before this one: open it again, if it was a revision's."""
-        what = (self._store.what_has(slot) or "").removeprefix("dataset ")
-        name, _, revision = what.partition("@")
-        shown = self._shown.get(name)
-        if shown is not None and revision:
-            file = self._store.find_revision(shown.dataset.manifest, revision)
-            if file is not None:
-                self._open_revision(shown.dataset, revision, file)
-
-    def _open_revision(self, dataset: Dataset, revision: str, file: str) -> int:
-        """Beside the dataset, with a slot of its own: a directory inode has one dentry, so it cannot be shown twice."""
-        manifest = dataset.manifest
-        slot = self._store.number(f"dataset {manifest.id}@{revision}")
-        older = Dataset(
-            manifest,
-            slot,
-            self._store,
-            self._bridge,
-            dataset.origin,
-            partial(self._builder.build, manifest),
-            self._settings.read_timeout_s,
-        )
+    def _revision_files(self, dataset: Dataset, slot: int, file: str) -> DatasetFiles:
+        """One older revision of a dataset, with a slot of its own."""
+        manifest, timeout_s = dataset.manifest, self._settings.read_timeout_s
+        build = partial(self._builder.build, manifest)
+        older = Dataset(manifest, slot, self._store, self._bridge, dataset.origin, build, timeout_s)
         older.open_sealed(file)
-        assert self._whole is not None
-        self._whole.put(self._files(older, nodeid_of(slot, ROOT_ID)))
-        return slot
+        return self._files(older, nodeid_of(slot, ROOT_ID))
 
     async def apply(self, text: str) -> list[str]:
         """Take in manifests while running: new datasets are added, a higher or lower dataSyncRound asks for a resync,
@@ -311,6 +298,72 @@ class Shown:
             if f"{namespace}/{target}" in changed:
                 await self._show_anew(manifest)
 
+    async def clone(self, name: str, namespace: str, new: str) -> str:
+        """Show a dataset a second time, under another name: same source, revision and cached bytes; its id.
+
+        In another namespace the clone has that one's Secret, and must be able to read the source with it before a
+        single name of it is shown there. Raises DsfsError; then there is no clone.
+        """
+        if self._tree is None:
+            raise ConfigError(f"{name} is all that is mounted (mount it with -f to clone it)")
+        async with self._changing:
+            original = self._shown[name].dataset
+            manifest = clone_of(original.manifest, namespace, new)
+            if manifest.id in self._builder.known or manifest.id in self._shown:
+                raise ConfigError(f"{manifest.id} is there already (choose another name, or delete it first)")
+            if not visible(manifest, self._settings.namespaces):
+                raise ConfigError(f"{manifest.id} would not be visible in this mount (see its --namespace)")
+            if not original.catalog.sealed:
+                raise ConfigError(f"{name} is not wholly listed (clone it when dsfs status shows READY)")
+            same_namespace = manifest.namespace == original.manifest.namespace
+            if same_namespace and name in self._builder.own:
+                self._builder.own[manifest.id] = self._builder.own[name]
+            try:
+                build = partial(self._builder.build, manifest)
+                timeout_s = None if same_namespace else self._settings.read_timeout_s
+                await check_same_source(self._bridge, build, manifest, original, timeout_s)
+                catalog = original.catalog.file
+                revision = await trio.to_thread.run_sync(self._store.adopt, catalog, manifest, limiter=CATALOG)
+                self._builder.known[manifest.id] = manifest
+                mount = await self.prepare(manifest, [revision])
+            except BaseException:
+                self._builder.known.pop(manifest.id, None)
+                self._builder.own.pop(manifest.id, None)
+                raise
+            entitlement = self._shown[manifest.id].dataset.origin.entitlement
+            if original.origin.entitlement.proven or not same_namespace:
+                entitlement.note(entitlement.epoch)
+            await self._hand_over_credentials()
+            await self.hand_over()
+            await mount()
+            self._nursery.start_soon(self._reader.count_for, name, manifest.id)
+        return manifest.id
+
+    async def set_credential(self, name: str, values: Mapping[str, object]) -> list[str]:
+        """Have a dataset read with these, from the next request on; its keys. Nothing: with its secretRef again.
+
+        Raises ConfigError when no source can be made with them; then nothing has changed.
+        """
+        async with self._changing:
+            shown = self._shown[name]
+            manifest = shown.dataset.manifest
+            checked = check_secret_values(values, manifest.source.type)
+            before = self._builder.own.pop(name, None)
+            if checked:
+                self._builder.own[name] = checked
+            try:
+                source = await self._bridge.call(self._builder.build, manifest)
+            except ConfigError:
+                self._builder.own.pop(name, None)
+                if before is not None:
+                    self._builder.own[name] = before
+                raise
+            await self._bridge.call(source.close)
+            await self._hand_over_credentials()
+            await self.look_at_secrets()  # of this one, and of those that refer to it
+            shown.dataset.ask_for_resync()
+        return sorted(checked)
+
     async def delete(self, name: str) -> None:
         """Show a dataset no longer. Its cached bytes stay until the space is wanted."""
         if self._tree is None:
@@ -318,6 +371,8 @@ class Shown:
         async with self._changing:
             await self._remove(name)
             self._builder.known.pop(name, None)
+            if self._builder.own.pop(name, None) is not None:
+                await self._hand_over_credentials()
             await self.hand_over()
 
     async def _remove(self, name: str) -> None:
@@ -347,10 +402,10 @@ class Shown:
 
     async def _renew_if_changed(self, name: str) -> bool:
         shown = self._shown.get(name)
-        if shown is None or shown.dataset.manifest.secret_ref is None:
+        if shown is None:
             return False
         try:
-            now = await trio.to_thread.run_sync(self._builder.credentials, shown.dataset.manifest)
+            now = await trio.to_thread.run_sync(self._builder.reads_with, shown.dataset.manifest)
         except ConfigError as error:
             log.warning("secret cannot be read", dataset=name, reason=str(error))
             return False
@@ -370,6 +425,9 @@ class Shown:
         if self._tree is not None:
             documents = Documents(tuple(self._builder.known.values()), self._builder.secrets.documents)
             await self._keeper.hold(HANDED_OVER, to_text(documents))
+
+    async def _hand_over_credentials(self) -> None:
+        await self._keeper.hold(CREDENTIALS, json.dumps(self._builder.own))
 
 
 def _nobody_to_tell(_dataset: Dataset) -> None:

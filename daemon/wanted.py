@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.settings import Settings
 from dsfs.datasets.access import visible
@@ -14,6 +14,8 @@ from dsfs.manifest.secrets import Secrets
 from dsfs.manifest.uri import manifest_from_uri
 
 HANDED_OVER = "manifests"
+CREDENTIALS = "credentials"
+"""Under these names the keeper holds, in memory, what the next server is to show, and which credentials were set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +29,26 @@ class Wanted:
     known: Mapping[str, Manifest]
     secrets: Secrets
     single: bool
+    own: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    """Credentials that datasets were given by ``set-credential``, by their ids."""
 
 
-def read_wanted(settings: Settings, handed_over: str | None) -> Wanted:
+def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
     """What the server before this one has shown, else what is written down. Raises ConfigError.
+
+    ``held`` is what the keeper has kept for this server.
 
     A server that takes over after a crash shows the same as the one before, whatever was edited meanwhile.
     """
+    own: dict[str, dict[str, str]] = json.loads(held.get(CREDENTIALS, "{}"))
+    handed_over = held.get(HANDED_OVER)
     if settings.source_uri is not None:
         manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
-        return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True)
+        return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True, own=own)
     documents = load_documents(settings.manifest_paths) if handed_over is None else _from_text(handed_over)
     known = {manifest.id: manifest for manifest in documents.manifests}
     seen = tuple(manifest for manifest in documents.manifests if visible(manifest, settings.namespaces))
-    return Wanted(seen, known, Secrets(documents.secrets, settings.secrets_dirs), single=False)
+    return Wanted(seen, known, Secrets(documents.secrets, settings.secrets_dirs), single=False, own=own)
 
 
 def to_text(documents: Documents) -> str:

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from daemon import running
-from daemon.cli.options import AsJson, Mountpoint
+from daemon.cli.credential import set_credential
+from daemon.cli.options import AsJson, DatasetName, Mountpoint
 from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table
 from daemon.control.client import ask
 
 app = typer.Typer(help="Look at datasets, and change which there are.", no_args_is_help=True, rich_markup_mode=None)
-
-Name = Annotated[str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one.")]
+app.command("set-credential")(set_credential)
 
 
 @app.command("list")
@@ -28,7 +28,7 @@ def list_datasets(mountpoint: Mountpoint = None, as_json: AsJson = False) -> Non
 
 @app.command("show")
 def show(
-    dataset: Name,
+    dataset: DatasetName,
     mountpoint: Mountpoint = None,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +63,7 @@ def apply(
 
 
 @app.command("resync")
-def resync(dataset: Name, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
+def resync(dataset: DatasetName, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
     """List the source anew and show that; unchanged files keep their inode numbers and their cached bytes."""
     answer = ask(running.find(mountpoint), "POST", "/api/v1/resync", {"selector": dataset}, timeout_s=None)
     if as_json:
@@ -72,8 +72,28 @@ def resync(dataset: Name, mountpoint: Mountpoint = None, as_json: AsJson = False
         typer.echo(f"revision {answer['revision']}")
 
 
+@app.command("clone")
+def clone(
+    dataset: DatasetName,
+    new: Annotated[str, typer.Argument(metavar="[NAMESPACE/]NEW", help="Its second name.")],
+    mountpoint: Mountpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a dataset under a second name too: same source and revision, same cached bytes, nothing is fetched.
+
+    In its own namespace it reads with the original's secretRef. In another one it reads with what that namespace has,
+    and must be able to; sharing is not cloned.
+    """
+    body = {"selector": dataset, "new": new}
+    answer = ask(running.find(mountpoint), "POST", "/api/v1/clone", body, timeout_s=None)
+    if as_json:
+        show_json(answer)
+    else:
+        typer.echo(f"cloned {answer['cloned']} as {answer['dataset']}")
+
+
 @app.command("delete")
-def delete(dataset: Name, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
+def delete(dataset: DatasetName, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
     """Show a dataset no longer. Its cached bytes stay until the space is wanted."""
     answer = ask(running.find(mountpoint), "POST", "/api/v1/delete", {"selector": dataset}, timeout_s=None)
     if as_json:

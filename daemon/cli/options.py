@@ -20,3 +20,4 @@ CacheDir = Annotated[
         "--cache-dir", metavar="DIR", help="Where blocks are kept (root: /var/cache/dsfs, else ~/.cache/dsfs)."
     ),
 ]
+DatasetName = Annotated[str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one.")]

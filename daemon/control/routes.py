@@ -64,6 +64,8 @@ def private_app(node: Node, bridge: Bridge) -> web.Application:
     app.router.add_get("/api/v1/warm/{id}", routes.warm_progress)
     app.router.add_get("/api/v1/warm/{id}/next", routes.warm_next)
     app.router.add_delete("/api/v1/warm/{id}", routes.warm_cancel)
+    app.router.add_post("/api/v1/clone", routes.clone)
+    app.router.add_post("/api/v1/credential", routes.set_credential)
     return app
 
 
@@ -148,6 +150,16 @@ class Routes:
         return web.json_response(
             await self._bridge.await_on_file_side(self._node.apply, str(body.get("manifests", "")))
         )
+
+    async def clone(self, request: web.Request) -> web.Response:
+        body: dict[str, Any] = await request.json()
+        selector, new = str(body.get("selector", "")), str(body.get("new", ""))
+        return web.json_response(await self._bridge.await_on_file_side(self._node.clone, selector, new))
+
+    async def set_credential(self, request: web.Request) -> web.Response:
+        body: dict[str, Any] = await request.json()
+        selector, values = str(body.get("selector", "")), body.get("values")
+        return web.json_response(await self._bridge.await_on_file_side(self._node.set_credential, selector, values))
 
     async def verify(self, request: web.Request) -> web.Response:
         return web.json_response(asdict(await self._bridge.await_on_file_side(self._node.verify)))

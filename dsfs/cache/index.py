@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -266,6 +267,14 @@ class Index:
             for key, row in self._rows.of_class(name):
                 if row.space_bytes > 0:
                     yield _cached(key, row, self._priority_of(row))
+
+    def share(self, owner: str, other: str) -> None:
+        """Note that a dataset uses all that another one does. Blocks on the disk; raises OSError."""
+        self.flush(time.time())
+        for keys in _batches(cached.key for cached in self.everything() if owner in cached.owners):
+            for key in keys:
+                self.use(key, other)
+            self.flush(time.time())
 
     def __contains__(self, key: str) -> bool:
         """Whether something of an object is here, as of the last flush."""

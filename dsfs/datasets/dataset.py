@@ -33,7 +33,7 @@ from dsfs.errors import (
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.manifest.schema import Manifest, SourceType
-from dsfs.model import Phase, SourceObject
+from dsfs.model import Kind, Phase, SourceObject
 from dsfs.sources.base import Source
 
 log = structlog.get_logger()
@@ -201,6 +201,7 @@ class Dataset:
         """Read through another source from now on. The old one is closed when nothing can be under way on it."""
         self._closing.append(self.origin.source)
         self.origin.source = source
+        self.origin.entitlement.begin_anew()  # its credentials may be others than those of the old one
         if len(self._closing) > _OLD_SOURCES:
             await self._bridge.call(self._closing.pop(0).close)
 
@@ -454,6 +455,17 @@ class Dataset:
             if self.catalog.row(ino) is None and catalog.row(ino) is not None:
                 return catalog.path_of(ino)
         return self.catalog.path_of(ino)
+
+    def any_file(self) -> SourceObject | None:
+        """A file with at least one byte in it, if there is one. Scans the catalog: not for the loop."""
+        catalog = Catalog(self.catalog.file)
+        try:
+            for path, row in catalog.files():
+                if row.kind == Kind.FILE and row.size:
+                    return remote_file(self.origin, path, row).obj
+            return None
+        finally:
+            catalog.close()
 
     def remote_file(self, row: Row) -> RemoteFile:
         """What the cache and the source call a file."""

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import closing
 
 from dsfs.catalog.lookup import Catalog
 from dsfs.errors import CatalogError
@@ -21,7 +23,7 @@ class DatasetStore:
     """Beside the catalogs. A number is on disk before it is first shown, and is never given to anything else."""
 
     def __init__(self, directory: str) -> None:
-        self._directory = directory
+        self.directory = directory
         self._file = f"{directory}/numbers.json"
         try:
             with open(self._file, encoding="utf-8") as file:
@@ -54,7 +56,7 @@ class DatasetStore:
 
     def directory_of(self, manifest: Manifest) -> str:
         """Where a dataset's catalogs lie; another source under the same name is another place."""
-        path = f"{self._directory}/{dataset_key(manifest)}"
+        path = f"{self.directory}/{dataset_key(manifest)}"
         os.makedirs(path, mode=0o700, exist_ok=True)
         return path
 
@@ -81,6 +83,21 @@ class DatasetStore:
             if catalog.sealed and revision in (catalog.revision, catalog.name):
                 return path
         return None
+
+    def adopt(self, catalog: str, manifest: Manifest) -> str:
+        """Copy another dataset's sealed catalog for this one; its name here. Raises CatalogError when the disk refuses.
+
+        Through SQLite, as a part of it may be in its log only.
+        """
+        name = os.path.basename(catalog)
+        path = f"{self.directory_of(manifest)}/{name}"
+        try:
+            with closing(sqlite3.connect(catalog)) as source, closing(sqlite3.connect(f"{path}.new")) as copy:
+                source.backup(copy)
+            os.rename(f"{path}.new", path)
+        except (sqlite3.Error, OSError) as error:
+            raise CatalogError(f"{manifest.id}: its catalog cannot be copied: {error}") from error
+        return name.removesuffix(".sqlite")
 
     def clean(self, manifest: Manifest, keep: Iterable[str]) -> None:
         """Remove what a crawl left unfinished, and revisions beyond the newest few."""

@@ -16,6 +16,7 @@ from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier, map_space, space_of
 from dsfs.cache.shared_file import GROUP_BLOCKS, Group, group_blocks
 from dsfs.errors import CacheFull, SourceError, SourceTimeout, SourceUnavailable
+from dsfs.fetch.entitlement import Unread
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.fetch.queue import FetchQueue, Priority, Ticket
@@ -303,11 +304,15 @@ class Flights:
     async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
         file, tier = flight.file, self._tier
         sink = WholeSink(file)
-        data, trouble = await patiently(
-            file.origin,
-            lambda: self._bridge.call(bring_whole, self._bridge, tier, file, sink, keep),
-            self.deadline_s - flight.waited_s,
-        )
+        epoch = file.origin.entitlement.epoch
+
+        async def bring() -> tuple[memoryview, OSError | None]:
+            nonlocal epoch
+            epoch = file.origin.entitlement.epoch
+            return await self._bridge.call(bring_whole, self._bridge, tier, file, sink, keep)
+
+        data, trouble = await patiently(file.origin, bring, self.deadline_s - flight.waited_s)
+        file.origin.entitlement.note(epoch)
         if trouble is not None:
             tier.note_trouble(trouble)
         elif keep:
@@ -321,14 +326,18 @@ class Flights:
         """From the block that was asked for to the end, then what lies before it."""
         file = flight.file
         deadline_s = trio.current_time() + self.deadline_s - flight.waited_s
+        epoch = file.origin.entitlement.epoch
 
         def landed(block: int, data: memoryview) -> None:
+            file.origin.entitlement.note(epoch)
             flight.data[block] = data
             flight.changed.unpark_all()
             if bringing is not None:
                 bringing.landed = len(flight.data)
 
         async def read_rest() -> None:  # a retry goes on where the last try ended
+            nonlocal epoch
+            epoch = file.origin.entitlement.epoch
             rest = ByteRange(sink.position, wanted.stop)
             if rest.length:
                 await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
@@ -341,6 +350,15 @@ class Flights:
                 await patiently(file.origin, read_rest, deadline_s - trio.current_time())
                 if sink.keep:
                     self._tier.note_success()
+
+    async def knock(self, file: RemoteFile) -> None:
+        """Have the source give one byte of a file to this dataset's own credentials. Raises the SourceError if not."""
+
+        async def read_a_byte() -> None:
+            await self._bridge.call(file.origin.source.read, file.obj, ByteRange(0, 1), Unread())
+
+        await patiently(file.origin, read_a_byte, self.deadline_s)
+        file.origin.count_fetched(1)
 
     async def _reserve(self, origin: Origin, space: int) -> bool:
         """Room in the node tier; False: what comes is served without being kept."""

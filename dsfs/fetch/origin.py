@@ -18,6 +18,7 @@ from dsfs.errors import (
     SourceRefused,
     SourceTimeout,
 )
+from dsfs.fetch.entitlement import Entitlement
 from dsfs.model import SourceObject, Tier, object_key
 from dsfs.sources.base import Source
 
@@ -54,6 +55,7 @@ class Origin:
         self.id = f"{namespace}/{dataset}"
         self._key_prefix = key_prefix
         self.last_error: LastError | None = None
+        self.entitlement = Entitlement()
         self.renew: Callable[[], Awaitable[bool]] = _cannot_renew
         """Called when the origin refuses: builds ``source`` anew if its credentials have changed, and says whether."""
         self._origin_bytes = metrics.ORIGIN_READ_BYTES.labels(namespace, dataset)

@@ -41,6 +41,8 @@ class Reader:
 
     def try_read(self, file: RemoteFile, wanted: ByteRange, into: memoryview) -> bool:
         """Fill ``into`` if that needs neither network nor disk. Never blocks; False: use ``read``."""
+        if not file.origin.entitlement.proven:
+            return False
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is None:
             return False
@@ -119,7 +121,16 @@ class Reader:
                 pieces.append(buffer)
                 file.origin.count_read(Tier.NODE, part.length)
             position = part.stop
+        await self._prove(file)
         return pieces
+
+    async def _prove(self, file: RemoteFile) -> None:
+        """Before bytes are handed out that another dataset may have brought: this one must be entitled to them too.
+
+        What it has just fetched itself has proven that already. Raises the SourceError that says it is not.
+        """
+        if not file.origin.entitlement.proven and file.size_bytes:
+            await file.origin.entitlement.prove(lambda: self._flights.knock(file))
 
     async def _landed(self, file: RemoteFile, flight: Flight, block: int, asked_s: float) -> tuple[memoryview, Tier]:
         """One block of a flight, and where it came from.
@@ -141,6 +152,7 @@ class Reader:
         flights = self._flights.ensure(file, missing, priority)
         for block in missing:
             await flights[block].block(block)
+        await self._prove(file)
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:
         """The blocks of an object that are not here. Checks what another boot wrote, so it may wait for the disk."""
@@ -188,15 +200,26 @@ class Reader:
         return 0 if obj is None else obj.present_bytes()
 
     def complete(self, file: RemoteFile) -> CachedObject | None:
-        """The object if every byte of it is here and checked."""
+        """The object if every byte of it is here and checked, and this dataset is known to be entitled to it."""
+        if not file.origin.entitlement.proven:
+            return None
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         return obj if obj is not None and obj.complete else None
+
+    async def count_for(self, owner: str, other: str) -> None:
+        """What a dataset has in the node tier is another's too from now on: a clone has the bytes of its original."""
+        try:
+            await trio.to_thread.run_sync(self._tier.index.share, owner, other, limiter=DISK)
+        except OSError as error:
+            self._tier.note_trouble(error)
 
     async def check_all(self, file: RemoteFile) -> None:
         """Check what was written under another boot, so that the object can become complete. Waits for the disk."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if isinstance(obj, BlockMap):
             await self._check(obj, obj.unchecked())
+        if obj is not None and obj.complete:
+            await self._prove(file)
 
     async def _missing(self, obj: CachedObject, wanted: ByteRange) -> list[int]:
         missing = obj.missing(wanted)

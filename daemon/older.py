@@ -1,0 +1,60 @@
+"""``<dataset>@<revision>``: an older revision, opened when somebody asks for it by name, and again after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.store import DatasetStore
+from dsfs.filesystem.files import DatasetFiles
+from dsfs.filesystem.whole import WholeTree
+
+
+class OlderRevisions:
+    """Beside their dataset, each with a slot of its own: a directory inode has one dentry, so it cannot be shown twice.
+
+    ``dataset`` finds what is shown by its id; ``open`` makes the files of (dataset, slot, catalog). File side only.
+    """
+
+    def __init__(
+        self,
+        store: DatasetStore,
+        whole: WholeTree,
+        dataset: Callable[[str], Dataset | None],
+        open: Callable[[Dataset, int, str], DatasetFiles],
+    ) -> None:
+        self._store = store
+        self._whole = whole
+        self._dataset = dataset
+        self._open = open
+
+    def attach(self) -> None:
+        """Have the tree ask here."""
+        self._whole.find_revision = self.find
+        self._whole.reopen = self.reopen
+
+    async def find(self, namespace: str, name: str) -> int | None:
+        """The slot of ``dataset@revision``, opened if it is still known."""
+        base, _, revision = name.partition("@")
+        dataset = self._dataset(f"{namespace}/{base}")
+        if dataset is None:
+            return None
+        file = await trio.to_thread.run_sync(self._store.find_revision, dataset.manifest, revision)
+        return None if file is None else self._put(dataset, revision, file)
+
+    def reopen(self, slot: int) -> None:
+        """The kernel knows a slot from a server before this one: open it again, if it was a revision's."""
+        what = (self._store.what_has(slot) or "").removeprefix("dataset ")
+        name, _, revision = what.partition("@")
+        dataset = self._dataset(name)
+        if dataset is not None and revision:
+            file = self._store.find_revision(dataset.manifest, revision)
+            if file is not None:
+                self._put(dataset, revision, file)
+
+    def _put(self, dataset: Dataset, revision: str, file: str) -> int:
+        slot = self._store.number(f"dataset {dataset.manifest.id}@{revision}")
+        self._whole.put(self._open(dataset, slot, file))
+        return slot
