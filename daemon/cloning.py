@@ -46,7 +46,7 @@ async def check_same_source(
     original: Dataset,
     timeout_s: float | None,
 ) -> None:
-    """Raises ConfigError when a clone would read another source; with a time, also when that gives it no byte in time."""
+    """Raises ConfigError when a clone would read another source; with a time, also when it gets no byte within that."""
     source = await bridge.call(build)
     try:
         if source.identity != original.origin.source.identity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ from daemon.settings import Settings
 from daemon.shown import Shown
 from daemon.warming import Warming
 from dsfs import metrics
+from dsfs.cache.mapfile import stored_checksums
 from dsfs.cache.node import NodeTier
-from dsfs.cache.verify import Verified, verify
+from dsfs.cache.verify import Verified, verify, verify_one
+from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.selection import matching
@@ -234,6 +237,40 @@ class Node:
             raise ConfigError(f"{dataset.manifest.id}: a credential is an object of keys and values")
         keys = await self._shown.set_credential(dataset.manifest.id, values)
         return {"dataset": dataset.manifest.id, "keys": keys}
+
+    async def checksums(self, selector: str, paths: Sequence[str]) -> dict[str, Any]:
+        """What the cache holds of files: a crc32c for each block, None for one that is not there."""
+        dataset = self._select_whole(selector)
+        found = await trio.to_thread.run_sync(self._checksums, dataset, paths, limiter=CATALOG)
+        return {"block_bytes": self._tier.block_bytes, "checksums": found}
+
+    def _checksums(self, dataset: Dataset, paths: Sequence[str]) -> list[list[int | None]]:
+        catalog = Catalog(dataset.catalog.file)
+        try:
+            found = []
+            for path in paths:
+                row = catalog.find(path)
+                size_bytes = (row.size if row else None) or 0
+                key = dataset.origin.key_of(path, row.tag if row else "")
+                found.append(stored_checksums(self._tier.layout.map_path(key), key, size_bytes, self._tier.block_bytes))
+            return found
+        finally:
+            catalog.close()
+
+    async def verify_file(self, selector: str, path: str) -> dict[str, str]:
+        """Check what is cached of one file; what is wrong is dropped."""
+        dataset = self._select_whole(selector)
+        await trio.to_thread.run_sync(self._verify_file, dataset, path, limiter=CATALOG)
+        return {"verified": path}
+
+    def _verify_file(self, dataset: Dataset, path: str) -> None:
+        catalog = Catalog(dataset.catalog.file)
+        try:
+            row = catalog.find(path)
+            if row is not None:
+                verify_one(self._tier, dataset.origin.key_of(path, row.tag), self._boot)
+        finally:
+            catalog.close()
 
     async def verify(self) -> Verified:
         """Check every cached block."""

@@ -35,7 +35,7 @@ from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.bridge import network_side
 from dsfs.cache.index import open_index
-from dsfs.cache.layout import Layout, boot_id, open_layout
+from dsfs.cache.layout import Layout, open_layout, trust_id
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import rebuild_index
 from dsfs.datasets.dataset import CATALOG, Dataset
@@ -193,7 +193,7 @@ async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]
     layout = await _locked_layout(settings.cache_dir)
     try:
         index = open_index(layout.index)
-        boot = boot_id()
+        boot = trust_id(layout.root)
         tier = NodeTier(layout, index, settings.cache_limit, boot)
         await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
         try:

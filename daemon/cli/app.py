@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from daemon.cli import bench, cache, dataset, look, mount, top, warm
+from daemon.cli import bench, cache, dataset, export, look, mount, top, warm
 from daemon.cli.output import say
 from dsfs.errors import DsfsError
 
@@ -28,6 +28,7 @@ app.command("evict")(cache.evict)
 app.command("pin")(cache.pin)
 app.command("unpin")(cache.unpin)
 app.command("verify")(cache.verify)
+app.command("export")(export.export)
 app.command("top")(top.top)
 app.command("stats")(top.stats)
 app.command("bench")(bench.bench)

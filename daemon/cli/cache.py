@@ -109,7 +109,7 @@ def _verify_unmounted(directory: str) -> dict[str, int]:
 
     from daemon import logs
     from dsfs.cache.index import open_index
-    from dsfs.cache.layout import boot_id, open_layout
+    from dsfs.cache.layout import open_layout, trust_id
     from dsfs.cache.node import NodeTier
     from dsfs.cache.verify import verify as verify_tier
 
@@ -119,7 +119,7 @@ def _verify_unmounted(directory: str) -> dict[str, int]:
     layout = open_layout(directory)
     try:
         index = open_index(layout.index)
-        boot = boot_id()
+        boot = trust_id(layout.root)
         found = verify_tier(NodeTier(layout, index, lambda: 0, boot), boot)
         index.close(time.time())
     finally:

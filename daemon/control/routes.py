@@ -66,6 +66,8 @@ def private_app(node: Node, bridge: Bridge) -> web.Application:
     app.router.add_delete("/api/v1/warm/{id}", routes.warm_cancel)
     app.router.add_post("/api/v1/clone", routes.clone)
     app.router.add_post("/api/v1/credential", routes.set_credential)
+    app.router.add_post("/api/v1/checksums", routes.checksums)
+    app.router.add_post("/api/v1/verify-file", routes.verify_file)
     return app
 
 
@@ -160,6 +162,17 @@ class Routes:
         body: dict[str, Any] = await request.json()
         selector, values = str(body.get("selector", "")), body.get("values")
         return web.json_response(await self._bridge.await_on_file_side(self._node.set_credential, selector, values))
+
+    async def checksums(self, request: web.Request) -> web.Response:
+        """{"selector", "paths"} → {"block_bytes", "checksums"}: for each path a list, crc32c or null, of its blocks."""
+        body: dict[str, Any] = await request.json()
+        selector, paths = str(body.get("selector", "")), [str(path) for path in body.get("paths", ())]
+        return web.json_response(await self._bridge.await_on_file_side(self._node.checksums, selector, paths))
+
+    async def verify_file(self, request: web.Request) -> web.Response:
+        body: dict[str, Any] = await request.json()
+        selector, path = str(body.get("selector", "")), str(body.get("path", ""))
+        return web.json_response(await self._bridge.await_on_file_side(self._node.verify_file, selector, path))
 
     async def verify(self, request: web.Request) -> web.Response:
         return web.json_response(asdict(await self._bridge.await_on_file_side(self._node.verify)))

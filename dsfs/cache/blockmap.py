@@ -186,6 +186,11 @@ class BlockMap:
         states = self._states
         return [block for block in blocks_of(wanted, self.block_bytes) if states[block] != State.PRESENT]
 
+    def absent(self, wanted: ByteRange) -> list[int]:
+        """The blocks of a range that nobody has brought; those that only want checking are not among them."""
+        states = self._states
+        return [block for block in blocks_of(wanted, self.block_bytes) if states[block] == State.ABSENT]
+
     def unchecked(self) -> list[int]:
         """Blocks that were written under another boot and not checked since."""
         states = bytes(self._states)

@@ -36,6 +36,9 @@ class CompleteObject:
     def missing(self, wanted: ByteRange) -> list[int]:
         return []
 
+    def absent(self, wanted: ByteRange) -> list[int]:
+        return []
+
     def read(self, wanted: ByteRange, into: memoryview, flags: int = 0) -> bool:
         """As ``BlockMap.read``; always True."""
         done = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 from dataclasses import dataclass
 
@@ -120,7 +121,14 @@ def _make_directories(root: str) -> None:
             os.makedirs(f"{root}/objects/{name}", mode=0o700, exist_ok=True)
 
 
-def boot_id() -> bytes:
-    """16 bytes that change with every boot of this machine (Documentation/admin-guide/sysctl/kernel.rst)."""
+def trust_id(root: str) -> bytes:
+    """16 bytes that change with every boot of this machine, and with every copy of the cache directory.
+
+    A block that was written under another one is checked before it is served: after a reboot the disk may have lost it
+    (Documentation/admin-guide/sysctl/kernel.rst has the boot id), and a directory that was copied while it was in use
+    may have a map that is newer than its data.
+    """
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return bytes.fromhex(file.read().strip().replace("-", ""))
+        boot = file.read().strip()
+    place = os.stat(f"{root}/objects")
+    return hashlib.blake2b(f"{boot} {place.st_dev} {place.st_ino}".encode(), digest_size=16).digest()

@@ -83,5 +83,20 @@ def pack_complete(key: str, size_bytes: int, block_bytes: int, boot: bytes, chec
     )
 
 
+def stored_checksums(map_path: str, key: str, size_bytes: int, block_bytes: int) -> list[int | None]:
+    """The crc32c of each block as the map on disk has it; None for one that is not there. Blocks on the disk."""
+    blocks = block_count(size_bytes, block_bytes)
+    try:
+        with open(map_path, "rb") as file:
+            raw = file.read(map_bytes(blocks) + 1)
+    except FileNotFoundError:
+        raw = b""
+    if len(raw) != map_bytes(blocks) or not header_is_of(raw[: HEADER.size], key, size_bytes, block_bytes):
+        return [None] * blocks
+    states = raw[STATES_AT : STATES_AT + blocks]
+    sums = struct.unpack_from(f"={blocks}I", raw, checksums_at(blocks))
+    return [checksum if state != State.ABSENT else None for state, checksum in zip(states, sums, strict=True)]
+
+
 def _identity_crc(size_bytes: int, block_bytes: int, raw_key: bytes) -> int:
     return crc32c(MAGIC + struct.pack("=QI", size_bytes, block_bytes) + raw_key)

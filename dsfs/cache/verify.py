@@ -46,6 +46,17 @@ def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = l
     return found
 
 
+def verify_one(tier: NodeTier, key: str, boot: bytes) -> None:
+    """As ``verify``, of one object that may be there."""
+    try:
+        _verify_object(tier, _open(tier, key, boot), Verified())
+    except FileNotFoundError:
+        return
+    except (DamagedObject, OSError) as error:
+        log.warning("cached object dropped", key=key, reason=str(error))
+        tier.drop(key)
+
+
 def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
     for block in range(obj.blocks):
         if obj.state(block) == State.ABSENT:

@@ -181,14 +181,15 @@ class Reader:
         """Have a range brought in; nobody waits for it."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         missing: Iterable[int]
-        missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.missing(wanted)
+        # What was written under another boot is checked by whoever reads it, and need not come again.
+        missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.absent(wanted)
         self._flights.ensure(file, missing, priority)
 
     def fill(self, file: RemoteFile) -> None:
         """Have all that is missing of a file brought in, when nothing better is to be done."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is not None:
-            self._flights.fill(file, lambda: obj.missing(ByteRange(0, file.size_bytes)))
+            self._flights.fill(file, lambda: obj.absent(ByteRange(0, file.size_bytes)))
 
     def note_use(self, file: RemoteFile) -> None:
         """Somebody read an object without asking here."""

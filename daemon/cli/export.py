@@ -1,0 +1,103 @@
+"""``dsfs export``: an offline copy of a dataset."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from daemon import running
+from daemon.cli.options import DatasetName, Mountpoint
+from daemon.cli.output import say, size
+from daemon.control.client import ask
+from daemon.exporting import Checksums, Export
+from daemon.settings import Settings
+from dsfs.errors import ConfigError, MountError
+
+_SQUEEZED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tar.zst", ".zip")
+
+
+def export(
+    dataset: DatasetName,
+    target: Annotated[
+        str, typer.Argument(metavar="DIR|FILE.tar|-", help="A directory, a tar file, or - for a tar on stdout.")
+    ],
+    mountpoint: Mountpoint = None,
+) -> None:
+    """Copy all of a dataset: names, bytes, modes, links, times. Each cached block is compared with its checksum.
+
+    Into a directory it goes on where an interrupted one ended.
+    """
+    if target.endswith(_SQUEEZED):
+        raise ConfigError(f"{target}: tar files are written as they are (give NAME.tar, or - and a pipe to gzip)")
+    found = running.find(mountpoint)
+    about = ask(found, "GET", f"/api/v1/datasets/{dataset}")
+    name = f"{about['namespace']}/{about['name']}"
+    if about["phase"] != "READY":
+        raise MountError(f"{name}: is {about['phase']} {about['message']}".rstrip() + " (export it when it is READY)")
+    single = Settings.load(found.runtime_dir).source_uri is not None
+    root = found.mountpoint if single else f"{found.mountpoint}/{name}"
+    with _progress(name, about["bytes"]) as progress:
+        made = Export(root, name, _Daemon(found, name), progress)
+        if target == "-":
+            if sys.stdout.isatty():
+                raise ConfigError("-: a tar does not belong on a terminal (redirect stdout)")
+            made.to_tar(sys.stdout.buffer)
+        elif target.endswith(".tar"):
+            _to_file(made, target)
+        else:
+            made.to_directory(target, about["bytes"])
+    say(f"exported {name} to {target}: {made.files} files, {size(made.bytes)}")
+
+
+def _to_file(made: Export, target: str) -> None:
+    if os.path.exists(target):
+        raise ConfigError(f"{target}: is there already (remove it, or give another name)")
+    part = f"{target}.part"
+    try:
+        with open(part, "wb") as output:
+            made.to_tar(output)
+            output.flush()
+            os.fsync(output.fileno())
+        os.rename(part, target)
+    except BaseException:
+        if os.path.exists(part):
+            os.unlink(part)
+        raise
+
+
+class _Daemon:
+    def __init__(self, found: running.Running, name: str) -> None:
+        self._found = found
+        self._name = name
+
+    def revision(self) -> str:
+        return str(ask(self._found, "GET", f"/api/v1/datasets/{self._name}")["revision"])
+
+    def checksums(self, paths: Sequence[str]) -> list[Checksums]:
+        body: dict[str, Any] = {"selector": self._name, "paths": list(paths)}
+        answer = ask(self._found, "POST", "/api/v1/checksums", body, timeout_s=None)
+        return [Checksums(answer["block_bytes"], each) for each in answer["checksums"]]
+
+    def verify(self, path: str) -> None:
+        ask(self._found, "POST", "/api/v1/verify-file", {"selector": self._name, "path": path}, timeout_s=None)
+
+
+@contextmanager
+def _progress(name: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=total_bytes)
+        yield lambda count: bar.advance(task, count)

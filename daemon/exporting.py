@@ -1,0 +1,386 @@
+"""An offline copy of a dataset, read through its mount: into a directory, where it can be resumed, or as a tar stream.
+
+Each block that the cache has is compared with its checksum on the way, as the kernel reads complete files from the disk
+without asking anybody. One that is wrong is dropped and read again, so that it comes from the origin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from dsfs.cache.mapfile import crc32c
+from dsfs.errors import MountError
+
+WORK = ".dsfs-export"
+"""In the directory while it is not whole: what is done, and files that are not."""
+_BATCH = 200  # files whose checksums are asked for at once
+_PASSES = 3
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """Of one file in the cache: crc32c of each block, None for one that is not there."""
+
+    block_bytes: int
+    of_blocks: Sequence[int | None]
+
+
+class Daemon(Protocol):
+    """What the running mount is asked."""
+
+    def revision(self) -> str:
+        """Which revision is shown now."""
+
+    def checksums(self, paths: Sequence[str]) -> list[Checksums]:
+        """Of files of the dataset."""
+
+    def verify(self, path: str) -> None:
+        """Check what is cached of a file, and drop what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name below ``root``."""
+
+    root: str
+    path: str
+    status: os.stat_result
+
+    @property
+    def place(self) -> str:
+        return f"{self.root}/{self.path}"
+
+    def version(self) -> str:
+        return os.getxattr(self.place, "user.dsfs.version").decode("utf-8", "replace")
+
+
+class Export:
+    """``root`` is where the dataset is mounted. ``progress`` is told of bytes that are done.
+
+    Raises MountError for what a person must know, OSError of the mount and of the target.
+    """
+
+    def __init__(self, root: str, name: str, daemon: Daemon, progress: Callable[[int], None]) -> None:
+        self.root = root
+        self.name = name
+        self.files = 0
+        self.bytes = 0
+        self._daemon = daemon
+        self._progress = progress
+
+    def to_directory(self, target: str, needed_bytes: int) -> None:
+        """Make or complete a copy. Whoever interrupts it can call it again; what is whole is not copied twice."""
+        work = _Work(target, self.name)
+        free_bytes = _free_bytes(target)
+        if needed_bytes - work.done_bytes > free_bytes:
+            raise MountError(
+                f"{target}: {needed_bytes - work.done_bytes} bytes are needed there, {free_bytes} are free"
+            )
+        for _ in range(_PASSES):
+            revision = self._daemon.revision()
+            try:
+                directories = self._copy_all(target, work)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                continue
+            if self._daemon.revision() == revision:
+                work.finish()
+                for entry in reversed(directories):  # what is in it has changed its time, and it may forbid writing
+                    _dress(f"{target}/{entry.path}", entry.status)
+                return
+        raise MountError(f"{self.name}: was listed anew {_PASSES} times meanwhile (run it again: it goes on)")
+
+    def to_tar(self, output: BinaryIO) -> None:
+        """Write all of it to a stream. Raises MountError when the dataset was listed anew meanwhile."""
+        revision = self._daemon.revision()
+        with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            for entry, expected in self._walk():
+                info = _tar_info(entry)
+                if expected is None:
+                    tar.addfile(info)
+                    continue
+                with self._blocks(entry, expected) as blocks:
+                    tar.addfile(info, _Stream(blocks))  # type: ignore[arg-type]  # reads, and nothing else
+                self.files += 1
+        if self._daemon.revision() != revision:
+            raise MountError(f"{self.name}: was listed anew meanwhile (run it again)")
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _walk(self) -> Iterator[tuple[Entry, Checksums | None]]:
+        """Everything below the root, a directory before what is in it; checksums beside files."""
+        batch: list[Entry] = []
+        for entry in _entries(self.root):
+            batch.append(entry)
+            if len(batch) >= _BATCH:
+                yield from self._with_checksums(batch)
+                batch = []
+        yield from self._with_checksums(batch)
+
+    def _with_checksums(self, batch: list[Entry]) -> Iterator[tuple[Entry, Checksums | None]]:
+        files = [entry.path for entry in batch if stat.S_ISREG(entry.status.st_mode)]
+        known = dict(zip(files, self._daemon.checksums(files) if files else (), strict=True))
+        for entry in batch:
+            yield entry, known.get(entry.path)
+
+    @contextmanager
+    def _blocks(self, entry: Entry, expected: Checksums, first: int = 0) -> Iterator[Iterator[bytes]]:
+        """The blocks of a file from one on, each of them right. Raises MountError for one that stays wrong."""
+        opened = [os.open(entry.place, os.O_RDONLY | os.O_CLOEXEC)]
+
+        def read(block: int) -> bytes:
+            start = block * expected.block_bytes
+            return _pread_all(opened[0], min(expected.block_bytes, entry.status.st_size - start), start, entry.place)
+
+        def right(block: int, data: bytes) -> bool:
+            return expected.of_blocks[block] in (None, crc32c(data))
+
+        def blocks() -> Iterator[bytes]:
+            for block in range(first, len(expected.of_blocks)):
+                data = read(block)
+                if not right(block, data):
+                    # Closed before it is dropped: while it is open, the kernel goes on reading the file it has.
+                    os.close(opened.pop())
+                    self._daemon.verify(entry.path)
+                    opened.append(os.open(entry.place, os.O_RDONLY | os.O_CLOEXEC))
+                    os.posix_fadvise(opened[0], 0, 0, os.POSIX_FADV_DONTNEED)
+                    data = read(block)
+                    if not right(block, data):
+                        raise MountError(f"{entry.place}: byte {block * expected.block_bytes} and on are not what came "
+                                         "from the origin (dsfs verify; is it open elsewhere?)")  # fmt: skip
+                self.bytes += len(data)
+                self._progress(len(data))
+                yield data
+
+        try:
+            yield blocks()
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def _copy_all(self, target: str, work: _Work) -> list[Entry]:
+        """One pass; the directories, outermost first."""
+        directories: list[Entry] = []
+        seen: set[str] = set()
+        self.files = self.bytes = 0
+        for entry, expected in self._walk():
+            place = f"{target}/{entry.path}"
+            if stat.S_ISDIR(entry.status.st_mode):
+                _make_way(place, for_directory=True)
+                os.makedirs(place, mode=0o700, exist_ok=True)
+                directories.append(entry)
+            elif expected is None:
+                _make_way(place)
+                os.symlink(os.readlink(entry.place), place)
+                _dress(place, entry.status)
+            else:
+                seen.add(entry.path)
+                self._copy_file(entry, expected, place, work)
+        work.forget_all_but(seen)
+        return directories
+
+    def _copy_file(self, entry: Entry, expected: Checksums, place: str, work: _Work) -> None:
+        version = entry.version()
+        self.files += 1
+        if work.has(entry, version, place):
+            self.bytes += entry.status.st_size
+            self._progress(entry.status.st_size)
+            return
+        part = work.part(entry.path, version)
+        with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
+            first = self._right_blocks(file, entry, expected)
+            file.truncate(file.seek(first * expected.block_bytes))
+            with self._blocks(entry, expected, first) as blocks:
+                for data in blocks:
+                    file.write(data)
+        _dress(part, entry.status)
+        _make_way(place)
+        os.rename(part, place)
+        work.note(entry.path, version, entry.status.st_size)
+
+    def _right_blocks(self, file: BinaryIO, entry: Entry, expected: Checksums) -> int:
+        """How many blocks of a file that was begun before need not be copied again: those that can be checked."""
+        for block, checksum in enumerate(expected.of_blocks):
+            length = min(expected.block_bytes, entry.status.st_size - block * expected.block_bytes)
+            data = file.read(length)
+            if len(data) < length or checksum is None or crc32c(data) != checksum:
+                return block
+            self.bytes += length
+            self._progress(length)
+        return len(expected.of_blocks)
+
+
+class _Work:
+    """What is done of a copy into a directory, kept in it until it is whole."""
+
+    def __init__(self, target: str, name: str) -> None:
+        self._target = target
+        self._directory = f"{target}/{WORK}"
+        self._unsynced: list[list[object]] = []
+        self._done: dict[str, tuple[str, int]] = {}
+        os.makedirs(target, exist_ok=True)
+        whose = f"{self._directory}/dataset"
+        if os.path.exists(whose):
+            with open(whose, encoding="utf-8") as file:
+                if file.read() != name:
+                    raise MountError(f"{target}: another dataset was being exported there (give an empty directory)")
+            self._load()
+        elif set(os.listdir(target)) - {WORK}:
+            raise MountError(f"{target}: is not empty (give an empty directory, or where an export was interrupted)")
+        else:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            with open(whose, "w", encoding="utf-8") as file:
+                file.write(name)
+
+    @property
+    def done_bytes(self) -> int:
+        return sum(size for _version, size in self._done.values())
+
+    def _load(self) -> None:
+        try:
+            with open(f"{self._directory}/done", encoding="ascii") as file:
+                for line in file:
+                    if not line.endswith("\n"):
+                        return  # torn: the file that it tells of is copied again
+                    path, version, size = json.loads(line)
+                    self._done[path] = version, size
+        except FileNotFoundError:
+            return
+
+    def has(self, entry: Entry, version: str, place: str) -> bool:
+        """Whether this version of a file is in the copy already, whole."""
+        if self._done.get(entry.path) != (version, entry.status.st_size):
+            return False
+        try:
+            found = os.lstat(place)
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == entry.status.st_size
+
+    def part(self, path: str, version: str) -> str:
+        """Where a version of a file is written until it is whole."""
+        name = hashlib.sha256(json.dumps([path, version]).encode()).hexdigest()
+        return f"{self._directory}/{name}"
+
+    def note(self, path: str, version: str, size_bytes: int) -> None:
+        """A file is in its place; written down in batches, once the disk has it."""
+        self._done[path] = version, size_bytes
+        self._unsynced.append([path, version, size_bytes])
+        if len(self._unsynced) >= _BATCH:
+            self._flush()
+
+    def forget_all_but(self, seen: set[str]) -> None:
+        """Remove what an interrupted export copied of a revision that is not shown any more."""
+        for path in [path for path in self._done if path not in seen]:
+            if os.path.lexists(f"{self._target}/{path}") and not os.path.isdir(f"{self._target}/{path}"):
+                os.unlink(f"{self._target}/{path}")
+            del self._done[path]
+        self._flush()
+
+    def finish(self) -> None:
+        """The copy is whole."""
+        self._flush()
+        shutil.rmtree(self._directory)
+
+    def _flush(self) -> None:
+        with open(f"{self._directory}/done", "a", encoding="ascii") as file:
+            _libc.syncfs(file.fileno())
+            file.writelines(f"{json.dumps(line)}\n" for line in self._unsynced)
+        self._unsynced.clear()
+
+
+class _Stream:
+    """Blocks as a file that is read to its end."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> memoryview:
+        if not self._rest:
+            self._rest = memoryview(next(self._blocks, b""))
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+
+def _entries(root: str, below: str = "") -> Iterator[Entry]:
+    with os.scandir(f"{root}/{below}") as found:
+        names = sorted(entry.name for entry in found)
+    for name in names:
+        path = f"{below}/{name}" if below else name
+        if path == WORK:
+            raise MountError(f"{root}/{path}: an export cannot hold this name (it keeps its own notes there)")
+        entry = Entry(root, path, os.lstat(f"{root}/{path}"))
+        yield entry
+        if stat.S_ISDIR(entry.status.st_mode):
+            yield from _entries(root, path)
+
+
+def _make_way(place: str, *, for_directory: bool = False) -> None:
+    """Remove what an interrupted export left where something else is now: nothing is ever written through a link."""
+    try:
+        is_directory = stat.S_ISDIR(os.lstat(place).st_mode)
+    except FileNotFoundError:
+        return
+    if is_directory and not for_directory:
+        shutil.rmtree(place)
+    elif not is_directory:
+        os.unlink(place)
+
+
+def _pread_all(fd: int, length: int, offset: int, place: str) -> bytes:
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            raise MountError(f"{place}: ends at byte {offset + len(data)}, too early")
+        data += more
+    return data
+
+
+def _dress(place: str, status: os.stat_result) -> None:
+    """Owner if that is ours to give, mode and times as the mount shows them."""
+    link = stat.S_ISLNK(status.st_mode)
+    if os.getuid() == 0:
+        os.chown(place, status.st_uid, status.st_gid, follow_symlinks=False)
+    if not link:
+        os.chmod(place, stat.S_IMODE(status.st_mode))
+    os.utime(place, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
+
+
+def _tar_info(entry: Entry) -> tarfile.TarInfo:
+    status = entry.status
+    info = tarfile.TarInfo(entry.path)
+    info.mode, info.uid, info.gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+    seconds, rest = divmod(status.st_mtime_ns, 10**9)
+    info.mtime = seconds
+    if rest:
+        info.pax_headers = {"mtime": f"{seconds}.{rest:09d}"}
+    if stat.S_ISDIR(status.st_mode):
+        info.type = tarfile.DIRTYPE
+    elif stat.S_ISLNK(status.st_mode):
+        info.type = tarfile.SYMTYPE
+        info.linkname = os.readlink(entry.place)
+    else:
+        info.size = status.st_size
+    return info
+
+
+def _free_bytes(directory: str) -> int:
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize
