@@ -219,8 +219,8 @@ class Node:
         await self._pins.forget(dataset.manifest.id)
         if labels is not None:
             metrics.DATASET_INFO.remove(*labels)
-            metrics.DATASET_BYTES.remove(*labels[:2])
-            metrics.DATASET_CACHED_BYTES.remove(*labels[:2])
+            for gauge in metrics.GAUGES_OF_DATASETS:
+                gauge.remove(*labels[:2])
         return {"deleted": dataset.manifest.id}
 
     async def clone(self, selector: str, new: str) -> dict[str, str]:
@@ -279,11 +279,16 @@ class Node:
     async def set_gauges(self) -> None:
         """What a dataset is and how much of it is here, and what the disk did, for /metrics."""
         self._device.count()
+        metrics.CACHE_PINNED_BYTES.set(self._tier.index.pinned_whole_bytes)
         for dataset in self._shown.datasets.values():
             manifest, status = dataset.manifest, await dataset.status()
             labels = (manifest.namespace, manifest.name)
             metrics.DATASET_BYTES.labels(*labels).set(status.bytes)
             metrics.DATASET_CACHED_BYTES.labels(*labels).set(self._tier.index.owner_bytes(manifest.id))
+            metrics.DATASET_PINNED_BYTES.labels(*labels).set(self._tier.index.pinned_bytes(manifest.id))
+            waiting = self._shown.waiting(manifest.id)
+            metrics.WAITING_REQUESTS.labels(*labels).set(waiting.requests)
+            metrics.OLDEST_REQUEST_SECONDS.labels(*labels).set(waiting.oldest_s)
             phase, _message = self._shown.standing(dataset, status)
             info = (*labels, status.revision, str(phase), str(manifest.source.type))
             last = self._last_info.get(manifest.id)

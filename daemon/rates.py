@@ -28,6 +28,8 @@ class DatasetRates:
     origin_errors_s: float
     origin_request_seconds: float | None
     errors_s: float
+    waiting: int
+    oldest_request_s: float
     cached_bytes: int
     bytes: int
 
@@ -99,6 +101,8 @@ def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> Rates:
                 origin_errors_s=sum(each for outcome, each in outcome_s.items() if outcome not in _FINE),
                 origin_request_seconds=rate(was, now, "origin_seconds") / requests_s if requests_s else None,
                 errors_s=rate(was, now, "errors"),
+                waiting=int(now["waiting"]),
+                oldest_request_s=now["oldest_request_s"],
                 cached_bytes=int(now["cached_bytes"]),
                 bytes=int(now["bytes"]),
             )

@@ -28,6 +28,7 @@ from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import Ownership
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
+from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.direct import DirectSession
 from dsfs.fuse.keeper_client import KeeperClient
@@ -103,6 +104,10 @@ class Shown:
 
     def read_path(self, name: str) -> ReadPath:
         return self._session.read_path(name) or ReadPath.DAEMON
+
+    def waiting(self, name: str) -> Waiting:
+        """Requests to a dataset that are not answered yet."""
+        return self._session.waiting(name)
 
     async def prepare(
         self, manifest: Manifest, revisions: Sequence[str] | None = None

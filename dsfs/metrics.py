@@ -60,6 +60,9 @@ ERRORS = Counter(
     "dsfs_errors", "Operations that ended in an errno other than ENOENT and ENODATA.", (*_DATASET, "errno")
 )
 CACHE_BYTES = Gauge("dsfs_cache_bytes", "Bytes in use, by tier.", ("tier",))
+CACHE_PINNED_BYTES = Gauge(
+    "dsfs_cache_pinned_bytes", "Space in the node tier that all that is pinned takes once it is here, in bytes."
+)
 CACHE_LIMIT_BYTES = Gauge("dsfs_cache_limit_bytes", "Bytes that may be used, by tier.", ("tier",))
 EVICTED_BYTES = Counter("dsfs_cache_evicted_bytes", "Bytes that were given back to make room.")
 CORRUPT_BLOCKS = Counter("dsfs_cache_corrupt_blocks", "Cached blocks or objects that failed a check and were dropped.")
@@ -80,6 +83,21 @@ DATASET_INFO = Gauge(
 )
 DATASET_BYTES = Gauge("dsfs_dataset_bytes", "Sum of the sizes of a dataset's files, in bytes.", _DATASET)
 DATASET_CACHED_BYTES = Gauge("dsfs_dataset_cached_bytes", "Bytes of a dataset in the node's cache.", _DATASET)
+DATASET_PINNED_BYTES = Gauge(
+    "dsfs_dataset_pinned_bytes", "Bytes of a dataset that are here and that it has pinned.", _DATASET
+)
+WAITING_REQUESTS = Gauge("dsfs_waiting_requests", "Requests of the kernel that are not answered yet.", _DATASET)
+OLDEST_REQUEST_SECONDS = Gauge(
+    "dsfs_oldest_request_seconds", "How long the oldest request that is not answered yet has waited.", _DATASET
+)
+GAUGES_OF_DATASETS = (
+    DATASET_BYTES,
+    DATASET_CACHED_BYTES,
+    DATASET_PINNED_BYTES,
+    WAITING_REQUESTS,
+    OLDEST_REQUEST_SECONDS,
+)
+"""All with the labels namespace and dataset alone: what goes with a dataset that is deleted."""
 SERVER_RESTARTS = Counter("dsfs_server_restarts", "How often the keeper started another server.")
 SHARED_READ_BYTES = Counter("dsfs_shared_read_bytes", "Bytes taken from the shared tier into the node's.", _DATASET)
 SHARED_WRITTEN_BYTES = Counter("dsfs_shared_written_bytes", "Bytes that this node gave to the shared tier.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HEADER_EVERY = 20
 _DATASETS = ("DATASET", "PHASE", "READ/s", "NODE/s", "SHARED/s", "ORIGIN/s", "KERNEL/s", "HIT", "CACHED")
-_ORIGINS = ("OPENS/s", "FETCHED/s", "REQ/s", "ms/REQ", "FAILED/s", "ERRORS/s")
+_ORIGINS = ("OPENS/s", "FETCHED/s", "REQ/s", "ms/REQ", "FAILED/s", "ERRORS/s", "WAITING")
 _OPERATIONS = ("OPERATION", "/s", "MEAN", "P99")
 _STATS = (  # group, column, width
     *(("server", "cpu", 6), ("server", "mem", 10)),
@@ -131,7 +131,7 @@ def _screen(mountpoint: str, rates: Rates) -> RenderableType:
             percent(each.cached_bytes, each.bytes),
             *(_count(each.opens_s), _rate(each.fetched_bytes_s), _count(each.origin_requests_s)),
             "-" if each.origin_request_seconds is None else f"{1000 * each.origin_request_seconds:.1f}",
-            *(_count(each.origin_errors_s), _count(each.errors_s)),
+            *(_count(each.origin_errors_s), _count(each.errors_s), _waiting(each.waiting, each.oldest_request_s)),
             style="red" if each.phase == "FAILED" or each.errors_s else None,
         )
     operations = Table(box=None, pad_edge=False, header_style="bold")
@@ -197,6 +197,10 @@ def _count(number_s: float) -> str:
 
 def _ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{100 * ratio:.0f}%"
+
+
+def _waiting(requests: int, oldest_s: float) -> str:
+    return f"{requests}, {oldest_s:.0f} s" if requests else "0"
 
 
 def _time(seconds: float) -> str:

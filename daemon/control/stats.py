@@ -6,7 +6,7 @@
      "operations": {NAME: {"count", "seconds", "buckets": [[UP_TO_S, COUNT], …]}},
      "datasets": [{"namespace", "name", "phase", "revision", "bytes", "cached_bytes", "read_bytes": {TIER: …},
                    "kernel_opened_bytes", "opened_bytes", "opens", "origin_read_bytes", "origin_requests": {OUTCOME: …},
-                   "origin_seconds", "errors"}]}
+                   "origin_seconds", "errors", "waiting", "oldest_request_s"}]}
 
 Sizes in bytes, times in seconds; counters are since ``server`` started, buckets are cumulative as in Prometheus.
 """
@@ -38,6 +38,8 @@ _BY_DATASET = {
     "dsfs_errors_total": "errors",
     "dsfs_dataset_bytes": "bytes",
     "dsfs_dataset_cached_bytes": "cached_bytes",
+    "dsfs_waiting_requests": "waiting",
+    "dsfs_oldest_request_seconds": "oldest_request_s",
 }
 _BY_DATASET_AND = {
     "dsfs_read_bytes_total": ("read_bytes", "tier"),

@@ -242,7 +242,14 @@ def nodes() -> list[Panel]:
         share(
             lines(
                 "Cache fill",
-                [(f"dsfs_cache_bytes{{{NODE}}} / (dsfs_cache_limit_bytes{{{NODE}}} > 0)", "{{tier}} " + node)],
+                [
+                    (f"dsfs_cache_bytes{{{NODE}}} / (dsfs_cache_limit_bytes{{{NODE}}} > 0)", "{{tier}} " + node),
+                    (
+                        f"sum by ({by}) (dsfs_cache_pinned_bytes{{{NODE}}}) / "
+                        f'sum by ({by}) (dsfs_cache_limit_bytes{{{NODE}, tier="node"}} > 0)',
+                        "pinned " + node,
+                    ),
+                ],
                 "percentunit",
                 "A full cache is a good cache, as long as what is evicted is not fetched again.",
             )
@@ -301,6 +308,28 @@ def nodes() -> list[Panel]:
     ]
 
 
+def shared() -> list[Panel]:
+    by = "node, instance"
+    node = "{{node}} {{instance}}"
+    return [
+        lines(
+            "Taken from the shared tier, and given to it",
+            [
+                (f"sum by ({by}) ({rate('dsfs_shared_read_bytes_total', DATASET)})", "taken " + node),
+                (f"sum by ({by}) ({rate('dsfs_shared_written_bytes_total', NODE)})", "given " + node),
+            ],
+            "Bps",
+            "Much taken, little given: nodes profit from each other.",
+        ),
+        lines(
+            "Shared tier in trouble",
+            [(f"max by ({by}) (dsfs_shared_trouble{{{NODE}}})", node)],
+            "short",
+            "1 while a node cannot use it. Reads go on from the node's cache and the origins.",
+        ),
+    ]
+
+
 def datasets() -> list[Panel]:
     by = " by (namespace, dataset)"
     return [
@@ -313,7 +342,7 @@ def datasets() -> list[Panel]:
         ),
         share(
             lines(
-                "Cached",
+                "Cached: progress of warm-ups and preheating",
                 [
                     (
                         f"sum by (namespace, dataset, node, instance) (dsfs_dataset_cached_bytes{{{DATASET}}}) / "
@@ -324,6 +353,28 @@ def datasets() -> list[Panel]:
                 "percentunit",
                 "How much of a dataset is on a node.",
             )
+        ),
+        lines(
+            "Waiting requests",
+            [
+                (
+                    f"topk(10, sum by (namespace, dataset) (dsfs_waiting_requests{{{DATASET}}}))",
+                    "{{namespace}}/{{dataset}}",
+                )
+            ],
+            "short",
+            "Requests of the kernel that have no answer yet.",
+        ),
+        lines(
+            "Longest wait",
+            [
+                (
+                    f"topk(10, max by (namespace, dataset) (dsfs_oldest_request_seconds{{{DATASET}}}))",
+                    "{{namespace}}/{{dataset}}",
+                )
+            ],
+            "s",
+            "How long the oldest request without an answer has waited. A read ends within the read timeout.",
         ),
         lines(
             "Files opened, by pod",
@@ -408,7 +459,13 @@ def build() -> str:
     made.with_variable(
         variable("dataset", "Dataset", f'label_values(dsfs_dataset_info{{{NODE}, namespace=~"$namespace"}}, dataset)')
     )
-    rows = (("Fleet", fleet()), ("Origins", origins()), ("Nodes", nodes()), ("Datasets", datasets()))
+    rows = (
+        ("Fleet", fleet()),
+        ("Origins", origins()),
+        ("Nodes", nodes()),
+        ("Shared tier", shared()),
+        ("Datasets", datasets()),
+    )
     for title, panels in rows:
         made.with_row(dashboard.Row(title))
         for panel in panels:

@@ -22,6 +22,7 @@ from dsfs.errors import DsfsError
 from dsfs.filesystem.attributes import BLOCK_SIZE, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.tree import Directories
+from dsfs.filesystem.waiting import Waiting
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.interrupts import wants_out
 from dsfs.fuse.packing import pack_attributes, pack_entry, pack_names, pack_names_plus, pack_sized
@@ -79,7 +80,7 @@ class Connection:
         self._tree = tree
         self._labels = labels
         self._initialised = initialised
-        self._running: dict[int, tuple[trio.CancelScope, int]] = {}  # unique → (scope, pid)
+        self._running: dict[int, tuple[trio.CancelScope, int, float]] = {}  # unique → (scope, pid, since), oldest first
         self._nursery: trio.Nursery | None = None
         self._seconds = metrics.Children[int, Histogram](
             lambda opcode: metrics.OPERATION_SECONDS.labels(Opcode(opcode).name.lower())
@@ -156,7 +157,7 @@ class Connection:
             if type(answer) is CoroutineType:
                 assert self._nursery is not None
                 scope = trio.CancelScope()
-                self._running[unique] = (scope, pid)  # an INTERRUPT may be the very next request
+                self._running[unique] = (scope, pid, started)  # an INTERRUPT may be the very next request
                 self._nursery.start_soon(self._finish, unique, opcode, nodeid, scope, started, answer)
                 return
             if answer is not None:
@@ -245,6 +246,10 @@ class Connection:
         )
         self._initialised(int(self.offered))
         return reply
+
+    def waiting(self) -> Waiting:
+        """Requests that are not answered yet."""
+        return Waiting.of([since for _scope, _pid, since in self._running.values()])
 
     def close(self) -> None:
         """Give back the descriptor: the connection has ended."""

@@ -14,6 +14,7 @@ import trio
 from dsfs.catalog.diff import Changes
 from dsfs.errors import MountError
 from dsfs.filesystem.files import DatasetFiles
+from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.connection import Connection
 from dsfs.fuse.device import Device
@@ -78,6 +79,11 @@ class DirectSession:
     def read_path(self, dataset: str) -> ReadPath | None:
         connection = self._connections.get(dataset)
         return connection.read_path if connection else None
+
+    def waiting(self, dataset: str) -> Waiting:
+        """Requests to a dataset that are not answered yet."""
+        connection = self._connections.get(dataset)
+        return connection.waiting() if connection else Waiting(0, 0.0)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until the mount point is unmounted. Started when the root is mounted, if there is a tree."""

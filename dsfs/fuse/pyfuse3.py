@@ -22,6 +22,7 @@ from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID
+from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
 from dsfs.model import ReadPath
 from dsfs.ranges import ByteRange
@@ -48,6 +49,7 @@ class Operations(pyfuse3.Operations):
         self._shown = trio.Event()
         self._open: dict[int, int] = {}  # fh → nodeid; pyfuse3 gives read nothing else
         self._next_fh = 1
+        self._waiting: dict[object, tuple[int, float]] = {}  # who waits → nodeid, since
         self.initialised = trio.Event()
 
     def init(self) -> None:
@@ -194,6 +196,8 @@ class Operations(pyfuse3.Operations):
 
     async def _run(self, operation: str, nodeid: int, answer: Callable[[], Awaitable[T]]) -> T:
         started = time.perf_counter()
+        waits = object()
+        self._waiting[waits] = nodeid, started
         try:
             await self._shown.wait()
             return await answer()
@@ -216,7 +220,13 @@ class Operations(pyfuse3.Operations):
             log.exception("request failed unexpectedly", operation=operation, nodeid=nodeid)
             raise pyfuse3.FUSEError(errno.EIO) from error
         finally:
+            del self._waiting[waits]
             metrics.OPERATION_SECONDS.labels(operation).observe(time.perf_counter() - started)
+
+    def waiting(self, dataset: str) -> Waiting:
+        """Requests to a dataset (``namespace/name``) that are not answered yet."""
+        waiting = list(self._waiting.values())
+        return Waiting.of(since for nodeid, since in waiting if "/".join(self._labels(nodeid)) == dataset)
 
     def _labels(self, nodeid: int) -> tuple[str, str]:
         try:
@@ -263,6 +273,9 @@ class PortableSession:
 
     def read_path(self, dataset: str) -> ReadPath | None:
         return ReadPath.DAEMON
+
+    def waiting(self, dataset: str) -> Waiting:
+        return self._operations.waiting(dataset)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Mount and serve until it is unmounted. Unmounts when it is cancelled. Raises MountError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -33,6 +34,10 @@ DESIGNED = {
     "dsfs_dataset_cached_bytes": {"namespace", "dataset"},
     "dsfs_server_restarts_total": set(),
     # and what DESIGN does not name
+    "dsfs_waiting_requests": {"namespace", "dataset"},
+    "dsfs_oldest_request_seconds": {"namespace", "dataset"},
+    "dsfs_dataset_pinned_bytes": {"namespace", "dataset"},
+    "dsfs_cache_pinned_bytes": set(),
     "dsfs_build_info": {"version", "session"},
     "process_resident_memory_bytes": set(),
     "dsfs_cache_device_read_bytes_total": {"device"},
@@ -165,6 +170,27 @@ def test_what_is_deleted_is_not_counted_any_more(mounts: Mounts, source: Path, t
     gauges = [name for name in mount.metrics() if name.startswith("dsfs_dataset_") and 'dataset="gone"' in name]
     assert gauges == []
     assert mount.sum_of("dsfs_dataset_info", dataset="kept") == 1
+
+
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+def test_reads_that_wait_are_seen(mounts: Mounts, tmp_path: Path, session: str) -> None:
+    labels = {"namespace": "team", "dataset": "data"}
+    with web.hostile() as server:
+        server.files["/file"] = LARGE
+        manifest = write_manifests(tmp_path / "m.yaml", dataset("data", f"{server.url}file", "team", type="HTTP"))
+        mount = mounts.mount("-f", manifest, session=session, dataset="team/data")
+        mount.wait_phase("READY")
+        assert mount.sum_of("dsfs_waiting_requests", **labels) == 0
+        gate = server.gate("/file", 0)
+        reader = threading.Thread(target=read_whole, args=[mount.root / "file"])
+        reader.start()
+        assert gate.reached.wait(20)
+        eventually(lambda: mount.sum_of("dsfs_oldest_request_seconds", **labels) > 0.5, 20, "somebody waits")
+        assert mount.sum_of("dsfs_waiting_requests", **labels) >= 1
+        gate.open()
+        reader.join()
+        eventually(lambda: mount.sum_of("dsfs_waiting_requests", **labels) == 0, 20, "nobody waits any more")
+        assert mount.sum_of("dsfs_oldest_request_seconds", **labels) == 0
 
 
 def test_evicted_bytes_are_counted(mounts: Mounts, source: Path) -> None:

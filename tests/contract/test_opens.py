@@ -13,7 +13,7 @@ import pytest
 
 from dsfs.cache.index import open_index
 from tests.contract.conftest import dataset, write_manifests
-from tests.mounts import Mount, Mounts, eventually
+from tests.mounts import Mount, Mounts, dsfs, eventually
 
 FILES = {f"f{number:03}": os.urandom(1000 + number) for number in range(200)}
 POD = "12345678-1234-1234-1234-123456789abc"
@@ -128,13 +128,14 @@ def test_use_keeps_from_eviction(mounts: Mounts, files: Path) -> None:
     """The kernel reads f000 alone: it is the one that was used last all the same."""
     mount = mount_openless(mounts, files)
     watched(mount)
-    mount.kill_server()  # what was used in the minute before is not noted again: the next one has not seen it
+    # what was used in the minute before is not noted again: the next server has not seen it
+    assert dsfs("restart", mount.mountpoint).returncode == 0
     watched(mount)
     assert (mount.root / "f000").read_bytes() == FILES["f000"]
     eventually(lambda: mount.sum_of("dsfs_opens_total", **LABELS) >= 1, 10, "the open is counted")
     assert mount.unmount().returncode == 0
     index = open_index(f"{mount.cache_dir}/index")
-    rows = list(index.oldest_first())
+    rows = list(index.victims_first())
     assert len(rows) == len(FILES)
     assert [row.content_bytes for row in rows[-1:]] == [len(FILES["f000"])]
 

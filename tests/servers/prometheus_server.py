@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.mounts import eventually
 from tests.servers.process import HOST, free_ports, program, running
 
 
@@ -18,6 +20,14 @@ class Prometheus:
 
     def __init__(self, port: int) -> None:
         self._url = f"http://{HOST}:{port}"
+
+    def is_ready(self) -> bool:
+        """It listens before it answers."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5):
+                return True
+        except urllib.error.HTTPError:
+            return False
 
     def ask(self, path: str, **parameters: str) -> Any:
         """One call of its API; the data of the answer."""
@@ -67,4 +77,6 @@ def prometheus(directory: Path, scraped: Sequence[str], rules: str = "") -> Iter
         f"--web.listen-address={HOST}:{port}",
     ]
     with running(argv, port, directory / "prometheus.log"):
-        yield Prometheus(port)
+        found = Prometheus(port)
+        eventually(found.is_ready, 30, "Prometheus is ready")
+        yield found
