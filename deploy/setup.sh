@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 packages=(python3 python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3 git openssh-client)
 extras=""
 if [ "${1:-}" = dev ]; then
-  packages+=(nginx-light rsync fcgiwrap openssh-server openssl nfs-ganesha nfs-ganesha-vfs)
+  packages+=(systemd nginx-light rsync fcgiwrap openssh-server openssl nfs-ganesha nfs-ganesha-vfs)
   extras="[dev]"
 fi
 
