@@ -1,8 +1,9 @@
 """Sees every open of a file that the kernel serves alone (openless): fanotify on the FUSE super block, fd mode.
 
-A process of its own, standard library only. The kernel opens each event's file for us, and ``fstat`` may ask the
-server for attributes: this process can wait for the server, and the server never waits for it. It ends when its stdin
-does, so with the server that started it.
+A process of its own, standard library only: it could wait for the server, and the server never waits for it. The kernel
+opens each event's file for us, and its attributes are taken as the kernel has them. A process that hangs in a mount
+cannot be killed, and one in the server's container would be in the way of the container's end, so of the next server.
+It ends when its stdin does, so with the server that started it.
 
     python -m daemon.open_listener
 
@@ -30,6 +31,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 # <linux/fanotify.h>
 _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_CLASS_NOTIF = 0x1, 0x2, 0x0
@@ -37,6 +39,10 @@ _FAN_MARK_ADD, _FAN_MARK_FLUSH, _FAN_MARK_FILESYSTEM = 0x1, 0x80, 0x100
 _FAN_OPEN, _FAN_Q_OVERFLOW = 0x20, 0x4000
 _EVENT = struct.Struct("=IBBHQii")  # fanotify_event_metadata: event_len vers reserved metadata_len mask fd pid
 _EVENTS_AT_ONCE = 256
+# <linux/stat.h>
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
+_STATX_INO, _STATX_SIZE = 0x100, 0x200
+_STATX = struct.Struct("=32x2Q88x2I112x")  # statx: … stx_ino stx_size … stx_dev_major stx_dev_minor …
 
 _TICK_S = 1.0
 _USED_S = 600.0
@@ -88,6 +94,31 @@ class Used:
         self._bits = bytearray(len(self._bits))
 
 
+class Opened(NamedTuple):
+    """A file that was opened, as the kernel knew it."""
+
+    dev: int
+    ino: int
+    size_bytes: int
+
+
+class Attributes:
+    """statx(2) that never asks the file system's server."""
+
+    def __init__(self, libc: ctypes.CDLL) -> None:
+        self._libc = libc
+        self._libc.statx.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p]
+        self._buffer = ctypes.create_string_buffer(_STATX.size)
+
+    def of(self, fd: int) -> Opened:
+        """Raises OSError."""
+        flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+        if self._libc.statx(fd, b"", flags, _STATX_INO | _STATX_SIZE, self._buffer) < 0:
+            raise OSError(ctypes.get_errno(), "statx")
+        ino, size_bytes, major, minor = _STATX.unpack(self._buffer)
+        return Opened(os.makedev(major, minor), ino, size_bytes)
+
+
 class Fanotify:
     """One group with a mark on each file system that is watched. Raises OSError where there is no fanotify."""
 
@@ -96,6 +127,7 @@ class Fanotify:
         self._libc.fanotify_mark.argtypes = [
             *(ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
         ]
+        self._attributes = Attributes(self._libc)
         self.fd: int = self._libc.fanotify_init(
             _FAN_CLOEXEC | _FAN_NONBLOCK | _FAN_CLASS_NOTIF, os.O_RDONLY | os.O_CLOEXEC | os.O_LARGEFILE
         )
@@ -106,7 +138,9 @@ class Fanotify:
         """Watch the file system that is mounted at a path. Raises OSError, also when another one is."""
         root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if os.fstat(root).st_dev != dev:  # not mounted in this mount namespace: never watch what is not ours
+            if (
+                self._attributes.of(root).dev != dev
+            ):  # not mounted in this mount namespace: never watch what is not ours
                 raise OSError(errno.ENODEV, "another file system is mounted there")
             if self._libc.fanotify_mark(self.fd, _FAN_MARK_ADD | _FAN_MARK_FILESYSTEM, _FAN_OPEN, root, b".") < 0:
                 raise OSError(ctypes.get_errno(), f"fanotify_mark: {os.strerror(ctypes.get_errno())}")
@@ -116,7 +150,7 @@ class Fanotify:
     def watch_nothing(self) -> None:
         self._libc.fanotify_mark(self.fd, _FAN_MARK_FLUSH | _FAN_MARK_FILESYSTEM, 0, -1, None)
 
-    def read(self, opened: Callable[[os.stat_result, int], None]) -> tuple[int, int]:
+    def read(self, opened: Callable[[Opened, int], None]) -> tuple[int, int]:
         """Take what is queued, a file and a pid at a time; how many events and overflows that were."""
         events = overflows = 0
         try:
@@ -131,7 +165,7 @@ class Fanotify:
             if fd < 0:
                 continue
             try:
-                opened(os.fstat(fd), pid)
+                opened(self._attributes.of(fd), pid)
                 events += 1
             except OSError:  # its file system is gone
                 overflows += 1
@@ -240,8 +274,8 @@ class Listener:
             return False
         return True
 
-    def _opened(self, stat: os.stat_result, pid: int) -> None:
-        name = self._names.get(stat.st_dev)
+    def _opened(self, file: Opened, pid: int) -> None:
+        name = self._names.get(file.dev)
         if name is None:
             return  # just forgotten
         pod = self._pods.get(pid)
@@ -251,8 +285,8 @@ class Listener:
         if counted is None:
             counted = self._opens[name, pod] = [0, 0]
         counted[0] += 1
-        counted[1] += stat.st_size
-        self._used[name].note(stat.st_ino)
+        counted[1] += file.size_bytes
+        self._used[name].note(file.ino)
 
     def _pod(self, pid: int) -> str:
         try:

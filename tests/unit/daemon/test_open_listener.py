@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.open_listener import MOST_OPENS_A_SECOND, SAMPLE_SHARE, Used, next_share, pod_of
+from daemon.open_listener import MOST_OPENS_A_SECOND, SAMPLE_SHARE, Attributes, Used, next_share, pod_of
 
 UID = "0a1b2c3d-0a1b-0a1b-0a1b-0123456789ab"
 UNDERSCORES = UID.replace("-", "_")
@@ -47,3 +51,14 @@ def test_a_file_is_named_once_until_it_begins_anew(inos: list[int]) -> None:
     for ino in inos:
         used.note(slot | ino)
     assert len(used.new) == len(set(inos))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 5 << 32])
+def test_attributes_are_those_of_fstat(tmp_path: Path, size_bytes: int) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        os.ftruncate(fd, size_bytes)
+        stat = os.fstat(fd)
+        assert Attributes(ctypes.CDLL(None, use_errno=True)).of(fd) == (stat.st_dev, stat.st_ino, stat.st_size)
+    finally:
+        os.close(fd)
