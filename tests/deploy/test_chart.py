@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.deploy.operator_schemas import SCHEMAS
+from tests.mounts import dsfs
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "chart"
@@ -222,6 +223,24 @@ def test_rules_and_dashboards_are_those_of_the_repository(tmp_path: Path) -> Non
         board = only(documents, "ConfigMap", f"dashboard-{file.stem.lower()}")
         assert json.loads(board["data"][file.name]) == json.loads(file.read_text())
         assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+@pytest.mark.parametrize("verb", ["keeper", "serve", "probe"])
+def test_every_flag_is_one_that_dsfs_has(verb: str) -> None:
+    shown = dsfs(verb, "--help")
+    if shown.returncode == 2:
+        pytest.skip(f"this dsfs has no {verb} yet")
+    known = set(re.findall(r"--[a-z-]+", shown.stdout))
+    used: set[str] = set()
+    for values in COMBINATIONS.values():
+        for pod in pods(render(values)):
+            for container in pod["containers"]:
+                probe = container.get("readinessProbe", {}).get("exec", {}).get("command", [])
+                for words in (container.get("args", []), probe[1:]):
+                    if words[:1] == [verb]:
+                        used |= {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert used
+    assert used <= known
 
 
 def test_two_releases_do_not_share_a_name() -> None:
