@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from daemon.cache_device import CacheDevice
+from daemon.hints import Hints
 from daemon.settings import Settings
 from daemon.shown import Shown
 from daemon.warming import Warming
@@ -44,6 +45,7 @@ class Node:
         shown: Shown,
         warming: Warming,
         pins: Pins,
+        hints: Hints,
         shared: SharedDisk | None = None,
     ) -> None:
         self._settings = settings
@@ -55,6 +57,7 @@ class Node:
         self._shared = shared
         self._pins = pins
         shown.on_prepared = self._prepared
+        self._hints = hints
         self._last_info: dict[str, tuple[str, ...]] = {}
         self._device = CacheDevice(settings.cache_dir)
 
@@ -203,6 +206,14 @@ class Node:
         await job.finished.wait()
         return job.as_json()
 
+    async def hint(self, selector: str, paths: list[str], hint_id: str | None, *, last: bool) -> dict[str, Any]:
+        """Begin to fetch in an order, or go on with more of it."""
+        return (await self._hints.add(self._select_whole(selector), paths, hint_id, last=last)).as_json()
+
+    def hint_progress(self, selector: str) -> dict[str, Any]:
+        """How far a dataset's hint is."""
+        return self._hints.get(self._select_whole(selector).manifest.id).as_json()
+
     async def resync(self, selector: str) -> dict[str, str]:
         """List a dataset's source anew and show that."""
         return {"revision": await self._select_whole(selector).resync()}
@@ -217,6 +228,7 @@ class Node:
         labels = self._last_info.pop(dataset.manifest.id, None)
         await self._shown.delete(dataset.manifest.id)
         await self._pins.forget(dataset.manifest.id)
+        self._hints.forget(dataset.manifest.id)
         if labels is not None:
             metrics.DATASET_INFO.remove(*labels)
             for gauge in metrics.GAUGES_OF_DATASETS:

@@ -12,7 +12,7 @@ import socket
 import time
 from dataclasses import dataclass
 
-from daemon.settings import runtime_root
+from dsfs.client import runtime_root
 from dsfs.errors import MountError
 
 _HEALING_S = 3.0

@@ -26,6 +26,7 @@ from prometheus_client import disable_created_metrics
 
 from daemon import logs, standby
 from daemon.control.listen import control_interface
+from daemon.hints import Hints, Room
 from daemon.node import Node
 from daemon.opens import Opens
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
@@ -107,7 +108,13 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
         background.start_soon(_optional, "counting of opens", opens.run)
     disk = shared_tier.disk if shared_tier else None
     pins = await trio.to_thread.run_sync(Pins, tier.layout.pins, tier)
-    node = Node(settings, keeper, tier, boot, shown, warming, pins, disk)
+    hints = Hints(
+        reader,
+        background,
+        lambda: Room(memory_limit_bytes(), settings.cache_limit()),
+        lambda dataset: settings.mountpoint if wanted.single else f"{settings.mountpoint}/{dataset.manifest.id}",
+    )
+    node = Node(settings, keeper, tier, boot, shown, warming, pins, hints, disk)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)

@@ -105,13 +105,6 @@ def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:
     return f"{environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')}/dsfs"
 
 
-def runtime_root(environ: Mapping[str, str] = os.environ) -> str:
-    """Where running mounts are found: one directory each."""
-    if os.getuid() == 0:
-        return "/run/dsfs"
-    return f"{environ.get('XDG_RUNTIME_DIR') or f'/tmp/dsfs-{os.getuid()}'}/dsfs"
-
-
 def parse_address(text: str) -> tuple[str, int]:
     """HOST:PORT of ``--http``; [::1]:9100 for IPv6. Raises ConfigError."""
     host, colon, port = text.rpartition(":")

@@ -59,6 +59,12 @@ OPERATION_SECONDS = Histogram(
 ERRORS = Counter(
     "dsfs_errors", "Operations that ended in an errno other than ENOENT and ENODATA.", (*_DATASET, "errno")
 )
+PREFETCH_BYTES = Counter(
+    "dsfs_prefetch_bytes", "Bytes brought in ahead of a read that may come, by policy.", (*_DATASET, "policy")
+)
+PREFETCH_WASTED_BYTES = Counter(
+    "dsfs_prefetch_wasted_bytes", "Of those, what was not read while it was expected.", (*_DATASET, "policy")
+)
 CACHE_BYTES = Gauge("dsfs_cache_bytes", "Bytes in use, by tier.", ("tier",))
 CACHE_PINNED_BYTES = Gauge(
     "dsfs_cache_pinned_bytes", "Space in the node tier that all that is pinned takes once it is here, in bytes."

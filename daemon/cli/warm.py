@@ -1,12 +1,15 @@
-"""Ahead of reading: ``dsfs warm``."""
+"""Ahead of reading: ``dsfs warm`` and ``dsfs hint``."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from itertools import chain
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -14,6 +17,7 @@ from daemon import running
 from daemon.cli.options import AsJson, Mountpoint, Selector
 from daemon.cli.output import say, show_json, size
 from daemon.control.client import NoAnswer, ask
+from dsfs.client import send_hint
 from dsfs.errors import ConfigError, MountError
 
 _NEXT_SERVER_S = 60.0
@@ -65,6 +69,60 @@ def warm(
         )
     if job["state"] in ("failed", "cancelled"):
         raise typer.Exit(1)
+
+
+def hint(
+    dataset: Annotated[str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one.")],
+    order: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="Paths in the coming order: one a line, or a JSON list; - reads stdin."),
+    ],
+    mountpoint: Mountpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say in which order files will be read: they are fetched in that order, a bounded distance ahead of the reads.
+
+    A newer hint for a dataset replaces the one before.
+    """
+    found = running.find(mountpoint)
+    with _order(order) as paths:
+        answer = send_hint(lambda method, path, body: ask(found, method, path, body, timeout_s=None), dataset, paths)
+    if as_json:
+        show_json(answer)
+    if answer["unknown"]:
+        some = ", ".join(answer["unknown_paths"])
+        more = answer["unknown"] - len(answer["unknown_paths"])
+        line = f"{answer['unknown']} of {answer['files'] + answer['unknown']} paths are no files there: {some}"
+        line += f" and {more} more" if more else ""
+        if not answer["files"]:
+            raise MountError(f"{answer['dataset']}: {line} (paths are relative to the dataset)")
+        say(f"dsfs: {answer['dataset']}: {line}")
+    if not as_json:
+        typer.echo(f"{answer['dataset']}: {answer['files']} files will be fetched ahead in this order")
+
+
+@contextmanager
+def _order(name: str) -> Iterator[Iterator[str]]:
+    """The paths in a file: read as they are sent, unless it is JSON. Raises ConfigError, OSError."""
+    import sys
+
+    with contextlib.ExitStack() as stack:
+        if name == "-":
+            file: TextIO = sys.stdin
+            file.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]  # of TextIOWrapper, which it is
+        else:
+            file = stack.enter_context(open(name, encoding="utf-8", errors="surrogateescape"))
+        first = next((line for line in file if line.strip()), "")
+        if not first.lstrip().startswith("["):
+            yield (line.rstrip("\n") for line in chain([first], file) if line.strip())
+            return
+        try:
+            paths = json.loads(first + file.read())
+        except ValueError as error:
+            raise ConfigError(f"{name}: is no JSON list of paths: {error}") from error
+        if not all(isinstance(path, str) for path in paths):
+            raise ConfigError(f"{name}: is no JSON list of paths")
+        yield iter(paths)
 
 
 def _parse_rate(text: str) -> int:

@@ -68,6 +68,8 @@ def private_app(node: Node, bridge: Bridge) -> web.Application:
     app.router.add_post("/api/v1/credential", routes.set_credential)
     app.router.add_post("/api/v1/checksums", routes.checksums)
     app.router.add_post("/api/v1/verify-file", routes.verify_file)
+    app.router.add_post("/api/v1/hint", routes.hint)
+    app.router.add_get("/api/v1/hint/{selector:.+}", routes.hint_progress)
     return app
 
 
@@ -199,4 +201,19 @@ class Routes:
     async def warm_cancel(self, request: web.Request) -> web.Response:
         return web.json_response(
             await self._bridge.await_on_file_side(self._node.warm_cancel, request.match_info["id"])
+        )
+
+    async def hint(self, request: web.Request) -> web.Response:
+        """{"selector", "paths": […], "last": bool}, and "id" to go on with an order → what ``Hint.as_json`` has."""
+        body: dict[str, Any] = await request.json()
+        paths = body.get("paths")
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise ConfigError("paths: is not a list of paths")
+        known = body.get("id")
+        add = partial(self._node.hint, str(body.get("selector", "")), paths, known and str(known))
+        return web.json_response(await self._bridge.await_on_file_side(partial(add, last=bool(body.get("last", True)))))
+
+    async def hint_progress(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            await self._bridge.on_file_side(self._node.hint_progress, request.match_info["selector"])
         )

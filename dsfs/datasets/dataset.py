@@ -92,6 +92,8 @@ class Dataset:
         """Told what another revision changed, None for "a lot", once it is shown."""
         self.on_listed: Callable[[], None] = _nobody_to_call
         """Called whenever another revision is shown, or the one that is has become whole."""
+        self.on_touch: Callable[[int], None] | None = None
+        """Told the number of each file that is opened or read, as far as the kernel asks for it."""
         self.before_swap: Callable[[str], Awaitable[None]] = _nothing_to_do_before
         """Given the catalog of the next revision before it is shown; what it raises keeps that from being shown."""
         self.swapped = trio.Event()

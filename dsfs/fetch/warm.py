@@ -63,9 +63,14 @@ class WarmUp:
     """File side only. ``on_error`` hears of each file that cannot be brought in."""
 
     def __init__(
-        self, reader: Reader, bytes_per_s: float | None, on_error: Callable[[RemoteFile, DsfsError], None]
+        self,
+        reader: Reader,
+        bytes_per_s: float | None,
+        on_error: Callable[[RemoteFile, DsfsError], None],
+        priority: Priority = Priority.WARM,
     ) -> None:
         self._reader = reader
+        self._priority = priority
         self._on_error = on_error
         self._throttle = Throttle(bytes_per_s) if bytes_per_s else None
         per_second = int(bytes_per_s / reader.block_bytes) if bytes_per_s else LONGEST_RUN_BLOCKS
@@ -132,7 +137,7 @@ class WarmUp:
         if self._throttle is not None:
             await self._throttle.take(size)
         try:
-            await self._reader.bring(file, run, Priority.WARM)
+            await self._reader.bring(file, run, self._priority)
             if not self._reader.has(file, run):
                 raise CacheFull("it came but could not be kept: the cache has no room for it, or its disk refuses")
         except (SourceError, CacheFull) as error:

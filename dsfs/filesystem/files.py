@@ -170,6 +170,11 @@ class DatasetFiles:
             known = self._files[nodeid] = self.dataset.remote_file(row)
         return known
 
+    def opened(self, nodeid: int) -> None:
+        """A file is opened, or read by somebody who may not have asked to open it."""
+        if self.dataset.on_touch is not None:
+            self.dataset.on_touch(self._ino(nodeid))
+
     def complete(self, nodeid: int) -> CachedObject | None:
         """The cached object if all of it is here and checked: what passthrough needs."""
         return self._reader.complete(self.file(nodeid))
@@ -189,6 +194,7 @@ class DatasetFiles:
     def try_read(self, nodeid: int, offset: int, into: memoryview) -> int | None:
         """Fill ``into`` from ``offset`` on without waiting for anything; how many bytes that made, None: wait."""
         file = self.file(nodeid)
+        self.opened(nodeid)
         wanted = ByteRange(offset, offset + len(into)).clipped(file.size_bytes)
         if wanted.length == 0:
             return 0
@@ -201,6 +207,7 @@ class DatasetFiles:
     async def read(self, nodeid: int, wanted: ByteRange) -> list[Buffer]:
         """The bytes of a range, cut at the end of the file, in pieces."""
         file = self.file(nodeid)
+        self.opened(nodeid)
         wanted = wanted.clipped(file.size_bytes)
         if wanted.length == 0:
             return []

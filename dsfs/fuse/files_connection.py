@@ -142,6 +142,7 @@ class FilesConnection(ReadingConnection):
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only file system")
         path = self.read_path
+        self._files.opened(nodeid)
         if path is ReadPath.OPENLESS and not self._journal.passthrough_handles:
             self._turn_openless()
             raise OSError(errno.ENOSYS, "from now on this connection is read without opens")

@@ -131,7 +131,9 @@ class Operations(pyfuse3.Operations):
         async def answer() -> pyfuse3.FileInfo:
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 raise OSError(errno.EROFS, "read-only file system")
-            self._files(inode).file(inode)  # EISDIR, ESTALE
+            files = self._files(inode)
+            files.file(inode)  # EISDIR, ESTALE
+            files.opened(inode)
             fh, self._next_fh = self._next_fh, self._next_fh + 1
             self._open[fh] = inode
             return pyfuse3.FileInfo(fh=fh, keep_cache=True)

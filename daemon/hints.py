@@ -1,0 +1,255 @@
+"""Hints: the order in which somebody will read a dataset, carried out a bounded distance ahead of the reads."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import trio
+
+from dsfs import metrics
+from dsfs.catalog.lookup import ROOT_INO, Catalog
+from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.errors import ConfigError, DsfsError, SourceChanged
+from dsfs.fetch.flights import DISK
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.queue import Priority
+from dsfs.fetch.reader import Reader
+from dsfs.fetch.warm import WarmUp
+from dsfs.model import Kind
+from dsfs.prefetch.order import Order, distance_bytes
+
+log = structlog.get_logger()
+
+_POLICY = "order"
+_TOLD_PATHS = 5
+_BATCH_FILES = 32
+_SMOOTH_S = 5.0
+_LONGEST_SILENCE_S = 3600.0
+"""After so long without a read of what was said to come, it comes no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What bounds the distance, in bytes: memory for the page cache, and the node's cache."""
+
+    memory_bytes: int
+    cache_bytes: int
+
+
+class Hint:
+    """One order while it is carried out. File side only."""
+
+    def __init__(self, dataset: Dataset, reader: Reader, room: Room) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self.dataset = dataset
+        self.scope = trio.CancelScope()
+        self.order = Order()
+        self.unknown = 0
+        self.unknown_paths: list[str] = []
+        self.state = "fetching"
+        self._reader = reader
+        self._room = room
+        self._whole = False
+        self._moved = trio.Event()
+        self._rate_bytes_s = 0.0
+        self._touched_s = trio.current_time()
+        self._counted = (0, 0)
+        self._warm = WarmUp(reader, None, self._on_error, Priority.AHEAD)
+
+    def extend(self, inos: Sequence[int], unknown: Sequence[str], *, last: bool) -> None:
+        """More of the order; ``last``: there is no more."""
+        self.order.extend(inos)
+        self.unknown += len(unknown)
+        self.unknown_paths += unknown[: max(0, _TOLD_PATHS - len(self.unknown_paths))]
+        self._whole = last
+        self._move()
+
+    def touch(self, ino: int) -> None:
+        """A file of the dataset was opened or read."""
+        passed = self.order.touch(ino)
+        if passed:
+            now_s = trio.current_time()
+            elapsed_s = max(now_s - self._touched_s, 1e-3)
+            weight = min(1.0, elapsed_s / _SMOOTH_S)
+            self._rate_bytes_s += (passed / elapsed_s - self._rate_bytes_s) * weight
+            self._touched_s = now_s
+        if passed or self.order.next < self.order.position + 1:
+            self._move()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "dataset": self.dataset.manifest.id,
+            "state": self.state,
+            "files": len(self.order),
+            "unknown": self.unknown,
+            "unknown_paths": self.unknown_paths,
+            "position": self.order.position,
+            "ahead_files": self.order.ahead_files,
+            "ahead_bytes": self.order.ahead_bytes,
+            "fetched_bytes": self._warm.progress().fetched_bytes,
+        }
+
+    async def run(self) -> None:
+        """Fetch to the end of the order. Raises the DsfsError that ended it."""
+        try:
+            await self._warm.run(self._next_batch)
+            self.state = "done"
+        finally:
+            if self.state != "done":
+                self.state = "ended"
+
+    def count(self) -> None:
+        """Tell the metrics what was fetched ahead and what of that was in vain."""
+        labels = (self.dataset.manifest.namespace, self.dataset.manifest.name, _POLICY)
+        fetched, wasted = self._warm.progress().fetched_bytes, self.order.wasted_bytes
+        metrics.PREFETCH_BYTES.labels(*labels).inc(fetched - self._counted[0])
+        metrics.PREFETCH_WASTED_BYTES.labels(*labels).inc(wasted - self._counted[1])
+        self._counted = fetched, wasted
+
+    def _move(self) -> None:
+        moved, self._moved = self._moved, trio.Event()
+        moved.set()
+
+    async def _next_batch(self) -> Sequence[RemoteFile]:
+        """The next files that are not here, once there is room ahead; none at the end, or when nobody reads."""
+        while True:
+            most = distance_bytes(self._rate_bytes_s, self._room.memory_bytes, self._room.cache_bytes)
+            taken = self._take(most)
+            if taken:
+                files = {file.key: place for place, file in taken}
+                absent = await trio.to_thread.run_sync(
+                    self._reader.incomplete, [file for _place, file in taken], limiter=DISK
+                )
+                for file in absent:
+                    self.order.fetched(files[file.key], file.size_bytes)
+                self.count()
+                if absent:
+                    return absent
+                continue
+            if self._whole and self.order.next >= len(self.order):
+                return []
+            moved = self._moved
+            with trio.move_on_after(_LONGEST_SILENCE_S) as silence:
+                await moved.wait()
+            if silence.cancelled_caught:
+                return []
+
+    def _take(self, most_bytes: int) -> list[tuple[int, RemoteFile]]:
+        """The next few, as many as there is room for if all of them have to be fetched."""
+        taken: list[tuple[int, RemoteFile]] = []
+        size = self.order.ahead_bytes
+        while len(taken) < _BATCH_FILES and self.order.has_room(most_bytes) and (size < most_bytes or not taken):
+            found = self.order.take()
+            if found is None:
+                break
+            place, ino = found
+            row = self.dataset.row(ino)
+            if row is not None and row.kind == Kind.FILE and row.size:
+                taken.append((place, self.dataset.remote_file(row)))
+                size += row.size
+        return taken
+
+    def _on_error(self, file: RemoteFile, error: DsfsError) -> None:
+        if isinstance(error, SourceChanged):
+            self.dataset.note_changed()
+
+
+class Hints:
+    """The latest hint of each dataset. ``place_of`` is where a dataset lies in the mount."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        nursery: trio.Nursery,
+        room: Callable[[], Room],
+        place_of: Callable[[Dataset], str],
+    ) -> None:
+        self._reader = reader
+        self._nursery = nursery
+        self._room = room
+        self._place_of = place_of
+        self._hints: dict[str, Hint] = {}
+
+    async def add(self, dataset: Dataset, paths: Sequence[str], hint_id: str | None, *, last: bool) -> Hint:
+        """Begin with a new order, or go on with one (``hint_id``). Raises ConfigError."""
+        name = dataset.manifest.id
+        await dataset.settled.wait()
+        place = self._place_of(dataset)
+        inos, unknown = await trio.to_thread.run_sync(_resolve, dataset.catalog.file, paths, place, limiter=CATALOG)
+        if hint_id is None:
+            self.forget(name)
+            hint = self._hints[name] = Hint(dataset, self._reader, self._room())
+            dataset.on_touch = hint.touch
+            self._nursery.start_soon(self._run, hint)
+        else:
+            hint = self._hints.get(name) or _no_hint(name)
+            if hint.id != hint_id:
+                raise ConfigError(f"{name}: a newer hint has taken the place of this one")
+        hint.extend(inos, unknown, last=last)
+        return hint
+
+    def forget(self, name: str) -> None:
+        """End the hint of a dataset, if there is one."""
+        hint = self._hints.pop(name, None)
+        if hint is not None:
+            hint.scope.cancel()
+            _end(hint)
+
+    def get(self, name: str) -> Hint:
+        """Raises ConfigError if there is none."""
+        return self._hints.get(name) or _no_hint(name)
+
+    async def _run(self, hint: Hint) -> None:
+        name = hint.dataset.manifest.id
+        started_s = time.monotonic()
+        with hint.scope:
+            try:
+                await hint.run()
+            except DsfsError as error:
+                log.warning("hint ended", dataset=name, reason=str(error))
+            except Exception:  # a bug here must not end the server
+                log.exception("hint failed unexpectedly", dataset=name)
+        hint.count()
+        log.debug("hint carried out", dataset=name, files=len(hint.order), seconds=time.monotonic() - started_s)
+
+
+def _end(hint: Hint) -> None:
+    if hint.dataset.on_touch == hint.touch:
+        hint.dataset.on_touch = None
+    hint.order.end()
+    hint.count()
+
+
+def _no_hint(name: str) -> Hint:
+    raise ConfigError(f"{name}: there is no hint for it")
+
+
+def _resolve(catalog_file: str, paths: Sequence[str], place: str) -> tuple[list[int], list[str]]:
+    """Numbers of files by their paths, in order, and the paths that are none. Scans: not for the loop."""
+    catalog = Catalog(catalog_file)
+    directories: dict[str, int | None] = {"": ROOT_INO}
+    inos: list[int] = []
+    unknown: list[str] = []
+    try:
+        for path in paths:
+            inside = os.path.normpath(path.removeprefix(f"{place}/")) if path.strip() else ""
+            directory, _, name = inside.rpartition("/")
+            if directory not in directories:
+                row = None if directory.startswith("/") else catalog.find(directory)
+                directories[directory] = row.ino if row is not None and row.kind == Kind.DIRECTORY else None
+            parent = directories[directory]
+            row = catalog.lookup(parent, os.fsencode(name)) if parent is not None and name else None
+            if row is not None and row.kind == Kind.FILE:
+                inos.append(row.ino)
+            else:
+                unknown.append(path)
+    finally:
+        catalog.close()
+    return inos, unknown

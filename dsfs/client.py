@@ -1,0 +1,108 @@
+"""Asks a running mount from another program, a training job say. Standard library only.
+
+``dsfs.hint`` is what it is for; the command line sends hints with it too.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+from urllib.parse import quote
+
+from dsfs.errors import MountError
+
+_PART_PATHS = 20_000  # a request: small enough to be taken in between reads
+
+Ask = Callable[[str, str, dict[str, Any]], dict[str, Any]]
+
+
+def runtime_root(environ: Mapping[str, str] = os.environ) -> str:
+    """Where running mounts are found: one directory each."""
+    if os.getuid() == 0:
+        return "/run/dsfs"
+    return f"{environ.get('XDG_RUNTIME_DIR') or f'/tmp/dsfs-{os.getuid()}'}/dsfs"
+
+
+def to_mount(mountpoint: str | None, timeout_s: float) -> Ask:
+    """Asks the mount at a place, or the only one there is. Raises MountError."""
+    place = _socket_of(mountpoint)
+    return lambda method, path, body: _ask(place, method, path, body, timeout_s)
+
+
+def send_hint(ask: Ask, dataset: str, paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
+    """In parts, so that fetching begins with the first one, and a million paths need no memory at either end."""
+    answer: dict[str, Any] = {}
+    for part, last in _parts(os.fspath(path) for path in paths):
+        body = {"selector": dataset, "paths": part, "last": last, **({"id": answer["id"]} if answer else {})}
+        answer = ask("POST", "/api/v1/hint", body)
+    return answer
+
+
+def _parts(paths: Iterator[str]) -> Iterator[tuple[list[str], bool]]:
+    part = list(islice(paths, _PART_PATHS))
+    while True:
+        following = list(islice(paths, _PART_PATHS))
+        yield part, not following
+        if not following:
+            return
+        part = following
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _socket_of(mountpoint: str | None) -> str:
+    """The control socket of a mount, or of the only one there is."""
+    found = {}
+    root = runtime_root()
+    try:
+        names = os.listdir(root)
+    except OSError:
+        names = []
+    for name in names:
+        path = f"{root}/{name}"
+        try:
+            with open(f"{path}/keeper.json", encoding="utf-8") as file:
+                place = str(json.load(file)["mountpoint"])
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(5)
+                probe.connect(f"{path}/control.sock")
+        except (OSError, ValueError, KeyError):
+            continue  # not one that runs
+        found[place] = f"{path}/control.sock"
+    if mountpoint is not None:
+        place = os.path.abspath(mountpoint)
+        if place not in found:
+            raise MountError(f"{place}: no dsfs mount of this user answers there")
+        return found[place]
+    if len(found) != 1:
+        many = f"several dsfs mounts are running: name one with mountpoint= ({', '.join(sorted(found))})"
+        raise MountError(many if found else "no dsfs mount of this user is running (start one with dsfs mount)")
+    return next(iter(found.values()))
+
+
+def _ask(place: str, method: str, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    connection = _UnixConnection(place, timeout_s)
+    try:
+        connection.request(method, quote(path), json.dumps(body), {"Content-Type": "application/json"})
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise MountError(f"the dsfs server at {place} does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    if "error" in answer:
+        raise MountError(str(answer["error"]))
+    return answer

@@ -1,0 +1,151 @@
+"""``dsfs hint`` and ``dsfs.hint``: files come in the order that was said, a bounded distance ahead of the reads."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dsfs as package
+from dsfs.client import to_mount
+from dsfs.errors import MountError
+from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
+from tests.mounts import Mount, Mounts, dsfs, eventually
+from tests.servers import hostile as web
+from tests.servers.web_tree import gets, put_tree, some_files
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def server() -> Iterator[web.Hostile]:
+    with web.hostile() as running:
+        yield running
+
+
+def mount_tree(mounts: Mounts, uri: str, *flags: str, session: str = "auto", **spec: Any) -> Mount:
+    manifest = write_manifests(mounts.directory / "m.yaml", dataset("data", uri, "team", type="HTTP", **spec))
+    return mounts.mount("-f", manifest, *flags, session=session, dataset="team/data")
+
+
+def state(mount: Mount) -> dict[str, Any]:
+    return to_mount(str(mount.mountpoint), 10)("GET", "/api/v1/hint/team/data", {})
+
+
+def quiet(mount: Mount, server: web.Hostile) -> None:
+    """Until as much is ahead as may be."""
+
+    def still() -> bool:
+        found = state(mount)
+        return (found["ahead_bytes"] >= 16 * MIB or found["state"] == "done") and cached(mount) == len(
+            set(gets(server))
+        ) * MIB
+
+    eventually(still, 20, "as much as may be is ahead")
+
+
+def cached(mount: Mount) -> int:
+    size = mount.dataset()["cached_bytes"]
+    assert isinstance(size, int)
+    return size
+
+
+@pytest.mark.parametrize("path", ["passthrough", "openless", "pyfuse3"])
+def test_files_come_in_order_a_bounded_distance_ahead(mounts: Mounts, server: web.Hostile, path: str) -> None:
+    files = some_files(40, MIB)
+    session, spec = ("pyfuse3", {}) if path == "pyfuse3" else ("direct", {"readPath": path})
+    # a quarter of the cache may be ahead
+    mount = mount_tree(mounts, put_tree(server, files), "--cache-size=64MiB", session=session, **spec)
+    order = list(files)
+    random.Random(1).shuffle(order)
+    (mounts.directory / "order").write_text("".join(f"{name}\n" for name in order))
+    done = dsfs("hint", "team/data", "--order", mounts.directory / "order", "-m", mount.mountpoint)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "team/data: 40 files will be fetched ahead in this order\n"
+    quiet(mount, server)
+    assert sorted(gets(server)) == sorted(order[:16])
+    for name in order[:8]:
+        assert (mount.root / name).read_bytes() == files[name]
+    quiet(mount, server)
+    assert set(order[:24]) <= set(gets(server)) <= set(order[:26])
+    # some are skipped, one is read out of order
+    for name in (order[39], *order[12:30]):
+        assert (mount.root / name).read_bytes() == files[name]
+    quiet(mount, server)
+    for name in order[30:]:
+        assert (mount.root / name).read_bytes() == files[name]
+    eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
+    assert set(gets(server).values()) == {1}
+    assert mount.sum_of("dsfs_prefetch_bytes_total", policy="order") == 39 * MIB
+
+
+def test_from_python(mounts: Mounts, server: web.Hostile) -> None:
+    """From a process of a training job, which names files where it sees them."""
+    files = some_files(10)
+    mount = mount_tree(mounts, put_tree(server, files))
+    program = f"""
+import sys, dsfs
+assert not {{"trio", "pyfuse3", "aiohttp", "pydantic", "structlog", "http.client"}} & set(sys.modules)
+root = {str(mount.root)!r}
+paths = [f"{{root}}/d/f{{number:03d}}" for number in range(5)] + ["d/f005", "./d/../d/f006", "no such"]
+answer = dsfs.hint("data", paths, mountpoint={str(mount.mountpoint)!r})
+assert (answer["files"], answer["unknown"], answer["unknown_paths"]) == (7, 1, ["no such"]), answer
+assert not {{"trio", "pyfuse3", "aiohttp", "pydantic", "structlog"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
+    assert gets(server) == {f"d/f{number:03d}": 1 for number in range(7)}
+    with pytest.raises(MountError, match="no dsfs mount of this user answers there"):
+        package.hint("data", [], mountpoint="/no/such/place")
+    with pytest.raises(MountError, match="nosuch: no such dataset here"):
+        package.hint("nosuch", [], mountpoint=str(mount.mountpoint))
+
+
+def test_what_can_be_said_and_what_not(mounts: Mounts, server: web.Hostile, tmp_path: Path) -> None:
+    files = some_files(3)
+    mount = mount_tree(mounts, put_tree(server, files))
+    where = ["-m", str(mount.mountpoint)]
+    done = dsfs("hint", "data", "--order", "-", "--json", *where, stdin=json.dumps([*files, "d", "../x"]))
+    assert done.returncode == 0
+    assert (json.loads(done.stdout)["files"], json.loads(done.stdout)["unknown"]) == (3, 2)
+    assert done.stderr == "dsfs: team/data: 2 of 5 paths are no files there: d, ../x\n"
+    done = dsfs("hint", "data", "--order=-", *where, stdin="\nd/f000\n\n")
+    assert done.stdout == "team/data: 1 files will be fetched ahead in this order\n"
+    one_line_failure(dsfs("hint", "data", "--order=-", *where, stdin="a\nb\n"), "2 of 2 paths", "a, b", "relative")
+    one_line_failure(dsfs("hint", "data", "--order=-", *where, stdin="[1]"), "JSON list")
+    one_line_failure(dsfs("hint", "data", "--order=-", *where, stdin="[x"), "JSON list")
+    one_line_failure(dsfs("hint", "data", f"--order={tmp_path}/none", *where), f"{tmp_path}/none")
+    one_line_failure(dsfs("hint", "other", "--order=-", *where, stdin="a"), "other")
+    wrong_usage(dsfs("hint", "data"), "--order")
+
+
+def test_a_newer_hint_takes_the_place_of_an_older(mounts: Mounts, server: web.Hostile) -> None:
+    files = some_files(40, MIB)
+    mount = mount_tree(mounts, put_tree(server, files), "--cache-size=64MiB")
+    ask = to_mount(str(mount.mountpoint), 10)
+    first = ask("POST", "/api/v1/hint", {"selector": "data", "paths": sorted(files)[:20], "last": False})
+    quiet(mount, server)
+    package.hint("data", sorted(files)[38:], mountpoint=str(mount.mountpoint))
+    eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
+    assert sorted(gets(server)) == sorted(files)[:16] + sorted(files)[38:]
+    with pytest.raises(MountError, match="a newer hint has taken the place"):
+        ask("POST", "/api/v1/hint", {"selector": "data", "id": first["id"], "paths": ["d/f003"], "last": True})
+    assert mount.sum_of("dsfs_prefetch_wasted_bytes_total", policy="order") == 16 * MIB
+
+
+def test_a_million_paths_come_in_parts(mounts: Mounts, server: web.Hostile) -> None:
+    """Well: fifty thousand, of which most are not there."""
+    files = some_files(3)
+    mount = mount_tree(mounts, put_tree(server, files))
+    paths = ["d/f000", *(f"d/g{number}" for number in range(50_000)), "d/f002"]
+    answer = package.hint("data", iter(paths), mountpoint=str(mount.mountpoint))
+    assert (answer["files"], answer["unknown"]) == (2, 50_000)
+    eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
+    assert sorted(gets(server)) == ["d/f000", "d/f002"]
