@@ -7,6 +7,7 @@ of behaviours that the next GETs use up; when it is empty, the server behaves.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import hashlib
 import re
@@ -177,6 +178,7 @@ def good(asked: Asked, data: bytes) -> Answer:
     return Answer(206, {**headers, "Content-Range": f"bytes {first}-{first + len(body) - 1}/{len(data)}"}, body)
 
 
+@functools.lru_cache(64)  # a request for a piece of a large file must not cost a look at all of it
 def etag_of(data: bytes) -> str:
     return f'"{hashlib.md5(data).hexdigest()}"'
 
