@@ -1,7 +1,8 @@
-"""The one place where trio and asyncio meet: asyncio runs in a thread of its own, and calls cross whole.
+"""The one place where trio and the rest meet: asyncio runs in a thread of its own, and calls cross whole.
 
 A call carries its result, its exception and its cancellation; nothing else is shared but values, descriptors and
-sinks. Names: the *network side* is asyncio, the *file side* is trio.
+sinks. Names: the *network side* is asyncio, the *file side* is trio, and a *lane* is a thread for one exchange that
+blocks, which neither of the two has to hear of before it is over.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import outcome
 import trio
@@ -20,15 +22,27 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _DISK_WRITERS = 4
+_LANES = 128
+"""As many as there may be requests in flight (``fetch.queue.Limits``); they are started when they are needed."""
+
+
+class Stoppable(Protocol):
+    """What ends a blocking exchange from outside."""
+
+    def now(self) -> None:
+        """The exchange ends soon, however it likes."""
 
 
 class Bridge:
-    """Made by ``network_side``. ``call`` belongs to the file side, all the rest to the network side."""
+    """Made by ``network_side``. ``call`` and ``in_lane`` belong to the file side, all the rest to the network side."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, disk: ThreadPoolExecutor) -> None:
         self._loop = loop
         self._disk = disk
         self._token = trio.lowlevel.current_trio_token()
+        self._lanes: list[threading.Thread] = []
+        self._lanes_busy = 0
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     async def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine on the network side and wait for it; a checkpoint.
@@ -63,6 +77,42 @@ class Bridge:
 
         self._loop.call_soon_threadsafe(start)
         return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # deliver's T
+
+    async def in_lane(self, function: Callable[[], T], stop: Stoppable) -> T:
+        """Run something that blocks on a socket in a thread, and wait for it; a checkpoint.
+
+        When the caller is cancelled the exchange is stopped, and waited for.
+        """
+        waiting = trio.lowlevel.current_task()
+        raise_cancel: list[Callable[[], Any]] = []
+
+        def deliver(result: outcome.Outcome[T]) -> None:
+            self._lanes_busy -= 1
+            if raise_cancel and isinstance(result, outcome.Error):
+                result = outcome.capture(raise_cancel[0])
+            trio.lowlevel.reschedule(waiting, result)
+
+        def abort(raise_now: Callable[[], Any]) -> trio.lowlevel.Abort:
+            raise_cancel.append(raise_now)
+            stop.now()
+            return trio.lowlevel.Abort.FAILED
+
+        self._lanes_busy += 1
+        if self._lanes_busy > len(self._lanes) and len(self._lanes) < _LANES:
+            lane = threading.Thread(target=self._run_lane, name=f"lane-{len(self._lanes)}", daemon=True)
+            self._lanes.append(lane)
+            lane.start()
+        self._jobs.put(lambda: self.soon(deliver, outcome.capture(function)))
+        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # deliver's T
+
+    def _run_lane(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def end_lanes(self) -> None:
+        """Called when nobody is in ``in_lane`` any more."""
+        for _lane in self._lanes:
+            self._jobs.put(None)
 
     def soon(self, function: Callable[..., object], *args: object) -> None:
         """From the network side: run a plain function on the file side, soon. Order is kept."""
@@ -127,6 +177,7 @@ async def network_side() -> AsyncIterator[Bridge]:
         with trio.CancelScope(shield=True):
             loop.call_soon_threadsafe(loop.stop)
             await trio.to_thread.run_sync(thread.join)
+            bridge.end_lanes()
             disk.shutdown(wait=False)
 
 

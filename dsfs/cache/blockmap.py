@@ -13,12 +13,15 @@ A complete object is never punched, only unlinked, so whoever has it open needs 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from dsfs.cache.direct import DirectWrites
 from dsfs.cache.mapfile import (
     BOOT_AT,
     GENERATION,
@@ -37,6 +40,9 @@ from dsfs.ranges import ByteRange, block_count, block_range, blocks_of
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <linux/falloc.h>
+_SECTOR = 4096  # what O_DIRECT wants offsets, lengths and buffers to be multiples of; less is enough on most disks
+_UNTRIED, _REFUSED = -1, -2
+_opening_direct = threading.Lock()
 
 
 class DamagedObject(Exception):
@@ -58,6 +64,7 @@ class BlockMap:
         self.blocks = block_count(size_bytes, block_bytes)
         self.unlinked = False
         self._map_fd = map_fd
+        self._direct_fd = _UNTRIED
         try:
             self._map = mmap.mmap(map_fd, map_bytes(self.blocks))
         except BaseException:
@@ -148,6 +155,8 @@ class BlockMap:
         self._map.close()
         os.close(self._map_fd)
         os.close(self.fd)
+        if self._direct_fd >= 0:
+            os.close(self._direct_fd)
 
     @property
     def complete(self) -> bool:
@@ -231,17 +240,40 @@ class BlockMap:
         finally:
             os.close(lock_fd)
 
-    def _publish(self, block: int, data: bytes | bytearray | memoryview) -> bool:
+    def _publish(self, block: int, data: bytes | bytearray | memoryview, direct: DirectWrites | None) -> bool:
         before = self._states[block]
         if before == State.PRESENT:
             return False
         place = block_range(block, self.size_bytes, self.block_bytes)
         if len(data) != place.length:
             raise ValueError(f"block {block} of {self.key} has {place.length} bytes, not {len(data)}")
-        _pwrite_all(self.fd, data, place.start)  # 1. the bytes
+        if direct is None or not self._wrote_past_cache(data, place.start, direct):  # 1. the bytes
+            _pwrite_all(self.fd, data, place.start)
         self._checksums[block] = crc32c(data)  # 2. the proof
         self._states[block] = State.PRESENT  # 3. only now may a reader look
         return bool(before == State.ABSENT)
+
+    def _wrote_past_cache(self, data: bytes | bytearray | memoryview, offset: int, direct: DirectWrites) -> bool:
+        """False: not to be, or what is under the cache cannot; then write as usual. Raises OSError (a full disk).
+
+        The kernel drops pages of this range that reading next to it brought in, before it returns (kiocb_invalidate_
+        post_direct_write in mm/filemap.c), so a later read cannot see the hole that was here.
+        """
+        if len(data) % _SECTOR or offset % _SECTOR or self._direct_fd == _REFUSED or not direct.choose():
+            return False
+        try:
+            with _opening_direct:
+                if self._direct_fd == _UNTRIED:
+                    self._direct_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            with direct.timed(len(data)):
+                count = os.pwrite(self._direct_fd, data, offset)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            if self._direct_fd == _UNTRIED:
+                self._direct_fd = _REFUSED
+            return False  # a file system without, or a buffer that is not aligned
+        return count == len(data)
 
     def retract(self, blocks: Iterable[int]) -> int | None:
         """Take blocks back and give their space to the disk; the bytes that were freed.
@@ -310,12 +342,13 @@ class Writer:
     def __init__(self, obj: BlockMap) -> None:
         self._obj = obj
 
-    def publish(self, block: int, data: bytes | bytearray | memoryview) -> bool:
+    def publish(self, block: int, data: bytes | bytearray | memoryview, direct: DirectWrites | None = None) -> bool:
         """Make one block readable; whether it takes space that it did not take before.
 
-        ``data`` is the whole block. Raises OSError when the disk refuses.
+        ``data`` is the whole block; ``direct`` says whether it goes to the disk past the page cache. Raises OSError
+        when the disk refuses.
         """
-        return self._obj._publish(block, data)
+        return self._obj._publish(block, data, direct)
 
 
 def _pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

@@ -16,6 +16,7 @@ from cachetools import LRUCache
 from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import CachedObject, open_object
+from dsfs.cache.direct import DirectWrites
 from dsfs.cache.eviction import choose_victims
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
@@ -62,6 +63,7 @@ class NodeTier:
         self._overhead_bytes = 0
         self._lock = threading.RLock()  # guards _reserved_bytes, _recent and _open; never held over a system call
         self._evicting = threading.Lock()
+        self._direct = DirectWrites()
         self._trouble = ""
 
     def statistics(self) -> NodeStatistics:
@@ -160,7 +162,7 @@ class NodeTier:
     def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         """Store one block of a larger object. Raises OSError when the disk refuses."""
         with obj.writer() as writer:
-            takes_space = writer.publish(block, data)
+            takes_space = writer.publish(block, data, self._direct)
         if takes_space and not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
             self.index.add(obj.key, space_of(len(data)), len(data), owner)
 

@@ -16,14 +16,17 @@ from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier, map_space, space_of
 from dsfs.cache.shared_file import GROUP_BLOCKS, Group, group_blocks
 from dsfs.errors import CacheFull, SourceError, SourceTimeout, SourceUnavailable
+from dsfs.fetch.buffers import Buffers
+from dsfs.fetch.carry import Carrier
 from dsfs.fetch.entitlement import Unread
+from dsfs.fetch.fresh import Fresh
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.fetch.queue import FetchQueue, Priority, Ticket
 from dsfs.fetch.shared import Bringing, Busy, SharedTier
-from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole
+from dsfs.fetch.sink import BlockSink, WholeSink
 from dsfs.model import Tier
-from dsfs.ranges import ByteRange, block_count, block_range, runs
+from dsfs.ranges import ByteRange, MiB, block_count, block_range, runs
 
 log = structlog.get_logger()
 
@@ -34,6 +37,8 @@ LONGEST_RUN_BLOCKS = 8
 
 _FILLING_RUNS = 4
 _SHARE_OF_WAITING = 0.5  # of the time that a fetch has, what it may spend waiting for other nodes
+_FILLING_PAUSE_S = 0.1
+_FRESH_BYTES = 64 * MiB
 
 DISK = trio.CapacityLimiter(8)  # threads that wait for the cache's disk
 
@@ -95,6 +100,9 @@ class Flights:
         self._bridge = bridge
         self._tier = tier
         self._queue = queue
+        self._carrier = Carrier(bridge, tier)
+        self._buffers = Buffers(tier.block_bytes, _FRESH_BYTES // tier.block_bytes)
+        self.fresh = Fresh(_FRESH_BYTES, tier.block_bytes)
         self.deadline_s = deadline_s
         self._shared = shared
         self._by_block: dict[tuple[str, int], Flight] = {}
@@ -160,7 +168,9 @@ class Flights:
         step = _FILLING_RUNS * LONGEST_RUN_BLOCKS
         for start, stop in ((middle, sys.maxsize), (0, middle)):
             last = start - 1
-            # Asked anew each time: readers bring in blocks meanwhile, which must not be fetched twice.
+            # Asked anew each time: readers bring in blocks meanwhile, which must not be fetched twice. And not further
+            # ahead than they come along: what leaves memory before it is read is read from the disk again.
+            await self._until_read(file)
             while blocks := [block for block in missing() if last < block < stop][:step]:
                 last = blocks[-1]
                 flights = self.ensure(file, blocks, Priority.WARM)
@@ -169,6 +179,11 @@ class Flights:
                         await flight.block(block)
                 except SourceError:
                     return  # logged by the flight; whoever reads there will hear of it
+                await self._until_read(file)
+
+    async def _until_read(self, file: RemoteFile) -> None:
+        while self.fresh.awaited(file.key):  # noqa: ASYNC110  # what is awaited is mostly time itself
+            await trio.sleep(_FILLING_PAUSE_S)
 
     def _start(self, file: RemoteFile, blocks: range, first: int, priority: Priority) -> Flight:
         wanted = self._range(file, blocks)
@@ -309,7 +324,7 @@ class Flights:
         async def bring() -> tuple[memoryview, OSError | None]:
             nonlocal epoch
             epoch = file.origin.entitlement.epoch
-            return await self._bridge.call(bring_whole, self._bridge, tier, file, sink, keep)
+            return await self._carrier.whole(file, sink, keep=keep)
 
         data, trouble = await patiently(file.origin, bring, self.deadline_s - flight.waited_s)
         file.origin.entitlement.note(epoch)
@@ -331,23 +346,22 @@ class Flights:
         def landed(block: int, data: memoryview) -> None:
             file.origin.entitlement.note(epoch)
             flight.data[block] = data
+            if target is not None:
+                self.fresh.add(file.key, block, data)
             flight.changed.unpark_all()
             if bringing is not None:
                 bringing.landed = len(flight.data)
 
-        async def read_rest() -> None:  # a retry goes on where the last try ended
-            nonlocal epoch
-            epoch = file.origin.entitlement.epoch
-            rest = ByteRange(sink.position, wanted.stop)
-            if rest.length:
-                await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
-                sink.check_end()
-
         for part in (range(flight.first, flight.blocks.stop), range(flight.blocks.start, flight.first)):
             if part:
-                wanted = self._range(file, part)
-                sink = BlockSink(self._bridge, self._tier, file, wanted, target, landed)
-                await patiently(file.origin, read_rest, deadline_s - trio.current_time())
+                sink = BlockSink(self._bridge, self._tier, file, self._range(file, part), target, landed, self._buffers)
+
+                async def carry(sink: BlockSink = sink) -> None:  # a retry goes on where the last try ended
+                    nonlocal epoch
+                    epoch = file.origin.entitlement.epoch
+                    await self._carrier.blocks(file, sink)
+
+                await patiently(file.origin, carry, deadline_s - trio.current_time())
                 if sink.keep:
                     self._tier.note_success()
 

@@ -63,6 +63,18 @@ class Reader:
         file.origin.count_read(Tier.NODE, wanted.length)
         return True
 
+    def try_pieces(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer] | None:
+        """A range that has just been fetched, without a copy; None: ask ``try_read``."""
+        if not self._flights.fresh.used_bytes:
+            return None
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        if obj is None or obj.missing(wanted):
+            return None
+        pieces = self._flights.fresh.pieces(file.key, file.size_bytes, wanted)
+        if pieces is not None:
+            file.origin.count_read(Tier.NODE, wanted.length)
+        return pieces
+
     async def read(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer]:
         """The bytes of a range inside the object, in pieces: blocks that were on their way are not copied.
 
@@ -108,6 +120,9 @@ class Reader:
                 data, tier = await self._landed(file, flights[block], block, asked_s)
                 pieces.append(data[part.start - place.start : part.stop - place.start])
                 file.origin.count_read(tier, part.length)
+            elif (data_here := self._flights.fresh.block(file.key, block)) is not None:
+                pieces.append(data_here[part.start - place.start : part.stop - place.start])
+                file.origin.count_read(Tier.NODE, part.length)
             else:
                 assert obj is not None
                 following = next((later for later in missing if later > block), None)

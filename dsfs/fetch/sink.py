@@ -1,4 +1,8 @@
-"""Where a flight's bytes land, on the network side: cut into blocks for a large object, as a whole for a small one."""
+"""Where a flight's bytes land: cut into blocks for a large object, as a whole for a small one.
+
+A source on the network side writes (``write``); from a socket in a lane they are taken (``take_from``). Both go on
+where the other ended.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ from dsfs.bridge import Bridge
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceUnavailable
+from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.origin import RemoteFile
 from dsfs.ranges import ByteRange, KiB, block_range
 from dsfs.sources.base import Buffer
+from dsfs.sources.wire import Body
 
 INLINE_BYTES = 512 * KiB
 """What is stored without a thread of its own: handing 110 kB to one and waiting costs more than the writing."""
@@ -24,6 +30,11 @@ class RangeSink(ABC):
         self.position = wanted.start
         self._file = file
         self._wanted = wanted
+
+    @property
+    def rest(self) -> ByteRange:
+        """What has not come yet."""
+        return ByteRange(self.position, self._wanted.stop)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """See ``sources.base.Sink``."""
@@ -58,6 +69,15 @@ class WholeSink(RangeSink):
         self._pieces.append(view)
         self.position += len(view)
 
+    def take_from(self, body: Body) -> None:
+        """All that is left, from a socket."""
+        start, buffer = self.position, memoryview(bytearray(self._wanted.stop - self.position))
+        try:
+            while self.position < self._wanted.stop:
+                self.position += body.fill(buffer[self.position - start :])
+        finally:
+            self._pieces.append(buffer[: self.position - start].toreadonly())
+
     def whole(self) -> memoryview:
         """The object, once ``position`` is at its end."""
         if len(self._pieces) != 1:
@@ -76,6 +96,7 @@ class BlockSink(RangeSink):
         wanted: ByteRange,
         target: BlockMap | None,
         landed: Callable[[int, memoryview], None],
+        buffers: Buffers,
     ) -> None:
         super().__init__(file, wanted)
         self.keep = target is not None
@@ -83,32 +104,72 @@ class BlockSink(RangeSink):
         self._tier = tier
         self._target = target
         self._landed = landed
-        self._partial = bytearray()
+        self._buffers = buffers
+        self._buffer: memoryview | None = None  # of the block that ``position`` is in
 
     async def take(self, view: memoryview) -> None:
-        block_bytes = self._tier.block_bytes
         while view:
-            block = self.position // block_bytes
-            place = block_range(block, self._file.size_bytes, block_bytes)
-            count = min(place.stop - self.position, len(view))
-            if not self._partial and count == place.length:
-                await self._land(block, view[:count])
-            else:
-                self._partial += view[:count]
-                if self.position + count == place.stop:
-                    whole, self._partial = self._partial, bytearray()
-                    await self._land(block, memoryview(whole).toreadonly())
-            self.position += count
+            room = self._room()
+            count = min(len(room), len(view))
+            room[:count] = view[:count]
             view = view[count:]
+            whole = self._advanced(count)
+            if whole is not None and self.keep:
+                try:
+                    await self._bridge.to_disk(self._publish, *whole)
+                except OSError as error:
+                    self._cannot_keep(error)
 
-    async def _land(self, block: int, data: memoryview) -> None:
-        self._bridge.soon(self._landed, block, data)  # who waits need not wait for the disk
-        if self._target is not None and self.keep:
-            try:
-                await self._bridge.to_disk(self._tier.publish, self._target, block, data, self._file.origin.id)
-            except OSError as error:
-                self.keep = False
-                self._bridge.soon(self._tier.note_trouble, error)
+    def take_from(self, body: Body) -> None:
+        """All that is left, from a socket."""
+        while self.position < self._wanted.stop:
+            whole = self._advanced(body.fill(self._room()))
+            if whole is not None and self.keep:
+                try:
+                    self._publish(*whole)
+                except OSError as error:
+                    self._cannot_keep(error)
+
+    def _room(self) -> memoryview:
+        """Where the next bytes go, up to the end of their block."""
+        block_bytes = self._tier.block_bytes
+        place = block_range(self.position // block_bytes, self._file.size_bytes, block_bytes)
+        if self._buffer is None:
+            self._buffer = self._buffers.take()[: place.length]
+        return self._buffer[self.position - place.start :]
+
+    def _advanced(self, count: int) -> tuple[int, memoryview] | None:
+        """So many bytes came. Those who wait for the block need not wait for the disk, so they are told here."""
+        block_bytes = self._tier.block_bytes
+        block = self.position // block_bytes
+        self.position += count
+        if self._buffer is None or self.position < block_range(block, self._file.size_bytes, block_bytes).stop:
+            return None
+        data, self._buffer = self._buffer.toreadonly(), None
+        self._bridge.soon(self._landed, block, data)
+        return block, data
+
+    def _publish(self, block: int, data: memoryview) -> None:
+        if self._target is not None:
+            self._tier.publish(self._target, block, data, self._file.origin.id)
+
+    def _cannot_keep(self, error: OSError) -> None:
+        self.keep = False
+        self._bridge.soon(self._tier.note_trouble, error)
+
+
+def take_whole(
+    tier: NodeTier, file: RemoteFile, sink: WholeSink, body: Body, keep: bool
+) -> tuple[memoryview, OSError | None]:
+    """As ``bring_whole``, from a socket, in a lane."""
+    sink.take_from(body)
+    data = sink.whole()
+    if keep:
+        try:
+            tier.put_whole(file.key, file.size_bytes, data, file.origin.id)
+        except OSError as error:
+            return data, error
+    return data, None
 
 
 async def bring_whole(

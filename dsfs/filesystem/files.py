@@ -191,6 +191,17 @@ class DatasetFiles:
         else:
             await self._reader.check_all(file)
 
+    def try_pieces(self, nodeid: int, offset: int, size: int) -> list[Buffer] | None:
+        """What of a large file was fetched just now, without a copy; None: ask ``try_read``."""
+        file = self.file(nodeid)
+        if file.size_bytes <= SMALL_BLOCKS * self._reader.block_bytes:
+            return None
+        wanted = ByteRange(offset, offset + size).clipped(file.size_bytes)
+        pieces = self._reader.try_pieces(file, wanted)
+        if pieces is not None:
+            self._look_ahead(nodeid, file, wanted)
+        return pieces
+
     def try_read(self, nodeid: int, offset: int, into: memoryview) -> int | None:
         """Fill ``into`` from ``offset`` on without waiting for anything; how many bytes that made, None: wait."""
         file = self.file(nodeid)

@@ -39,6 +39,10 @@ class ReadingConnection(Connection):
     def on_read(self, unique: int, nodeid: int, body: memoryview) -> Answer:
         _fh, offset, size, *_rest = READ_IN.unpack_from(body)
         files = self.files_at(nodeid)
+        pieces = files.try_pieces(nodeid, offset, size)
+        if pieces is not None:
+            self.device.reply_pieces(unique, pieces)
+            return None
         count = files.try_read(nodeid, offset, _READ_BUFFER[:size])
         if count is None:
             return self._wait_read(files, unique, nodeid, offset, size)

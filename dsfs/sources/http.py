@@ -19,11 +19,21 @@ from dsfs.ranges import ByteRange, KiB
 from dsfs.sources.answers import body_place, copy_body, http_date_ns, parse_content_range
 from dsfs.sources.archive import ArchiveSource, refuse_unseekable
 from dsfs.sources.base import Sink, Source, walk
-from dsfs.sources.http_client import HttpClient, check_not_compressed, chunks, proves_nothing, raise_for, tag_of
+from dsfs.sources.http_client import (
+    Answered,
+    HttpClient,
+    check_not_compressed,
+    chunks,
+    proves_nothing,
+    raise_for,
+    tag_of,
+)
 from dsfs.sources.http_index import IndexParser
 from dsfs.sources.http_lists import HttpListSource
 from dsfs.sources.http_options import authorization_of, flag, headers_of
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from dsfs.sources.wire import NotForWire, WireRequest
+from dsfs.sources.wire_head import Head
 
 log = structlog.get_logger()
 
@@ -72,6 +82,8 @@ class HttpSource:
         if authorization is not None:
             sent["Authorization"] = authorization
         self._client = HttpClient(self._root, sent, timeouts, own_credentials="Authorization" in sent)
+        self._timeouts = timeouts
+        self._redirects = False
         self._single: bool | None = None  # whether the URL is one file; None: not asked yet
         self._said_weak = False
         self.uri = self._root
@@ -129,10 +141,7 @@ class HttpSource:
         """See ``Source``."""
         url = self._root if await self._is_single() else self._url(obj.path)
         size = obj.size or 0
-        headers = {"Range": f"bytes={wanted.start}-{wanted.stop - 1}"}
-        if obj.version_tag.startswith('"'):
-            headers["If-Match"] = obj.version_tag
-        async with self._client.request("GET", url, headers) as answer:
+        async with self._client.request("GET", url, _range_headers(obj, wanted)) as answer:
             raise_for(answer, url, size=size, reading=True)
             check_not_compressed(answer, url)
             # The version before the place: of another version no other sign can be trusted.
@@ -141,6 +150,26 @@ class HttpSource:
                 answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, url
             )
             await copy_body(chunks(answer, url), place, wanted, sink, url)
+
+    def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
+        """See ``WireSource``."""
+        if self._single is None or self._redirects:
+            return None
+        url = self._root if self._single else self._url(obj.path)
+        head = self._client.wire_head("GET", url, _range_headers(obj, wanted))
+        if head is None:
+            return None
+        size = obj.size or 0
+
+        def judge(answer: Head) -> None:
+            if answer.status in (301, 302, 303, 307, 308):
+                self._redirects = True
+                raise NotForWire("the server redirects")
+            raise_for(answer, url, size=size, reading=True)
+            check_not_compressed(answer, url)
+            self._check_version(obj, answer, size, url)
+
+        return WireRequest(*head, url, size, judge, self._timeouts)
 
     async def close(self) -> None:
         """See ``Source``."""
@@ -222,7 +251,7 @@ class HttpSource:
             log.warning("the server has neither ETag nor Last-Modified, changes are not noticed", source=self.uri)
         return SourceObject(path, Kind.FILE, size, http_date_ns(answer.headers.get("Last-Modified")), tag)
 
-    def _check_version(self, obj: SourceObject, answer: aiohttp.ClientResponse, size: int, url: str) -> None:
+    def _check_version(self, obj: SourceObject, answer: Answered, size: int, url: str) -> None:
         if tag_of(answer, size) != obj.version_tag:
             raise SourceChanged(f"{url}: {tag_of(answer, size)} is there now, {obj.version_tag} was listed")
 
@@ -236,6 +265,13 @@ class HttpSource:
             if not path and "?" in self._root:
                 base += "?" + self._root.partition("?")[2]
         return base
+
+
+def _range_headers(obj: SourceObject, wanted: ByteRange) -> dict[str, str]:
+    headers = {"Range": f"bytes={wanted.start}-{wanted.stop - 1}"}
+    if obj.version_tag.startswith('"'):
+        headers["If-Match"] = obj.version_tag
+    return headers
 
 
 def _slash_added(asked: str, answered: str) -> bool:

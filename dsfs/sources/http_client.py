@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import netrc
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -27,8 +30,22 @@ from dsfs.sources.timeouts import Timeouts
 
 CONNECTIONS: Final = 128
 REDIRECTS_MAX: Final = 10
+USER_AGENT: Final = "dsfs"
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _UNPROVABLE: Final = "size {size}"
+
+
+class Answered(Protocol):
+    """The head of an answer, whichever client it came by."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def content_length(self) -> int | None: ...
 
 
 class HttpClient:
@@ -43,12 +60,18 @@ class HttpClient:
         self._timeouts = timeouts
         self._own_credentials = own_credentials
         self._session: aiohttp.ClientSession | None = None
+        parts = URL(root, encoded=True)
+        self._authority = parts.raw_authority.rpartition("@")[2]
+        self._base = f"{parts.scheme}://{parts.raw_authority}"
+        self._plain: bool | None = None
 
     @asynccontextmanager
     async def request(
         self, method: str, url: str, headers: Mapping[str, str] = _NO_HEADERS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One answer, redirects followed here: what we send to our own host must not reach another."""
+        if self._plain is None:
+            self._plain = await asyncio.to_thread(self._is_plain)
         target = url
         what = without_query(url)
         for _ in range(REDIRECTS_MAX + 1):
@@ -75,6 +98,25 @@ class HttpClient:
             if urlsplit(target).scheme not in ("http", "https"):
                 raise SourceUnsupported(f"{what} leads to something that is not HTTP")
         raise SourceUnavailable(f"{what} leads in a circle (more than {REDIRECTS_MAX} redirects)")
+
+    def wire_head(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, int, bytes] | None:
+        """Host, port and the head of a request to our own host, for ``sources.wire``; None for what it cannot do.
+
+        That is TLS, a proxy, and what netrc says; before the first ``request`` nothing is known of the last two.
+        """
+        if not self._plain or not url.startswith(self._base):
+            return None
+        lines = [f"{method} {url[len(self._base) :] or '/'} HTTP/1.1", f"Host: {self._authority}", "Accept: */*"]
+        lines.append("Accept-Encoding: identity")
+        lines += [f"{name}: {value}" for name, value in {"User-Agent": USER_AGENT, **headers, **self._headers}.items()]
+        _scheme, host, port = self._origin
+        return host or "", port or 80, "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+
+    def _is_plain(self) -> bool:
+        scheme, host, _port = self._origin
+        if scheme != "http" or host is None or (getproxies().get("http") and not proxy_bypass(self._authority)):
+            return False
+        return self._own_credentials or not _in_netrc(host)
 
     async def close(self) -> None:
         """Give back connections."""
@@ -104,6 +146,17 @@ class HttpClient:
         return self._session
 
 
+def _in_netrc(host: str) -> bool:
+    """Whether there are credentials for a host, or a file that only aiohttp can make something of."""
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except FileNotFoundError:
+        return False
+    except (OSError, netrc.NetrcParseError):
+        return True
+
+
 def without_query(url: str) -> str:
     """A URL for people: behind its "?" may be a signature."""
     return url.partition("?")[0]
@@ -115,7 +168,7 @@ def origin_of(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.host, parts.port
 
 
-def tag_of(answer: aiohttp.ClientResponse, size: int) -> str:
+def tag_of(answer: Answered, size: int) -> str:
     """The version that an answer is of: a strong ETag; else the weak one and Last-Modified with the size."""
     etag = answer.headers.get("ETag", "").strip()
     if len(etag) >= 2 and etag.startswith('"') and etag.endswith('"'):
@@ -131,7 +184,7 @@ def proves_nothing(tag: str, size: int) -> bool:
     return tag == _UNPROVABLE.format(size=size)
 
 
-def check_not_compressed(answer: aiohttp.ClientResponse, what: str) -> None:
+def check_not_compressed(answer: Answered, what: str) -> None:
     """Raises SourceUnavailable for a body that is not the bytes of the file."""
     encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -160,7 +213,7 @@ async def body_up_to(answer: aiohttp.ClientResponse, limit_bytes: int, what: str
 
 
 def raise_for(
-    answer: aiohttp.ClientResponse,
+    answer: Answered,
     what: str,
     *,
     size: int | None = None,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from dsfs.errors import SourceUnavailable
 from dsfs.model import Kind, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Buffer, Source
+from dsfs.sources.wire import NotForWire, Stop, Wire, WireRequest
 
 
 class KeepingSink:
@@ -21,6 +25,40 @@ class KeepingSink:
             raise SourceUnavailable(f"wrote {offset}+{len(data)} into {self.wanted}, {len(self.data)} are there")
         self.data += data
         self.writes += 1
+
+
+class WireReading:
+    """A source whose ranges are read from sockets (``sources.wire``) as ``fetch`` does it, with a sink's checks."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.wire = Wire()
+
+    async def read(self, obj: SourceObject, wanted: ByteRange, sink: KeepingSink) -> None:
+        request = self.source.asking(obj, wanted)
+        if request is None:  # nothing is known of the server yet
+            await self.source.stat("no such name")
+            request = self.source.asking(obj, wanted)
+        assert request is not None
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.to_thread(self._read, request, wanted, sink, loop)
+        except NotForWire:
+            await self.source.read(obj, wanted, sink)
+
+    def _read(
+        self, request: WireRequest, wanted: ByteRange, sink: KeepingSink, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        buffer, position = memoryview(bytearray(1 << 20)), wanted.start
+        with self.wire.get(request, wanted, Stop()) as body:
+            while position < wanted.stop:
+                count = body.fill(buffer)
+                asyncio.run_coroutine_threadsafe(sink.write(position, bytes(buffer[:count])), loop).result()
+                position += count
+
+    async def close(self) -> None:
+        self.wire.close()
+        await self.source.close()
 
 
 async def read_range(source: Source, obj: SourceObject, start: int, stop: int) -> bytes:

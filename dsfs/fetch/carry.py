@@ -1,0 +1,71 @@
+"""How a range gets from its source into a sink: over a socket in a lane where the source can, else by ``read``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from dsfs.bridge import Bridge
+from dsfs.cache.node import NodeTier
+from dsfs.fetch.origin import Origin, RemoteFile
+from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole, take_whole
+from dsfs.ranges import ByteRange
+from dsfs.sources.wire import Body, NotForWire, Stop, Wire, WireRequest, WireSource
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Carrier:
+    """File side only. Every call goes on where the last one with the same sink ended, and raises a SourceError."""
+
+    def __init__(self, bridge: Bridge, tier: NodeTier) -> None:
+        self._bridge = bridge
+        self._tier = tier
+        self._wire = Wire()
+
+    async def whole(self, file: RemoteFile, sink: WholeSink, *, keep: bool) -> tuple[memoryview, OSError | None]:
+        """All of a small object, stored if it is to be kept: its bytes, and why they could not be stored."""
+        rest = sink.rest
+        if rest.length:
+            try:
+                return await self._over_wire(file, rest, lambda body: take_whole(self._tier, file, sink, body, keep))
+            except NotForWire as reason:
+                _say(file.origin, reason)
+        return await self._bridge.call(bring_whole, self._bridge, self._tier, file, sink, keep)
+
+    async def blocks(self, file: RemoteFile, sink: BlockSink) -> None:
+        """What is left of what the sink wants."""
+        rest = sink.rest
+        if rest.length == 0:
+            return
+        try:
+            await self._over_wire(file, rest, sink.take_from)
+        except NotForWire as reason:
+            _say(file.origin, reason)
+            await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
+        sink.check_end()
+
+    async def _over_wire(self, file: RemoteFile, wanted: ByteRange, take: Callable[[Body], T]) -> T:
+        source = file.origin.source
+        request = source.asking(file.obj, wanted) if isinstance(source, WireSource) else None
+        if request is None:
+            raise NotForWire("")
+        return await self._bridge.in_lane(_exchange(self._wire, request, wanted, take, stop := Stop()), stop)
+
+
+def _exchange(
+    wire: Wire, request: WireRequest, wanted: ByteRange, take: Callable[[Body], T], stop: Stop
+) -> Callable[[], T]:
+    def work() -> T:
+        with wire.get(request, wanted, stop) as body:
+            return take(body)
+
+    return work
+
+
+def _say(origin: Origin, reason: NotForWire) -> None:
+    if reason.args[0]:
+        log.debug("read by the source's library", dataset=origin.id, reason=str(reason))
