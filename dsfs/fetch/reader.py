@@ -65,7 +65,7 @@ class Reader:
 
     def try_pieces(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer] | None:
         """A range that has just been fetched, without a copy; None: ask ``try_read``."""
-        if not self._flights.fresh.used_bytes:
+        if not self._flights.fresh.used_bytes or not file.origin.entitlement.proven:
             return None
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is None or obj.missing(wanted):
