@@ -60,7 +60,7 @@ def main() -> None:
     try:
         with VOLUMES[asked.shared](work, asked.nodes) as places, hostile.hostile() as origin, closing(mounts):
             files = {f"small{number}": random.Random(number).randbytes(SMALL_BYTES) for number in range(asked.small)}
-            files["large"] = random.Random("large").randbytes(asked.large * MIB)
+            files["large"] = b"".join(random.Random(f"large{part}").randbytes(MIB) for part in range(asked.large))
             report(measure(mounts, work, places, origin, files, kill=asked.kill), asked)
     finally:
         shutil.rmtree(work, ignore_errors=True)
