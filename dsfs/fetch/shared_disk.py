@@ -323,7 +323,7 @@ class SharedDisk:
                 self._trouble = str(error)
             except OSError as error:
                 self._trouble = os.strerror(error.errno) if error.errno else str(error)
-            pause_s = min(2 * pause_s, 5 * self.times.probe_s)
+            pause_s = min(2 * pause_s, 3 * self.times.probe_s)
 
     async def _upkeep(self) -> None:
         """Count, evict, set the gauges; what it cannot do now it does later."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
 import stat
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,7 +111,8 @@ def test_the_origin_sends_each_byte_about_once(mounts: Mounts, tmp_path: Path, o
     assert TOTAL <= sent(origin) <= 1.1 * TOTAL
     fetched = [node.sum_of("dsfs_origin_read_bytes_total") for node in nodes]
     taken = [node.sum_of("dsfs_shared_read_bytes_total") for node in nodes]
-    assert [each + other for each, other in zip(fetched, taken, strict=True)] == [TOTAL] * 4
+    for each, other in zip(fetched, taken, strict=True):
+        assert TOTAL <= each + other <= TOTAL + 1, "and a byte, to see that this node's own credentials may read it"
     assert sum(node.sum_of("dsfs_read_bytes_total", tier="shared") for node in nodes) > 0
     assert not [path for path in files_of(shared) if path.name.endswith((".lease", ".new"))]
 
@@ -178,7 +182,7 @@ def test_what_is_damaged_there_is_dropped_and_fetched_again(
     for number, path in enumerate(files[:-2]):
         data = bytearray(path.read_bytes())
         if number % 3 == 0:
-            data[-1 - number * 1000] ^= 1
+            data[-1 - number * 1000 % len(data)] ^= 1
         elif number % 3 == 1:
             del data[len(data) // 2 :]
         else:
@@ -241,11 +245,12 @@ def test_hanging_full_read_only_and_gone(mounts: Mounts, tmp_path: Path, origin:
 
         def says(text: str) -> None:
             def said() -> bool:
-                message = str(node.status()["shared_cache"]["message"])
+                status = status_of(node)
+                assert status["healthy"], "it reads on"
+                message = str(status["shared_cache"]["message"])
                 return text in message if text else not message
 
             eventually(said, 25, f"status says {text!r}")
-            assert node.status()["healthy"], "it reads on"
             assert node.sum_of("dsfs_shared_trouble") == bool(text)
 
         def used_for_next() -> bool:
@@ -287,6 +292,14 @@ def test_hanging_full_read_only_and_gone(mounts: Mounts, tmp_path: Path, origin:
     finally:
         subprocess.run(["fsfreeze", "-u", str(shared)], check=False, capture_output=True)
         subprocess.run(["umount", "-l", str(shared)], check=False, capture_output=True)
+
+
+def status_of(node: Mount) -> dict[str, Any]:
+    """As ``Mount.status``, without a process each time."""
+    with urllib.request.urlopen(f"http://{node.http}/api/v1/status", timeout=10) as answer:
+        found = json.load(answer)
+    assert isinstance(found, dict)
+    return found
 
 
 def run(*argv: str | Path) -> None:
