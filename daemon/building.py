@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import structlog
@@ -21,6 +22,7 @@ from dsfs.sources.unusable import UnusableSource
 log = structlog.get_logger()
 
 MANUAL_URI = "manual://"
+_CLAIMS = ("pvc://", MANUAL_URI)
 _LONGEST_CHAIN = 8  # of references to references
 
 
@@ -49,9 +51,23 @@ class Builder:
             spec = manifest.source
             if spec.type is SourceType.MANUAL and not spec.options and spec.uri == MANUAL_URI:
                 spec = spec.model_copy(update={"uri": f"manual://{manifest.name}"})  # its claim has the dataset's name
+            self._check_claim(manifest)
             source = build_source(spec, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace)
         prefix = manifest.mount_options.path.strip("/")
         return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
+
+    def _check_claim(self, manifest: Manifest) -> None:
+        """A claim belongs to its namespace. Directly below --pvc-root lie the claims of the only namespace of a mount:
+        once there are two, one of them could name what is the other's. Raises ConfigError."""
+        root, source = self._settings.pvc_root, manifest.source
+        if root is None or not source.uri.startswith(_CLAIMS) or source.options.get("directory"):
+            return
+        alone = all(each.namespace == manifest.namespace for each in self.known.values())
+        if not alone and not os.path.isdir(f"{root}/{manifest.namespace}"):
+            raise ConfigError(
+                f"{manifest.id}: {source.uri}: {root}/{manifest.namespace} is not there, and claims directly in {root} "
+                "are used by mounts of a single namespace only (give each namespace its directory there)"
+            )
 
     async def _build_reference(self, manifest: Manifest, depth: int) -> Source:
         """Another dataset's source. Raises ConfigError when there is none, or it is not shared with this namespace."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import dataset, write_manifests
-from tests.mounts import HOST, Mount, Mounts, eventually, free_port, runtime_dir_of
+from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, free_port, runtime_dir_of
 from tests.servers import hostile as web
 
 SESSIONS = ("direct", "pyfuse3")
@@ -231,3 +231,37 @@ def test_other_places_for_secrets(mounts: Mounts, tmp_path: Path, how: str) -> N
         authorised = [each for each in server.asked if "authorization" in each.headers]
         assert authorised
         assert eventually(lambda: mount.dataset()["phase"] == "READY", 10, "sealed")
+
+
+def test_a_claim_belongs_to_its_namespace(mounts: Mounts, tmp_path: Path) -> None:
+    """A flat --pvc-root is for a mount of one namespace: else red could name what is blue's."""
+    root = tmp_path / "claims"
+    for place in ("blue/private", "loose"):
+        (root / place).mkdir(parents=True)
+        (root / place / "f").write_bytes(b"inside")
+    several = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("own", "pvc://private", "blue"),
+        dataset("theirs", "pvc://blue/private", "red"),
+        dataset("loose", "pvc://loose", "red"),
+        dataset("hand", "manual://", "red", type="MANUAL"),
+    )
+    mount = mounts.mount("-f", several, f"--pvc-root={root}")
+    mount.expect_log("cannot be used|listing failed")
+    assert (mount.mountpoint / "blue/own/f").read_bytes() == b"inside"
+    for name in ("theirs", "loose", "hand"):
+        assert "single namespace" in mount.wait_phase("FAILED", name)["message"]
+        with pytest.raises(OSError):  # noqa: PT011  # whatever it is, it is not the bytes
+            (mount.mountpoint / f"red/{name}/f").read_bytes()
+    (root / "red/loose").mkdir(parents=True)
+    (root / "red/loose/f").write_bytes(b"red")
+    assert dsfs("dataset", "delete", "red/loose", f"-m{mount.mountpoint}").returncode == 0
+    assert dsfs("dataset", "apply", f"-f{several}", f"-m{mount.mountpoint}").returncode == 0
+    assert (mount.mountpoint / "red/loose/f").read_bytes() == b"red"
+    with pytest.raises(OSError):  # noqa: PT011
+        (mount.mountpoint / "red/theirs/f").read_bytes()
+    assert mount.unmount().returncode == 0
+
+    alone = write_manifests(tmp_path / "one.yaml", dataset("loose", "pvc://loose", "green"))
+    single = mounts.mount("-f", alone, f"--pvc-root={root}", dataset="green/loose")
+    assert (single.root / "f").read_bytes() == b"inside"
