@@ -84,9 +84,11 @@ def number(title: str, expression: str, unit: str, help_text: str, *, bad_from: 
     return panel
 
 
-def lines(title: str, queries: Queries, unit: str, help_text: str, *, stacked: bool = False) -> timeseries.Panel:
+def lines(
+    title: str, queries: Queries, unit: str, help_text: str, *, span: int = 12, stacked: bool = False
+) -> timeseries.Panel:
     """Lines over time."""
-    panel = timeseries.Panel().title(title).description(help_text).unit(unit).span(12).height(8).min(0)
+    panel = timeseries.Panel().title(title).description(help_text).unit(unit).span(span).height(8).min(0)
     panel.line_width(1.5 if not stacked else 0).fill_opacity(70 if stacked else 8)
     panel.show_points(common_models.VisibilityMode.NEVER)
     panel.legend(
@@ -282,28 +284,25 @@ def nodes() -> list[Panel]:
             "Requests from the kernel; what it answers alone is not among them.",
         ),
         lines(
-            "Server processor and memory",
-            [
-                (f"{rate('process_cpu_seconds_total', NODE)} and on(instance) dsfs_build_info", "cpu " + node),
-                (
-                    f"process_resident_memory_bytes{{{NODE}}} and on(instance) dsfs_build_info",
-                    "memory " + node,
-                ),
-            ],
+            "Server processor",
+            [(f"{rate('process_cpu_seconds_total', NODE)} and on(instance) dsfs_build_info", node)],
             "percentunit",
-            "Processors in use, and resident memory on the right.",
-        ).override_by_regexp(
-            "/^memory/",
-            [
-                models.DynamicConfigValue(id_val="unit", value="bytes"),
-                models.DynamicConfigValue(id_val="custom.axisPlacement", value="right"),
-            ],
+            "1 is one processor.",
+            span=8,
+        ),
+        lines(
+            "Server memory",
+            [(f"process_resident_memory_bytes{{{NODE}}} and on(instance) dsfs_build_info", node)],
+            "bytes",
+            "Resident; a part of it is shared with the stand-by.",
+            span=8,
         ),
         lines(
             "Restarts",
             [(f"sum by ({by}) (increase(dsfs_server_restarts_total{{{NODE}}}[15m]))", node)],
             "short",
             "In 15 minutes. Mounts go on meanwhile.",
+            span=8,
         ),
     ]
 

@@ -176,6 +176,13 @@ def test_every_query_answers(scraped: Prometheus) -> None:
         eventually(all_answer, 45, "every query answers")
     except AssertionError as error:
         raise AssertionError(f"no data: {wanted}") from error
+    picture = subprocess.run(
+        [sys.executable, "deploy/grafana/picture.py", scraped.url, "1"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for panel in DASHBOARD["panels"]:
+        assert f">{panel['title']}</h" in picture
+    assert "No data" not in picture
     groups: list[dict[str, Any]] = scraped.ask("rules")["groups"]
     unwell = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] != "ok"]
     assert unwell == []

@@ -19,19 +19,19 @@ class Prometheus:
     """The handle."""
 
     def __init__(self, port: int) -> None:
-        self._url = f"http://{HOST}:{port}"
+        self.url = f"http://{HOST}:{port}"
 
     def is_ready(self) -> bool:
         """It listens before it answers."""
         try:
-            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5):
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
                 return True
         except urllib.error.HTTPError:
             return False
 
     def ask(self, path: str, **parameters: str) -> Any:
         """One call of its API; the data of the answer."""
-        url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=30) as answer:
             return json.load(answer)["data"]
 
