@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions
 
 from daemon import running
-from daemon.settings import DEFAULT_READ_TIMEOUT_S, default_cache_dir
+from daemon.settings import DEFAULT_MIN_FREE, DEFAULT_READ_TIMEOUT_S, default_cache_dir
 from dsfs.fuse import capabilities
+from dsfs.manifest.sizes import Percent
 
 _REQUEST_TIMEOUTS = ("default_request_timeout", "max_request_timeout")
 
@@ -90,7 +91,18 @@ def _cache_directory(path: str) -> Check:
     if not os.access(there, os.W_OK):
         return Check("cache directory", False, f"{path} cannot be written", "choose another with --cache-dir")
     disk = os.statvfs(there)
-    return Check("cache directory", True, f"{path}, {disk.f_bavail * disk.f_frsize / 2**30:.0f} GiB free")
+    free, whole = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    least = Percent(float(DEFAULT_MIN_FREE.rstrip("%"))).of(whole)
+    ok = free > least
+    result = (
+        f"{path}, {free / 2**30:.0f} GiB free, {least / 2**30:.0f} of it left alone (--min-free {DEFAULT_MIN_FREE})"
+    )
+    return Check(
+        "cache directory",
+        ok,
+        result,
+        "" if ok else "nothing more is cached there: make room on that disk, or --min-free less",
+    )
 
 
 def _import_clash() -> Check:

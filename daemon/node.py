@@ -165,19 +165,22 @@ class Node:
 
     def _prepared(self, dataset: Dataset) -> None:
         """A dataset is shown from now on."""
-        dataset.on_listed = partial(self._pins.follow_soon, dataset.manifest.id)
-        self._pins.follow_soon(dataset.manifest.id)
+        name = dataset.manifest.id
+        dataset.on_listed = partial(self._pins.follow_soon, name)
+        self._pins.ask(name)
 
     async def keep_pins(self) -> None:
-        """Look pins up again whenever their dataset has another revision."""
+        """Look priority and pins up again when a dataset is shown, pins whenever it has another revision."""
         while True:
             name = await self._pins.next_asked()
             dataset = self._shown.datasets.get(name)
             if dataset is not None:
                 try:
+                    priority = dataset.manifest.cache.priority
+                    await trio.to_thread.run_sync(self._tier.index.set_priority, name, priority, limiter=CATALOG)
                     await self._pins.follow(dataset)
                 except (DsfsError, OSError) as error:
-                    log.warning("pins cannot be followed", dataset=dataset.manifest.id, reason=str(error))
+                    log.warning("pins or priority cannot be noted", dataset=dataset.manifest.id, reason=str(error))
 
     async def warm(self, selector: str, bytes_per_s: float | None) -> dict[str, Any]:
         """Begin to bring in a dataset, or the paths that a glob names."""

@@ -201,7 +201,7 @@ async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]
     try:
         index = open_index(layout.index)
         boot = trust_id(layout.root)
-        tier = NodeTier(layout, index, settings.cache_limit, boot)
+        tier = NodeTier(layout, index, settings.cache_limit, boot, least_free=settings.least_free)
         await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
         try:
             yield tier, boot

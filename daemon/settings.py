@@ -16,6 +16,7 @@ from dsfs.errors import ConfigError
 from dsfs.manifest.sizes import Percent, parse_size_or_percent
 
 DEFAULT_CACHE_SIZE = "80%"
+DEFAULT_MIN_FREE = "5%"
 DEFAULT_READ_TIMEOUT_S = 30.0
 LOG_FORMATS = ("console", "json")
 _MEMORY_SHARE = 1 / 16
@@ -37,6 +38,7 @@ class Settings:
     cache_size: str = DEFAULT_CACHE_SIZE
     shared_cache: str | None = None
     shared_cache_size: str = DEFAULT_CACHE_SIZE
+    min_free: str = DEFAULT_MIN_FREE
     session: str = "direct"
     source_uri: str | None = None
     source_options: dict[str, str] = field(default_factory=dict)
@@ -85,8 +87,12 @@ class Settings:
         """Bytes that the cache directory may use now; a percentage follows the size of its file system."""
         return _bytes_of(self.cache_size, self.cache_dir)
 
+    def least_free(self) -> int:
+        """Bytes that shall stay free on the file system of the cache, whoever fills it."""
+        return 0 if self.min_free == "0" else _bytes_of(self.min_free, self.cache_dir)
+
     def shared_cache_limit(self, root: str) -> int:
-        """The same for the shared cache at ``root``; waits for its file system."""
+        """As ``cache_limit``, for the shared cache at ``root``; waits for its file system."""
         return _bytes_of(self.shared_cache_size, root)
 
 

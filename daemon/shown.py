@@ -118,8 +118,6 @@ class Shown:
         ``revisions`` are the catalogs to show, latest first; else those that a server before this one has shown.
         For a single dataset, what keeps it from being built is raised; else it is shown FAILED.
         """
-        if manifest.cache.priority:
-            log.warning("cache.priority has no effect in this version", dataset=manifest.id)
         build = partial(self._builder.build, manifest)
         credentials: Mapping[str, str] | None = None
         try:

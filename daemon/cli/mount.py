@@ -20,7 +20,14 @@ from daemon import running
 from daemon.cli.options import CacheDir
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
-from daemon.settings import DEFAULT_CACHE_SIZE, LOG_FORMATS, Settings, default_cache_dir, parse_address
+from daemon.settings import (
+    DEFAULT_CACHE_SIZE,
+    DEFAULT_MIN_FREE,
+    LOG_FORMATS,
+    Settings,
+    default_cache_dir,
+    parse_address,
+)
 from daemon.users import users_of
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
@@ -56,6 +63,10 @@ def mount(
     shared_cache_size: Annotated[
         str, typer.Option(metavar="SIZE", help="How much the shared cache may use, such as 20TiB or 80%.")
     ] = DEFAULT_CACHE_SIZE,
+    min_free: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="How much of its disk the cache leaves free, such as 5% or 20GiB; 0: none."),
+    ] = DEFAULT_MIN_FREE,
     session: Annotated[str, typer.Option(metavar="auto|direct|pyfuse3", help="How to speak to the kernel.")] = "auto",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted or stopped.")] = False,
     http: Annotated[
@@ -93,6 +104,8 @@ def mount(
     _usage("--shared-cache-size", parse_size_or_percent, shared_cache_size)
     if shared_cache_size != DEFAULT_CACHE_SIZE and shared_cache is None:
         raise typer.BadParameter("--shared-cache-size goes with --shared-cache DIR")
+    if min_free != "0":
+        _usage("--min-free", parse_size_or_percent, min_free)
     if http is not None:
         _usage("", parse_address, http)
     if option and file:
@@ -111,6 +124,7 @@ def mount(
         cache_size=cache_size,
         shared_cache=os.path.abspath(shared_cache) if shared_cache else None,
         shared_cache_size=shared_cache_size,
+        min_free=min_free,
         session=chosen,
         source_uri=None if file else where[0],
         source_options=options,

@@ -63,6 +63,9 @@ class BlockMap:
         self.block_bytes = block_bytes
         self.blocks = block_count(size_bytes, block_bytes)
         self.unlinked = False
+        self.counted_bytes = 0
+        """Space on disk that somebody has counted; see ``grown_bytes``. What has no block counts for nothing."""
+        self._counting = threading.Lock()
         self._map_fd = map_fd
         self._direct_fd = _UNTRIED
         try:
@@ -109,6 +112,7 @@ class BlockMap:
             os.close(fd)
             os.close(map_fd)
             raise
+        obj.counted_bytes = obj.space_bytes() if obj.present_bytes() else 0
         if bytes(obj._boot) != boot:
             obj._distrust(boot)
         return obj
@@ -187,6 +191,17 @@ class BlockMap:
         if self._states[self.blocks - 1] != State.ABSENT:
             present -= self.blocks * self.block_bytes - self.size_bytes
         return present
+
+    def space_bytes(self) -> int:
+        """What data and map take on disk now."""
+        return (os.fstat(self.fd).st_blocks + os.fstat(self._map_fd).st_blocks) * 512
+
+    def grown_bytes(self) -> int:
+        """How much more that is than when somebody asked last; less than 0 when space was given back."""
+        with self._counting:
+            now = self.space_bytes()
+            grown, self.counted_bytes = now - self.counted_bytes, now
+            return grown
 
     def missing(self, wanted: ByteRange) -> list[int]:
         """The blocks of a range that cannot be read yet; UNCHECKED ones among them."""

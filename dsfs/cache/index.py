@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from typing import TypeVar
 import diskcache
 import structlog
 
-from dsfs.cache.eviction import Cached
+from dsfs.cache.eviction import WINDOW_SHARE, Activity, Cached, Window, Worth, choose_victims
+from dsfs.cache.frequency import Frequencies
 from dsfs.cache.rows import Row, Rows
 
 log = structlog.get_logger()
@@ -37,6 +39,8 @@ _PINNED = "pinned"
 _NOTED_S = 60.0
 _NOTED_USES = 200_000
 _PENDING_USES = 50_000
+_FREQUENCIES = "frequencies"
+_SAVED_S = 300.0
 _BATCH = 2_000  # rows in one transaction, when there may be a million
 
 T = TypeVar("T")
@@ -51,6 +55,7 @@ class _Pending:
     added_bytes: int = 0
     content_bytes: int = 0  # of files, without what a disk and a map add
     owners: set[str] = field(default_factory=set)
+    fresh: bool = False  # used, and not a minute ago too: a file that is read for an hour is used once
 
 
 @dataclass(slots=True)
@@ -89,7 +94,7 @@ def _joined(first: dict[str, _Pending], then: dict[str, _Pending]) -> dict[str, 
             lost_bytes = before.lost_bytes + change.lost_bytes
             if change.removed:
                 lost_bytes += before.added_bytes
-                change = _Pending(True, lost_bytes, change.added_bytes, change.content_bytes, change.owners)
+                change = _Pending(True, lost_bytes, *_rest(change))
             else:
                 change = _Pending(
                     before.removed,
@@ -97,21 +102,30 @@ def _joined(first: dict[str, _Pending], then: dict[str, _Pending]) -> dict[str, 
                     before.added_bytes + change.added_bytes,
                     before.content_bytes + change.content_bytes,
                     before.owners | change.owners,
+                    before.fresh or change.fresh,
                 )
         joined[key] = change
     return joined
+
+
+def _rest(change: _Pending) -> tuple[int, int, set[str], bool]:
+    return change.added_bytes, change.content_bytes, change.owners, change.fresh
 
 
 class Index:
     """Safe to use from several threads. ``used_bytes`` and ``owner_bytes`` are kept exact in memory."""
 
     def __init__(self, directory: str) -> None:
+        self.limit_bytes = 2**62
+        """What the cache may use; kept up to date by whoever measures the disk."""
+        self._directory = directory
         self._rows = Rows(directory)
         self._lock = threading.Lock()  # guards everything below; never held while the disk is waited for
         self._flushing = threading.Lock()  # whoever writes rows
         self._pending: dict[str, _Pending] = {}
         self._unflushed_bytes: Counter[str] = Counter()  # by owner: added since the last flush
         self._noted: dict[str, tuple[str, ...]] = {}  # who used it in this minute, which need not be noted again
+        self._noted_before: dict[str, tuple[str, ...]] = {}  # and in the one before
         self._noted_since_s = 0.0
         known = self._rows.noted(_FORMAT_NOTE) == _FORMAT
         if not known:
@@ -121,6 +135,11 @@ class Index:
         self._priorities: dict[str, int] = self._rows.noted(_PRIORITIES) or {}
         self._pins_done: dict[str, str] = self._rows.noted(_PINS_DONE) or {}
         self._used_bytes = self._totals.all
+        # Under _flushing: what eviction knows beside the rows.
+        self._window = Window()
+        self._activity = Activity()
+        self._frequencies = Frequencies(_load(directory))
+        self._saved_s = 0.0
         self.was_clean = known and bool(self._rows.noted(_CLEAN))
         """False: the last server did not end in order, and objects/ may hold what the index does not know."""
         self._rows.forget([_CLEAN])
@@ -142,7 +161,7 @@ class Index:
             pending.added_bytes += size_bytes
             pending.content_bytes += content_bytes
             if owner:
-                pending.owners.add(owner)
+                self._note(key, owner, pending)
                 self._unflushed_bytes[owner] += content_bytes
 
     def shrink(self, key: str, size_bytes: int, content_bytes: int) -> None:
@@ -160,10 +179,16 @@ class Index:
         with self._lock:
             if len(self._pending) >= _PENDING_USES:
                 return  # more than a flush can write: some of so many uses stand for all
+            self._note(key, owner, self._pending.setdefault(key, _Pending()))
+
+    def _note(self, key: str, owner: str, pending: _Pending) -> None:
+        pending.owners.add(owner)
+        noted = self._noted.get(key, ())
+        if owner not in noted:
+            pending.fresh = pending.fresh or (not noted and key not in self._noted_before)
             if len(self._noted) >= _NOTED_USES:
                 self._noted.clear()
-            self._noted[key] = (*self._noted.get(key, ()), owner)
-            self._pending.setdefault(key, _Pending()).owners.add(owner)
+            self._noted[key] = (*noted, owner)
 
     def remove(self, key: str) -> None:
         """Note that an object is gone. What is pinned stays so, and is kept when it comes again."""
@@ -171,6 +196,7 @@ class Index:
             before = self._pending.get(key, _Pending())
             self._pending[key] = _Pending(removed=True, lost_bytes=before.lost_bytes + before.added_bytes)
             self._noted.pop(key, None)
+            self._noted_before.pop(key, None)
 
     def flush(self, now_s: float) -> None:
         """Write what was noted since the last flush. Blocks on the disk.
@@ -180,7 +206,7 @@ class Index:
         with self._flushing:
             with self._lock:
                 if abs(now_s - self._noted_since_s) >= _NOTED_S:
-                    self._noted.clear()
+                    self._noted_before, self._noted = self._noted, {}
                     self._noted_since_s = now_s
                 pending, self._pending = self._pending, {}
                 self._unflushed_bytes.clear()
@@ -189,8 +215,11 @@ class Index:
             lost_bytes = 0
             after: dict[str, Row | None] = {}
 
+            known: dict[str, Row] = {}
+
             def merge(rows: dict[str, Row]) -> dict[str, Row | None]:
-                nonlocal lost_bytes
+                nonlocal lost_bytes, known
+                known = rows
                 for key, change in pending.items():
                     after[key], lost = _merged(rows.get(key, Row()), change, now_s)
                     lost_bytes += lost
@@ -202,11 +231,33 @@ class Index:
                 with self._lock:
                     self._pending = _joined(pending, self._pending)
                 raise
+            self._observe(pending, known, after)
             with self._lock:
                 self._used_bytes -= lost_bytes
                 for key, row in after.items():
                     if row is None:  # used when it was not here: once it is, that has to be noted
                         self._noted.pop(key, None)
+
+    def _observe(
+        self, pending: dict[str, _Pending], before: Mapping[str, Row], after: Mapping[str, Row | None]
+    ) -> None:
+        """Tell what eviction goes by of what has happened. Under ``_flushing``."""
+        objects = len(self._rows)
+        here_bytes = self._totals.all
+        share_bytes = self.limit_bytes * WINDOW_SHARE
+        for key, change in pending.items():
+            if change.fresh:
+                self._frequencies.count(key, objects)
+            for owner in change.owners:
+                self._activity.used(owner)
+            self._activity.brought(max(0, change.added_bytes))
+            row = after[key]
+            new = change.removed or key not in before or before[key].space_bytes == 0
+            if row is None or row.pins or not 0 < row.space_bytes <= share_bytes:
+                self._window.drop(key)
+            elif new or key in self._window:
+                self._window.put(key, row.space_bytes)
+        self._window.settle(here_bytes, self.limit_bytes)
 
     def _rewrite(self, keys: list[str], change: Callable[[dict[str, Row]], Mapping[str, Row | None]]) -> None:
         """Read rows, change them, write them and the sums, in one transaction. Under ``_flushing``. Raises OSError."""
@@ -259,14 +310,39 @@ class Index:
         """Every object that may go, in the order in which it should: priority, then last use; as of the last flush."""
         for name in sorted(self._rows.classes()):
             if name != _PINNED:
-                yield from (_cached(key, row, _priority(name)) for key, row in self._rows.of_class(name))
+                yield from (self._cached(key, row) for key, row in self._rows.of_class(name))
+
+    def choose_victims(self, need_bytes: int, growing: str = "") -> list[Cached]:
+        """What goes so that ``need_bytes`` become free, ``growing`` being what they are for; as of the last flush."""
+        with self._flushing:
+            keys = list(self._window.beyond(int(self.limit_bytes * WINDOW_SHARE)))
+            rows = self._rows.get([*keys, growing] if growing else keys)
+            asking = rows.get(growing)
+            too_large = asking is not None and asking.space_bytes > self.limit_bytes * WINDOW_SHARE
+            choice = choose_victims(
+                (self._cached(key, rows[key]) for key in keys if key in rows and key != growing),
+                (entry for entry in self.victims_first() if entry.key not in self._window and entry.key != growing),
+                need_bytes,
+                self._worth,
+                self._cached(growing, asking) if asking is not None and too_large else None,
+            )
+            for key in choice.settled:
+                self._window.drop(key)
+        return choice.victims
+
+    def _worth(self, entry: Cached) -> Worth:
+        active = not self._activity.idle(entry.owners, self.limit_bytes)
+        return Worth(entry.priority, active, self._frequencies.of(entry.key))
+
+    def _cached(self, key: str, row: Row) -> Cached:
+        return Cached(key, row.space_bytes, row.last_used_s, row.owners, row.content_bytes, self._priority_of(row))
 
     def everything(self) -> Iterator[Cached]:
         """Every object that is here, pinned ones too; as of the last flush."""
         for name in self._rows.classes():
             for key, row in self._rows.of_class(name):
                 if row.space_bytes > 0:
-                    yield _cached(key, row, self._priority_of(row))
+                    yield self._cached(key, row)
 
     def share(self, owner: str, other: str) -> None:
         """Note that a dataset uses all that another one does. Blocks on the disk; raises OSError."""
@@ -319,6 +395,8 @@ class Index:
 
             with self._flushing:
                 self._rewrite(list(wanted), hold)
+                for key in wanted:
+                    self._window.drop(key)
 
     def unpin_others(self, dataset: str, number: int | None) -> None:
         """Let go of what a dataset held in other rounds than this one, or (None) of all of it. Raises OSError."""
@@ -345,11 +423,27 @@ class Index:
                 raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
             self._pins_done = {name: known for name, known in done.items() if known is not None}
 
+    def save_sometimes(self, now_s: float) -> None:
+        """Have a crash forget no more than some minutes of how often things were used. Raises OSError."""
+        if abs(now_s - self._saved_s) >= _SAVED_S:
+            self.save(now_s)
+
+    def save(self, now_s: float) -> None:
+        """Write down how often things were used. Raises OSError."""
+        self._saved_s = now_s
+        with self._flushing:
+            table = zlib.compress(self._frequencies.table, 1)
+        temporary = f"{self._directory}/{_FREQUENCIES}.new"
+        with open(temporary, "wb") as file:
+            file.write(table)
+        os.rename(temporary, f"{self._directory}/{_FREQUENCIES}")
+
     # -- end --------------------------------------------------------------------------------------------------------
 
     def close(self, now_s: float) -> None:
         """Flush, and say that this end was in order."""
         self.flush(now_s)
+        self.save(now_s)
         self._rows.note(_CLEAN, True)
         self._rows.close()
 
@@ -382,23 +476,24 @@ def _let_go(row: Row, dataset: str) -> Row | None:
     return row._replace(pins=pins, whole_bytes=row.whole_bytes if pins else 0)
 
 
-def _cached(key: str, row: Row, priority: int) -> Cached:
-    return Cached(key, row.space_bytes, row.last_used_s, row.owners, row.content_bytes, priority)
-
-
 def _class_name(priority: int) -> str:
     """Sorts as the priority does, which is a signed number of 32 bits."""
     return f"p{priority + 2**31:010d}"
-
-
-def _priority(class_name: str) -> int:
-    return int(class_name[1:]) - 2**31
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:
     remaining = iter(items)
     while some := list(islice(remaining, _BATCH)):
         yield some
+
+
+def _load(directory: str) -> bytes | None:
+    """How often things were used before; None when that is not known, which costs hits and nothing else."""
+    try:
+        with open(f"{directory}/{_FREQUENCIES}", "rb") as file:
+            return zlib.decompress(file.read())
+    except (OSError, zlib.error):
+        return None
 
 
 def open_index(directory: str) -> Index:

@@ -38,6 +38,10 @@ class Layout:
         """Outside of the index, which may be lost."""
         return f"{self.root}/pins.json"
 
+    def directory_bytes(self) -> int:
+        """Space of the directories that objects lie in: a name takes some hundred bytes, twice for each object."""
+        return sum(os.stat(f"{self.objects}/{name}").st_blocks * 512 for name in _FANOUT)
+
     def object_path(self, key: str) -> str:
         return f"{self.root}/objects/{key[:2]}/{key}"
 

@@ -17,7 +17,7 @@ from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import CachedObject, open_object
 from dsfs.cache.direct import DirectWrites
-from dsfs.cache.eviction import choose_victims
+from dsfs.cache.eviction import ROOM_SHARE
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.mapfile import crc32c, map_bytes, pack_complete
@@ -46,16 +46,25 @@ class NodeStatistics:
 class NodeTier:
     """Objects by key. ``open`` and ``create`` belong to one thread (the reader's); the rest may be called from any.
 
-    ``limit`` says how many bytes may be used now; it is a function, as "80%" follows the disk.
+    ``limit`` says how many bytes may be used now, ``least_free`` how many shall stay free on the disk whoever fills it;
+    both are functions, as "80%" follows the disk. They are asked once a second, and whenever room is made.
     """
 
     def __init__(
-        self, layout: Layout, index: Index, limit: Callable[[], int], boot: bytes, block_bytes: int = BLOCK_BYTES
+        self,
+        layout: Layout,
+        index: Index,
+        limit: Callable[[], int],
+        boot: bytes,
+        block_bytes: int = BLOCK_BYTES,
+        least_free: Callable[[], int] = lambda: 0,
     ) -> None:
         self.layout = layout
         self.index = index
         self.block_bytes = block_bytes
         self._limit = limit
+        self._least_free = least_free
+        self._leaving: weakref.WeakSet[CachedObject] = weakref.WeakSet()  # unlinked, and kept by who has them open
         self._boot = boot
         self._recent: LRUCache[str, CachedObject] = LRUCache(_OPEN_OBJECTS)
         self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
@@ -65,9 +74,23 @@ class NodeTier:
         self._evicting = threading.Lock()
         self._direct = DirectWrites()
         self._trouble = ""
+        self._limit_bytes = 0
+        self._look_at_disk()
 
     def statistics(self) -> NodeStatistics:
-        return NodeStatistics(self.used_bytes, self._limit(), self._reserved_bytes, self._trouble)
+        return NodeStatistics(self.used_bytes, self._limit_bytes, self._reserved_bytes, self._trouble)
+
+    def _look_at_disk(self) -> None:
+        """How much may be used now. Blocks on the disk."""
+        limit_bytes = self._limit()
+        least_free = self._least_free()
+        if least_free > 0:
+            disk = os.statvfs(self.layout.root)
+            # What is unlinked and still open gives its space back by itself: it must not cost others theirs.
+            leaving_bytes = sum(obj.size_bytes for obj in list(self._leaving) if obj.complete)
+            spare_bytes = disk.f_bavail * disk.f_frsize + leaving_bytes - least_free
+            limit_bytes = min(limit_bytes, max(0, self.used_bytes + spare_bytes))
+        self._limit_bytes = self.index.limit_bytes = limit_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -77,7 +100,7 @@ class NodeTier:
     @property
     def room_bytes(self) -> int:
         """What objects may use of the limit: all but catalogs and index."""
-        return max(0, self._limit() - self._overhead_bytes)
+        return max(0, self._limit_bytes - self._overhead_bytes)
 
     # -- looking up ---------------------------------------------------------------------------------------------
 
@@ -147,8 +170,9 @@ class NodeTier:
             )
         ]
         try:
-            replaced = _write_new_file(path, view)
-            _write_new_file(map_aside, pack_complete(key, size_bytes, self.block_bytes, self._boot, sums))
+            replaced, data_space = _write_new_file(path, view)
+            packed = pack_complete(key, size_bytes, self.block_bytes, self._boot, sums)
+            _replaced, map_space = _write_new_file(map_aside, packed)
             os.rename(map_aside, f"{path}.map")
         except OSError:
             if os.path.exists(map_aside):
@@ -157,21 +181,23 @@ class NodeTier:
             raise
         if replaced:  # what lacked a block, or its map: whoever holds it keeps it, whoever comes now gets the new one
             self._forget(key)
-        self.index.add(key, space_of(size_bytes) + _PAGE, size_bytes, owner)
+        self.index.add(key, data_space + map_space, size_bytes, owner)
 
     def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         """Store one block of a larger object. Raises OSError when the disk refuses."""
         with obj.writer() as writer:
-            takes_space = writer.publish(block, data, self._direct)
-        if takes_space and not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
-            self.index.add(obj.key, space_of(len(data)), len(data), owner)
+            is_new = writer.publish(block, data, self._direct)
+        if not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
+            grown_bytes = obj.grown_bytes()
+            if is_new or grown_bytes:
+                self.index.add(obj.key, grown_bytes, len(data) if is_new else 0, owner)
 
     # -- room ---------------------------------------------------------------------------------------------------
 
     def reserve(self, size_bytes: int) -> bool:
         """Set space aside for a fetch; False when room has to be made first. Give it back with ``release``."""
         with self._lock:
-            if self.used_bytes + self._reserved_bytes + size_bytes > self._limit():
+            if self.used_bytes + self._reserved_bytes + size_bytes > self._limit_bytes:
                 return False
             self._reserved_bytes += size_bytes
             return True
@@ -181,20 +207,22 @@ class NodeTier:
         with self._lock:
             self._reserved_bytes -= size_bytes
 
-    def make_room(self, size_bytes: int) -> None:
+    def make_room(self, size_bytes: int, key: str = "") -> None:
         """Evict until ``size_bytes`` can be reserved, and reserve them. Blocks on the disk.
 
-        Raises CacheFull when what is left cannot be evicted.
+        ``key`` is the object that they are for: a large one is not evicted so that more of it can be kept, and takes
+        only the places of what is used less. Raises CacheFull when nothing else is left that may go.
         """
         with self._evicting:
+            self._look_at_disk()
             if self.reserve(size_bytes):
                 return
-            limit = self._limit()
+            limit = self._limit_bytes
             # a little more than asked for, or every block of a full cache would pay for an eviction of its own
-            need = self.used_bytes + self._reserved_bytes + size_bytes - limit + limit // 64
+            need = self.used_bytes + self._reserved_bytes + size_bytes - limit + int(limit * ROOM_SHARE)
             if size_bytes <= limit:
                 self._flush_index()
-                for victim in choose_victims(self.index.victims_first(), need):
+                for victim in self.index.choose_victims(need, key):
                     if not self.index.pinned(victim.key):  # nor since it was chosen
                         metrics.EVICTED_BYTES.inc(self.evict(victim.key))
                 self._flush_index()
@@ -218,6 +246,7 @@ class NodeTier:
             if freed is None:
                 return 0
             self.index.remove(key)
+            obj.counted_bytes = 0  # what its map takes counts again with the next block
             return freed
         return self.drop(key)
 
@@ -242,6 +271,7 @@ class NodeTier:
             self._recent.pop(key, None)
         if obj is not None:
             obj.unlinked = True
+            self._leaving.add(obj)
         self.index.remove(key)
 
     def drop_bad_block(self, obj: CachedObject, block: int) -> None:
@@ -257,7 +287,11 @@ class NodeTier:
         if freed is None:
             self.drop(obj.key)
         else:
-            self.index.shrink(obj.key, space_of(freed), freed)
+            assert isinstance(obj, BlockMap)
+            self.index.shrink(obj.key, -obj.grown_bytes(), freed)
+            if not obj.present_bytes():
+                self.index.remove(obj.key)
+                obj.counted_bytes = 0
 
     # -- health and upkeep --------------------------------------------------------------------------------------
 
@@ -284,20 +318,26 @@ class NodeTier:
             self.note_trouble(error)
 
     def upkeep(self) -> None:
-        """Write the index, measure catalogs and index, set the gauges. Once a second; blocks on the disk."""
+        """Write the index, measure the disk and what else lies there, set the gauges. Once a second; blocks on it."""
         self._flush_index()
+        try:
+            self.index.save_sometimes(time.time())
+        except OSError as error:
+            self.note_trouble(error)
         self._overhead_bytes = sum(
             entry.stat(follow_symlinks=False).st_blocks * 512
             for directory, _names, _files in os.walk(self.layout.catalogs)
             for entry in _files_in(directory)
         ) + sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _files_in(self.layout.index))
-        if self.used_bytes > self._limit():  # catalogs and index have grown, or a percentage of the disk has shrunk
+        self._overhead_bytes += self.layout.directory_bytes()
+        self._look_at_disk()
+        if self.used_bytes > self._limit_bytes:  # catalogs and index have grown, or a percentage of the disk has shrunk
             try:
                 self.make_room(0)
             except CacheFull as full:
                 log.debug("cache stays over its limit", cache=self.layout.root, reason=str(full))
         metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
-        metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._limit())
+        metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._limit_bytes)
 
 
 def space_of(size_bytes: int) -> int:
@@ -315,8 +355,8 @@ def whole_space(size_bytes: int, block_bytes: int) -> int:
     return space_of(size_bytes) + map_space(size_bytes, block_bytes)
 
 
-def _write_new_file(path: str, data: bytes | memoryview) -> bool:
-    """Whether another file had this name."""
+def _write_new_file(path: str, data: bytes | memoryview) -> tuple[bool, int]:
+    """Whether another file had this name, and the space that the new one takes."""
     replaced = False
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -329,9 +369,9 @@ def _write_new_file(path: str, data: bytes | memoryview) -> bool:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        return replaced, os.fstat(fd).st_blocks * 512
     finally:
         os.close(fd)
-    return replaced
 
 
 def _files_in(directory: str) -> Iterable[os.DirEntry[str]]:

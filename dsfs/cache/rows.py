@@ -100,6 +100,10 @@ class Rows:
             found.append(name)
             last = name
 
+    def __len__(self) -> int:
+        """About how many rows; what is noted beside them counts too."""
+        return len(self._cache)
+
     def __contains__(self, key: str) -> bool:
         return key in self._cache
 

@@ -10,7 +10,7 @@ import structlog
 
 from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.mapfile import HEADER, State
-from dsfs.cache.node import NodeTier, map_space
+from dsfs.cache.node import NodeTier
 from dsfs.ranges import block_range
 
 log = structlog.get_logger()
@@ -89,8 +89,10 @@ def rebuild_index(tier: NodeTier, boot: bytes) -> None:
             log.warning("cached object dropped", key=key, reason=str(error))
             tier.drop(key)
             continue
-        present_bytes = obj.present_bytes()
-        tier.index.add(key, present_bytes + map_space(obj.size_bytes, obj.block_bytes), present_bytes, "")
+        if obj.present_bytes():
+            tier.index.add(key, obj.space_bytes(), obj.present_bytes(), "")
+        else:
+            tier.drop(key)
     for directory, _names, files in os.walk(tier.layout.objects):
         present = set(files)
         for name in files:

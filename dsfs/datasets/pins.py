@@ -99,8 +99,12 @@ class Pins:
     def follow_soon(self, dataset: str) -> None:
         """A dataset shows another revision, or more of one: have its pins looked up again."""
         if dataset in self._globs:
-            self._asked.add(dataset)
-            self._wake.set()
+            self.ask(dataset)
+
+    def ask(self, dataset: str) -> None:
+        """Have ``next_asked`` give this one."""
+        self._asked.add(dataset)
+        self._wake.set()
 
     async def next_asked(self) -> str:
         """Wait for a dataset whose pins shall be looked up again."""

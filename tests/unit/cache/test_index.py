@@ -69,8 +69,9 @@ def test_least_recently_used_comes_first(tmp_path: Path) -> None:
     for key in KEYS:
         index.add(key, 10, 10, "a")
         index.flush(0.0)
+    index.flush(100.0)  # a use is noted to the minute
     index.use(KEYS[0], "a")
-    index.flush(1.0)
+    index.flush(101.0)
     assert [row.key for row in index.everything()] == [KEYS[1], KEYS[2], KEYS[0]]
     index.close(2.0)
 

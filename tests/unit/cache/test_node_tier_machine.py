@@ -25,7 +25,7 @@ from dsfs.cache.complete import CachedObject, CompleteObject
 from dsfs.cache.index import Index
 from dsfs.cache.layout import open_layout
 from dsfs.cache.mapfile import MAGIC, STATES_AT, State
-from dsfs.cache.node import NodeTier, map_space, space_of
+from dsfs.cache.node import NodeTier, map_space, space_of, whole_space
 from dsfs.cache.verify import keys_on_disk, rebuild_index, verify
 from dsfs.errors import CacheFull
 from dsfs.ranges import ByteRange, block_count, block_range, blocks_of
@@ -68,6 +68,7 @@ class NodeTierMachine(RuleBasedStateMachine):
         """Blocks that were written under another boot, and not looked at since."""
         self.counted: dict[str, int] = {}
         """What the index should say, in bytes."""
+        self.pinned: set[str] = set()
         self.exact = True
         """Until a crash takes away what the index did not write yet."""
         self.allowed_over = 0
@@ -118,6 +119,7 @@ class NodeTierMachine(RuleBasedStateMachine):
                 continue
             obj = self.tier.open(key, SIZE[key], "a/one")
             if obj is None or obj.present_bytes() == 0:
+                assert key not in self.pinned
                 self.gone(key)
             else:
                 assert self.present(obj) == set(self.model[key])
@@ -159,7 +161,8 @@ class NodeTierMachine(RuleBasedStateMachine):
             for block in blocks:
                 self.tier.publish(obj, block, block_of(key, block), owner)
                 if block not in self.model.setdefault(key, {}):
-                    self.counted[key] = self.counted.get(key, 0) + space_of(len(block_of(key, block)))
+                    before = self.counted.get(key) or map_space(SIZE[key], BLOCK)
+                    self.counted[key] = before + space_of(len(block_of(key, block)))
                 self.model[key][block] = block_of(key, block)
                 self.unchecked.get(key, set()).discard(block)
 
@@ -219,6 +222,20 @@ class NodeTierMachine(RuleBasedStateMachine):
     @rule()
     def let_go(self) -> None:
         self.held.pop(0)
+
+    @rule(key=a_key, owner=an_owner)
+    def pin(self, key: str, owner: str) -> None:
+        """Nothing is pinned that could not be here together (dsfs.datasets.pins sees to that)."""
+        space = whole_space(SIZE[key], BLOCK)
+        if self.index.pinned_whole_bytes + self.index.unpinned_space([(key, space)]) <= LIMIT:
+            self.index.pin(owner, 1, [(key, space)])
+            self.pinned.add(key)
+
+    @rule()
+    def unpin(self) -> None:
+        for owner in ("a/one", "b/two"):
+            self.index.unpin_others(owner, None)
+        self.pinned.clear()
 
     # -- taking back ------------------------------------------------------------------------------------------------
 
@@ -281,6 +298,8 @@ class NodeTierMachine(RuleBasedStateMachine):
             del self.model[key][block]
             self.unchecked.get(key, set()).discard(block)
             self.counted[key] -= space_of(place.length)
+            if not self.model[key]:
+                self.counted.pop(key)
         obj = self.tier.open(key, SIZE[key], "a/one")
         assert (set() if obj is None else self.present(obj)) == set(self.model.get(key, {}))
 
@@ -362,9 +381,10 @@ class NodeTierMachine(RuleBasedStateMachine):
         self.open_tier()
         assert not self.index.was_clean
         rebuild_index(self.tier, self.boot_id)
+        self.pinned.clear()  # they are in the index too; what is written down about them is not
         self.exact = True
         self.counted = {
-            key: sum(len(data) for data in self.model.get(key, {}).values()) + map_space(SIZE[key], BLOCK)
+            key: sum(space_of(len(data)) for data in self.model.get(key, {}).values()) + map_space(SIZE[key], BLOCK)
             for key in keys_on_disk(self.layout.objects)
         }
         # maps of partial objects were not counted when they came
