@@ -307,7 +307,10 @@ class BlockMap:
             freed = 0
             for block in taken:
                 place = block_range(block, self.size_bytes, self.block_bytes)
-                if _libc.fallocate(self.fd, _PUNCH_HOLE, place.start, place.length) != 0:
+                length = place.length
+                if place.stop == self.size_bytes:
+                    length = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE  # a part of a page would keep its space
+                if _libc.fallocate(self.fd, _PUNCH_HOLE, place.start, length) != 0:
                     code = ctypes.get_errno()
                     raise OSError(code, os.strerror(code), self.key)
                 freed += place.length

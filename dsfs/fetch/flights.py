@@ -300,7 +300,7 @@ class Flights:
         """Whether the node tier has room for a flight; held as long as the context lasts."""
         file, tier = flight.file, self._tier
         space = space_of(self._range(file, flight.blocks).length) + map_space(file.size_bytes, tier.block_bytes)
-        reserved = await self._reserve(file.origin, space)
+        reserved = await self._reserve(file.origin, file.key, space)
         try:
             yield reserved
         finally:
@@ -374,7 +374,7 @@ class Flights:
         await patiently(file.origin, read_a_byte, self.deadline_s)
         file.origin.count_fetched(1)
 
-    async def _reserve(self, origin: Origin, space: int) -> bool:
+    async def _reserve(self, origin: Origin, key: str, space: int) -> bool:
         """Room in the node tier; False: what comes is served without being kept."""
         quota = origin.quota_bytes
         # A dataset beyond its quota keeps what it has. Read in a new order each epoch, a part that stays is hit
@@ -384,7 +384,7 @@ class Flights:
         if self._tier.reserve(space):
             return True
         try:
-            await trio.to_thread.run_sync(self._tier.make_room, space, limiter=DISK)
+            await trio.to_thread.run_sync(self._tier.make_room, space, key, limiter=DISK)
         except (CacheFull, OSError):
             return False
         return True
