@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from dsfs.cache.shared_layout import PUBLIC
@@ -110,10 +110,15 @@ class Usage:
     @property
     def bytes(self) -> int:
         """In use, by what is known now."""
-        counted = sum(self._counted.values())
-        if len(self._counted) >= len(self._known):
-            return counted
-        return counted * len(self._known) // len(self._counted) if self._counted else 0
+        return self.guess(self._counted)
+
+    def guess(self, counted: Mapping[str, int]) -> int:
+        """What all directories hold, from what some of them do."""
+        return sum(counted.values()) * len(self._known) // len(counted) if counted else 0
+
+    def counted(self, directory: str) -> int:
+        """What one directory holds, by what is known now; in bytes."""
+        return self._counted.get(directory, 0)
 
     def next(self) -> str | None:
         """Which directory to count now; None: begin another round."""

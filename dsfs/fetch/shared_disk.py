@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,7 +94,7 @@ class SharedDisk:
         self._trouble = "was not looked at yet"
         self._refusal = ""
         self._full = False
-        self._failures = 0
+        self._failures: Counter[object] = Counter()  # by what was called: reading may go well while no write does
         self._threads = trio.CapacityLimiter(_THREADS)
         self._probing = trio.CapacityLimiter(1)
         self._calls: set[_Call] = set()
@@ -175,9 +176,9 @@ class SharedDisk:
         try:
             result = await self._in_thread(self._threads, limit_s, partial(function, *args, **kwargs))
         except OSError as error:
-            self._note(error)
+            self._note(function, error)
             raise Unusable from error
-        self._failures = 0
+        self._failures[function] = 0
         return result
 
     async def _in_thread(self, limiter: trio.CapacityLimiter, limit_s: float, function: Callable[[], T]) -> T:
@@ -201,14 +202,14 @@ class SharedDisk:
 
     # -- trouble --------------------------------------------------------------------------------------------------
 
-    def _note(self, error: OSError) -> None:
+    def _note(self, called: object, error: OSError) -> None:
         """What an operation met. A refusal to be written to stops writing; anything else, if it goes on, all use."""
         reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno in REFUSALS:
             self._refuse(error)
             return
-        self._failures += 1
-        if error.errno in _GONE or self._failures >= _FAILURES:
+        self._failures[called] += 1
+        if error.errno in _GONE or self._failures[called] >= _FAILURES:
             self._stop(reason)
 
     def _refuse(self, error: OSError) -> None:
@@ -256,7 +257,8 @@ class SharedDisk:
             self._threads = trio.CapacityLimiter(_THREADS)
         self._layout, self._looked_s, self._limit_bytes = layout, time.monotonic(), limit_bytes
         self._areas = areas
-        self._trouble, self._failures = "", 0
+        self._trouble = ""
+        self._failures.clear()
         if layout.refusal is not None:
             self._refuse(layout.refusal)
         elif self._refusal:
@@ -329,16 +331,19 @@ class SharedDisk:
         """Count, evict, set the gauges; what it cannot do now it does later."""
         while True:
             began_s = trio.current_time()
+            enough = True
             try:
                 if self.usable:
                     await self._count()
-                    await self._evict()
+                    enough = await self._evict()
             except Unusable:
                 pass  # said where it was noted
             self._gauges()
             took_s = trio.current_time() - began_s
             self._room_wanted = trio.Event()
             with trio.move_on_after(max(self.times.upkeep_s, took_s / _COUNTING_SHARE)):
+                if not enough:  # all that is there is fresh: looking again at once would find the same
+                    await trio.sleep_forever()
                 await self._room_wanted.wait()
                 await trio.sleep(self.times.upkeep_s / 4)  # not more often than that, however much is wanted
 
@@ -366,29 +371,31 @@ class SharedDisk:
         self._usage.count(directory, found)
         return found
 
-    async def _evict(self) -> None:
-        """Down to two margins below the limit once it is nearer than one; more when there is no space at all."""
-        margin = self._limit_bytes // _MARGIN
-        need = (
-            self._usage.bytes - (self._limit_bytes - 2 * margin)
-            if self._usage.bytes > self._limit_bytes - margin
-            else 0
-        )
+    async def _evict(self) -> bool:
+        """Down to two margins below the limit once it is nearer than one; more when there is no space at all.
+
+        False: there was not enough to be had.
+        """
+        margin, usage = self._limit_bytes // _MARGIN, self._usage
+        goal = self._limit_bytes - 2 * margin
         if self._full:
-            need = max(need, min(_WHEN_FULL_BYTES, self._usage.bytes))
-        seen: set[str] = set()
-        while need > 0:
-            sample = self._usage.sample(seen)
+            goal = min(goal, usage.bytes - min(_WHEN_FULL_BYTES, usage.bytes))
+        elif usage.bytes <= self._limit_bytes - margin:
+            return True
+        seen: dict[str, int] = {}
+        while usage.bytes > goal:
+            sample = usage.sample(seen)
             if not sample:
-                return  # all that is left is fresh
-            seen.update(sample)
+                return False
             found = {directory: await self._entries(directory) for directory in sample}
-            victims = shared_space.choose(
-                (entry for each in found.values() for entry in each), need, self.clock_ns(), self.times.fresh_s
-            )
-            freed = await self._call(self.times.count_s, shared_space.remove, victims)
-            metrics.EVICTED_BYTES.inc(freed)
-            for directory, inside in found.items():
-                gone = {entry.path for entry in victims}
-                self._usage.count(directory, [entry for entry in inside if entry.path not in gone])
-            need -= sum(entry.space_bytes for entry in victims)
+            seen.update({directory: usage.counted(directory) for directory in sample})
+            # Another node may have just evicted what we counted before: what is seen now counts for more.
+            need = min(usage.bytes, usage.guess(seen)) - goal
+            inside = [entry for each in found.values() for entry in each]
+            victims = shared_space.choose(inside, need, self.clock_ns(), self.times.fresh_s)
+            metrics.EVICTED_BYTES.inc(await self._call(self.times.count_s, shared_space.remove, victims))
+            gone = set(victims)
+            for directory, each in found.items():
+                usage.count(directory, [entry for entry in each if entry not in gone])
+                seen[directory] = usage.counted(directory)
+        return True
