@@ -11,7 +11,7 @@ from dsfs.manifest.schema import SourceType
 from dsfs.manifest.secrets import VALUE_MAX_BYTES
 
 KEYS_OF: Final[Mapping[SourceType, tuple[str, ...]]] = {
-    SourceType.S3: ("access-key", "secret-key"),
+    SourceType.S3: ("access-key", "secret-key", "session-token", "sse-customer-key"),
     SourceType.HTTP: ("username", "password", "token"),
     SourceType.GIT: ("username", "password", "token", "ssh-privatekey", "ssh-privatekey-passphrase"),
     SourceType.HUGGING_FACE: ("token",),

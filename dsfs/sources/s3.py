@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from datetime import datetime
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,15 +18,14 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink
-from dsfs.sources.s3_client import S3Connection, S3Options, translated
+from dsfs.sources.s3_client import CredentialsExpired, Opened, S3Connection, S3Options, translated
 from dsfs.sources.s3_read import S3Reader, tag_of
+from dsfs.sources.s3_versions import pages_at
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
-
-T = TypeVar("T")
 
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
 NO_OPTIONS: Final = S3Options()
-_ACCEPTED_OPTIONS: Final = "endpoint, region, anonymous, requesterPays, provider, syncMode"
+_ACCEPTED_OPTIONS: Final = "endpoint, region, anonymous, revision, requesterPays, provider, syncMode"
 
 
 def s3_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> S3Source:
@@ -39,7 +38,10 @@ def s3_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> 
     if len(given) == 1:
         missing = ({"access-key", "secret-key"} - given.keys()).pop()
         raise ConfigError(f"S3: the Secret of {spec.uri} has no {missing} (give access-key and secret-key, or neither)")
-    return S3Source(bucket, prefix, options, given)
+    if credentials.get("session-token") and not given:
+        raise ConfigError(f"S3: the Secret of {spec.uri} has a session-token without access-key and secret-key")
+    more = {key: credentials[key] for key in ("session-token", "sse-customer-key") if credentials.get(key)}
+    return S3Source(bucket, prefix, options, {**given, **more})
 
 
 def _options(given: Mapping[str, str]) -> S3Options:
@@ -64,9 +66,12 @@ def _options(given: Mapping[str, str]) -> S3Options:
 
 
 class S3Source:
-    """Objects under a prefix. Version tag: the ETag, which S3 changes with the content."""
+    """Objects under a prefix. Version tag: the ETag, which S3 changes with the content.
 
-    revision = ""  # a listing has no name of its own here
+    With the option ``revision``, a time, of a bucket that keeps versions: the objects as they were then, each pinned by
+    its version id too. A listing of one directory, which S3 gives without its past, may then show directories that were
+    empty at that time.
+    """
 
     def __init__(
         self,
@@ -80,6 +85,9 @@ class S3Source:
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self._connection = S3Connection(bucket, options, credentials or {}, timeouts)
         self._reader = S3Reader(self._connection)
+        self._at = options.revision
+        self.revision = "" if self._at is None else self._at.astimezone(UTC).isoformat()
+        """A listing has no name of its own here, unless it is of a time."""
         self.uri = f"s3://{bucket}/{self._prefix}"
         self.identity = f"s3:{options.endpoint or ''}:{bucket}/{self._prefix}"
 
@@ -143,7 +151,16 @@ class S3Source:
     # -- requests -------------------------------------------------------------------------------------------------
 
     async def _pages(self, **asked: str) -> AsyncIterator[dict[str, Any]]:
+        """Pages as ``list_objects_v2`` gives them, of now or of the time that was asked for."""
         what = f"s3://{self._bucket}/{asked['Prefix']}"
+        if self._at is not None:
+
+            async def ask(**more: Any) -> dict[str, Any]:
+                return await self._call("list_object_versions", what, **asked, **more)
+
+            async for page in pages_at(ask, self._at):
+                yield page
+            return
         token: dict[str, str] = {}
         while True:
             page = await self._list(what, **asked, **token)
@@ -156,29 +173,48 @@ class S3Source:
             token = following
 
     async def _has_keys(self, prefix: str) -> bool:
+        if self._at is not None:
+            async for page in self._pages(Prefix=prefix):
+                if page["Contents"]:
+                    return True
+            return False
         page = await self._list(f"s3://{self._bucket}/{prefix}", Prefix=prefix, MaxKeys=1)
         return bool(page.get("Contents"))
 
     async def _list(self, what: str, **asked: Any) -> dict[str, Any]:
-        client = (await self._connection.opened()).client
-        page: dict[str, Any] = await self._call(client.list_objects_v2(Bucket=self._bucket, **asked), what)
+        page = await self._call("list_objects_v2", what, **asked)
         if "IsTruncated" not in page:
             # botocore takes any document for a listing: a log-in page of a proxy would be an empty bucket.
             raise SourceUnavailable(f"{what}: the answer is no listing (check the endpoint)")
         return page
 
     async def _head(self, path: str) -> SourceObject | None:
-        client = (await self._connection.opened()).client
+        if self._at is not None:
+            async for page in self._pages(Prefix=self._key(path)):
+                for item in page["Contents"]:
+                    if item["Key"] == self._key(path):
+                        return self._object(item)
+            return None
         key = self._key(path)
         try:
-            item = await self._call(client.head_object(Bucket=self._bucket, Key=key), f"s3://{self._bucket}/{key}")
+            item = await self._call("head_object", f"s3://{self._bucket}/{key}", Key=key, **self._connection.sse)
         except SourceMissing:
             return None  # a HEAD has no document that would tell a missing bucket; the listing beside it does
         return self._file(path, item["ContentLength"], item.get("ETag"), item.get("LastModified"))
 
-    async def _call(self, request: Awaitable[T], what: str) -> T:
+    async def _call(self, operation: str, what: str, **asked: Any) -> dict[str, Any]:
+        """One request for this bucket; another one when the session token has expired and there is a new one."""
+        opened = await self._connection.opened()
         try:
-            return await request
+            return await self._ask(opened, operation, what, asked)
+        except CredentialsExpired:
+            self._connection.renew(opened)
+        return await self._ask(await self._connection.opened(), operation, what, asked)
+
+    async def _ask(self, opened: Opened, operation: str, what: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = await getattr(opened.client, operation)(Bucket=self._bucket, **asked)
+            return answer
         except _FAILURES as error:
             raise translated(error, what) from error
 
@@ -196,12 +232,14 @@ class S3Source:
             return SourceObject(path.removesuffix("/"), Kind.DIRECTORY)
         if item.get("Size") is None:
             raise SourceUnavailable(f"s3://{self._bucket}/{item['Key']}: the listing does not say how large it is")
-        return self._file(path, item["Size"], item.get("ETag"), item.get("LastModified"))
+        return self._file(path, item["Size"], item.get("ETag"), item.get("LastModified"), item.get("VersionId", ""))
 
-    def _file(self, path: str, size: int, etag: str | None, modified: datetime | None) -> SourceObject:
+    def _file(
+        self, path: str, size: int, etag: str | None, modified: datetime | None, version_id: str = ""
+    ) -> SourceObject:
         # Whole seconds: listings have milliseconds and answers do not, and the two must give one tag.
         mtime_ns = 0 if modified is None else int(modified.timestamp()) * 10**9
-        return SourceObject(path, Kind.FILE, size, mtime_ns, tag_of(etag, size, mtime_ns))
+        return SourceObject(path, Kind.FILE, size, mtime_ns, tag_of(etag, size, mtime_ns, version_id))
 
 
 class _FlatTree:

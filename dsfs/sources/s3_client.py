@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,9 +27,10 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from dsfs.errors import (
+    ConfigError,
     RetryLater,
     SourceChanged,
     SourceError,
@@ -49,7 +52,6 @@ _REFUSED_CODES: Final = frozenset(
     {
         "AccessDenied",
         "AllAccessDisabled",
-        "ExpiredToken",
         "InvalidAccessKeyId",
         "InvalidToken",
         "RequestTimeTooSkewed",
@@ -58,18 +60,27 @@ _REFUSED_CODES: Final = frozenset(
         "403",
     }
 )
+_EXPIRED_CODES: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _LATER_CODES: Final = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "503", "429"})
 _MISSING_CODES: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
 
 
+class CredentialsExpired(SourceRefused):
+    """A session token has lived its time. Whoever knows where it came from may have another."""
+
+
 class S3Options(BaseModel):
-    """``source.options`` of type S3. ``provider`` and ``syncMode`` are BaizeAI/dataset's and change nothing here."""
+    """``source.options`` of type S3. ``revision`` is a time.
+
+    ``provider`` and ``syncMode`` are BaizeAI/dataset's and change nothing here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     endpoint: str | None = None
     region: str | None = None
     anonymous: Literal["true", "false"] = "false"
+    revision: AwareDatetime | None = None
     requesterPays: Literal["true", "false"] = "false"  # noqa: N815  # the key as users write it
     provider: str = ""
     syncMode: str = ""  # noqa: N815  # the key as users write it
@@ -101,6 +112,8 @@ class S3Connection:
         self.timeouts = timeouts
         self._options = options
         self._credentials = credentials
+        self.sse = _customer_key(credentials.get("sse-customer-key", ""))
+        """What a HEAD or GET of an object needs besides, for objects that are encrypted with the reader's own key."""
         self._lock = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._opened: Opened | None = None
@@ -125,6 +138,11 @@ class S3Connection:
                     raise translated(error, self.place) from error
             return self._opened
 
+    def renew(self, expired: Opened) -> None:
+        """Have credentials looked for anew by the next ``opened``: those of ``expired`` have lived their time."""
+        if self._opened is expired:
+            self._opened = None
+
     async def close(self) -> None:
         self._opened = None
         await self._stack.aclose()
@@ -132,15 +150,16 @@ class S3Connection:
     async def _open(self) -> Opened:
         session = get_session()
         if key := self._credentials.get("access-key"):
-            session.set_credentials(key, self._credentials.get("secret-key"))
+            session.set_credentials(key, self._credentials["secret-key"], self._credentials.get("session-token"))
         keys = None if self._options.anonymous == "true" else await session.get_credentials()
         if keys is None and self._options.anonymous != "true":
             log.info("no S3 credentials found, reading anonymously", bucket=self.bucket)
         region = self._options.region or session.get_config_variable("region")
         client = await self._client(session, keys, region or DEFAULT_REGION)
-        if region is None and ".amazonaws.com" in client.meta.endpoint_url:
+        # A region from the environment is that of most buckets, and need not be that of this one.
+        if self._options.region is None or ".amazonaws.com" in client.meta.endpoint_url:
             found = await self._region_of_bucket(client)
-            if found not in (None, DEFAULT_REGION):
+            if found not in (None, region or DEFAULT_REGION):
                 region = found
                 client = await self._client(session, keys, region)
         return Opened(client, client.meta.endpoint_url, region or DEFAULT_REGION, keys)
@@ -171,6 +190,19 @@ class S3Connection:
             answer = error.response
         headers: Mapping[str, str] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         return headers.get("x-amz-bucket-region")
+
+
+def _customer_key(text: str) -> dict[str, Any]:
+    """The parameters of SSE-C for a key in base64. Raises ConfigError, which does not show it."""
+    if not text:
+        return {}
+    try:
+        key = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError("S3: sse-customer-key must be 32 bytes in base64 (openssl rand -base64 32 makes one)")
+    return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
 
 
 def translated(error: Exception, what: str, *, reading: bool = False) -> SourceError:
@@ -205,6 +237,8 @@ def of_status(
         return SourceMissing(f"{what}: there is no such bucket ({shown})")
     if code in _LATER_CODES or status in (429, 503):
         return RetryLater(f"{what}: the server asks for patience ({shown})", retry_after)
+    if code in _EXPIRED_CODES:
+        return CredentialsExpired(f"{what}: the session token has expired ({shown}); give a new one")
     if code in _REFUSED_CODES or status in (401, 403):
         return SourceRefused(f"{what}: access refused ({shown}); check access-key and secret-key, or anonymous")
     if status in (412, 416) or code in ("PreconditionFailed", "InvalidRange"):

@@ -24,7 +24,7 @@ from dsfs.model import SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.answers import body_place, copy_body, http_date_ns
 from dsfs.sources.base import Buffer, Sink
-from dsfs.sources.s3_client import Opened, S3Connection, of_status, translated
+from dsfs.sources.s3_client import CredentialsExpired, Opened, S3Connection, of_status, translated
 
 log = structlog.get_logger()
 
@@ -46,13 +46,24 @@ def plain_etag(text: str | None) -> str:
     return (text or "").strip().strip('"')
 
 
-def tag_of(etag: str | None, size: int, mtime_ns: int) -> str:
-    """The ETag; size and time for a server without (``rclone serve s3`` over a store without hashes)."""
-    return plain_etag(etag) or f"{size}@{mtime_ns}"
+_VERSION = ";versionId="
+
+
+def tag_of(etag: str | None, size: int, mtime_ns: int, version_id: str = "") -> str:
+    """The ETag; size and time for a server without (``rclone serve s3`` over a store without hashes).
+
+    With a ``version_id`` that very version is read, whatever the key shows now.
+    """
+    tag = plain_etag(etag) or f"{size}@{mtime_ns}"
+    return f"{tag}{_VERSION}{version_id}" if version_id else tag
 
 
 def _etag_in(tag: str) -> str | None:
-    return None if "@" in tag else tag
+    return None if "@" in tag else tag.partition(_VERSION)[0]
+
+
+def _version_in(tag: str) -> str:
+    return tag.partition(_VERSION)[2]
 
 
 class S3Reader:
@@ -61,13 +72,30 @@ class S3Reader:
     def __init__(self, connection: S3Connection) -> None:
         self._connection = connection
         self._store: S3Store | None = None
+        self._store_of: Opened | None = None
         self.obstore_refused = False
 
     async def read(self, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source.read``."""
         what = f"s3://{self._connection.bucket}/{key}"
-        opened = await self._connection.opened()
-        if self.obstore_refused or path_parts(key) is None or not key.isprintable():
+        try:
+            await self._read(await self._connection.opened(), key, obj, wanted, sink, what)
+        except CredentialsExpired:  # said before the first byte; where credentials came from, there may be others
+            await self._read(await self._connection.opened(), key, obj, wanted, sink, what)
+
+    async def _read(
+        self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
+    ) -> None:
+        try:
+            await self._read_somehow(opened, key, obj, wanted, sink, what)
+        except CredentialsExpired:
+            self._connection.renew(opened)
+            raise
+
+    async def _read_somehow(
+        self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
+    ) -> None:
+        if self.obstore_refused or self._connection.sse or path_parts(key) is None or not key.isprintable():
             await self._read_with_client(opened, key, obj, wanted, sink, what)
             return
         try:
@@ -90,6 +118,8 @@ class S3Reader:
         options: dict[str, Any] = {"range": (wanted.start, wanted.stop)}
         if etag is not None:
             options["if_match"] = f'"{etag}"'
+        if version := _version_in(obj.version_tag):
+            options["version"] = version
         try:
             # The store has no limit for the answer's head alone, and its own clock stops while Python is busy.
             async with asyncio.timeout(self._connection.timeouts.connect_s + self._connection.timeouts.idle_s):
@@ -110,7 +140,8 @@ class S3Reader:
         await copy_body(_pieces(result, wanted, what), wanted, wanted, sink, what)
 
     def _store_for(self, opened: Opened) -> S3Store:
-        if self._store is None:
+        if self._store is None or self._store_of is not opened:
+            self._store_of = opened
             timeouts = self._connection.timeouts
             access: dict[str, Any] = {"skip_signature": True}
             if opened.keys is not None:
@@ -139,9 +170,15 @@ class S3Reader:
     ) -> None:
         etag = _etag_in(obj.version_tag)
         condition = {"IfMatch": f'"{etag}"'} if etag is not None else {}
+        if version := _version_in(obj.version_tag):
+            condition["VersionId"] = version
         try:
             answer = await opened.client.get_object(
-                Bucket=self._connection.bucket, Key=key, Range=f"bytes={wanted.start}-{wanted.stop - 1}", **condition
+                Bucket=self._connection.bucket,
+                Key=key,
+                Range=f"bytes={wanted.start}-{wanted.stop - 1}",
+                **condition,
+                **self._connection.sse,
             )
         except (BotoCoreError, ClientError, TimeoutError, OSError) as error:
             raise translated(error, what, reading=True) from error
@@ -169,7 +206,7 @@ class _NotLikedError(Exception):
 
 
 def _check_version(obj: SourceObject, tag: str, what: str) -> None:
-    if tag != obj.version_tag:
+    if tag != obj.version_tag.partition(_VERSION)[0]:
         raise SourceChanged(f"{what}: version {tag} is there now, {obj.version_tag} was listed")
 
 

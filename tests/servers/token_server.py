@@ -1,0 +1,101 @@
+"""S3 and STS of one bucket, as far as reading takes, for tokens that expire: each AssumeRoleWithWebIdentity gives a new
+one, and only the newest that was not expired by the test is accepted. Says for each request of S3 how it was signed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+from tests.servers.process import HOST
+
+DATA = bytes(range(256)) * 1000
+BUCKET = "bucket"
+_ETAG = '"0123456789abcdef0123456789abcdef"'
+_TIME = "Tue, 03 Mar 2026 10:00:00 GMT"
+
+
+class TokenServer:
+    def __init__(self) -> None:
+        self.given = 0
+        self.expired = 0
+        """Tokens up to this number are not accepted any more."""
+        self.region = ""
+        """Where the bucket is; anywhere if empty."""
+        self.signed: list[tuple[str, str]] = []
+        """(region, token) of each request of S3."""
+        self.url = ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: TokenServer
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.state.given += 1
+        until = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._answer(
+            200,
+            f"<AssumeRoleWithWebIdentityResponse xmlns='https://sts.amazonaws.com/doc/2011-06-15/'>"
+            f"<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>id</AccessKeyId><SecretAccessKey>fake</SecretAccessKey>"
+            f"<SessionToken>token-{self.state.given}</SessionToken><Expiration>{until}</Expiration></Credentials>"
+            "<AssumedRoleUser><Arn>arn:aws:sts::1:assumed-role/r/s</Arn><AssumedRoleId>r:s</AssumedRoleId></AssumedRoleUser>"
+            "</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
+        )
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        region = self.headers.get("Authorization", "///").split("/")[2]
+        token = self.headers.get("X-Amz-Security-Token", "")
+        self.state.signed.append((region, token))
+        if self.state.region and region != self.state.region:
+            body = f"<Error><Code>AuthorizationHeaderMalformed</Code><Region>{self.state.region}</Region></Error>"
+            self._answer(400, body, {"x-amz-bucket-region": self.state.region})
+        elif token.startswith("token-") and int(token.removeprefix("token-")) <= self.state.expired:
+            self._answer(400, "<Error><Code>ExpiredToken</Code><Message>It has.</Message></Error>")
+        elif urlsplit(self.path).path.rstrip("/") == f"/{BUCKET}":
+            self._answer(
+                200,
+                f"<ListBucketResult><Name>{BUCKET}</Name><IsTruncated>false</IsTruncated><Contents><Key>f</Key>"
+                f"<LastModified>2026-03-03T10:00:00.000Z</LastModified><ETag>{_ETAG}</ETag><Size>{len(DATA)}</Size>"
+                "</Contents></ListBucketResult>",
+                {"x-amz-bucket-region": self.state.region or "us-east-1"},
+            )
+        else:
+            first, last = (int(part) for part in self.headers["Range"].removeprefix("bytes=").split("-"))
+            self._answer(206, DATA[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(DATA)}"})
+
+    def _answer(self, status: int, body: str | bytes, headers: dict[str, str] | None = None) -> None:
+        raw = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
+        for name, value in {"ETag": _ETAG, "Last-Modified": _TIME, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(raw)
+
+
+@contextlib.contextmanager
+def token_server() -> Iterator[TokenServer]:
+    state = TokenServer()
+    handler = type("Handler", (_Handler,), {"state": state})
+    with ThreadingHTTPServer((HOST, 0), handler) as server:
+        server.daemon_threads = True
+        state.url = f"http://{HOST}:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()
