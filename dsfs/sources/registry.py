@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
 
+import structlog
+
 from dsfs.errors import ConfigError
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.sources.base import Source
@@ -19,6 +21,11 @@ class SourceKind:
     builder: str = ""
     why_not: str = ""
 
+
+log = structlog.get_logger()
+
+COPY_LIMIT: Final = "bandwidthLimit"
+"""An option of BaizeAI/dataset for the job that copies a dataset into a volume; in most of their samples."""
 
 _BUILT: Final = SourceKind(why_not="is built, not read (build it, and name the directory as type PVC)")
 
@@ -54,6 +61,10 @@ def build_source(
         raise ConfigError(f"source type {spec.type} {kind.why_not}")
     module, _, name = kind.builder.partition(":")
     build: Any = getattr(import_module(module), name)
+    if COPY_LIMIT in spec.options:
+        log.info("nothing is copied in bulk, so its limit has no effect (dsfs warm has --rate)", source=spec.uri)
+        kept = {key: value for key, value in spec.options.items() if key != COPY_LIMIT}
+        spec = spec.model_copy(update={"options": kept})
     stripped = {key: value.strip() for key, value in credentials.items()}
     source: Source = build(spec, stripped, pvc_root=pvc_root, namespace=namespace)
     return source

@@ -8,6 +8,7 @@ import yaml
 from dsfs.errors import ConfigError
 from dsfs.manifest.documents import parse_documents
 from dsfs.manifest.schema import MountOptions, Preheat, SourceType
+from dsfs.sources.registry import build_source
 
 S3 = """
 apiVersion: dataset.baizeai.io/v1alpha1
@@ -136,3 +137,38 @@ def test_a_wrong_type_or_value_is_refused(fields, expected):
     assert str(caught.value).startswith("f.yaml: document 1: field spec.")
     assert expected in str(caught.value)
     assert "FSSPEC" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "uri", "options", "secret"),
+    [
+        ("GIT", "https://example.org/owner/repo.git", {"branch": "master", "depth": "1"}, {}),
+        ("HTTP", "http://example.org/train-data/", {}, {}),
+        ("HUGGING_FACE", "huggingface://Owner/Model-medium", {"repoType": "model"}, {"token": "fake"}),
+        ("MODEL_SCOPE", "modelscope://owner/model_base", {"repoType": "model"}, {"token": "fake"}),
+        (
+            "S3",
+            "s3://my-bucket/models/",
+            {"region": "us-east-1", "provider": "AWS"},
+            {"access-key": "fake", "secret-key": "fake"},
+        ),
+    ],
+)
+def test_what_their_samples_have_can_be_built(kind, uri, options, secret):
+    """config/samples of theirs, field by field: each has a bandwidthLimit, for the job that copies."""
+    source = {"type": kind, "uri": uri, "options": {**options, "bandwidthLimit": "5M"}}
+    claim = {"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}}
+    manifest = read(
+        spec(
+            source=source,
+            dataSyncRound=1,
+            mountOptions={"gid": 1000, "mode": "0774", "path": "/", "uid": 1000},
+            secretRef="credentials",
+            volumeClaimTemplate=claim,
+        )
+    )
+    assert manifest.source.options["bandwidthLimit"] == "5M"
+    built = build_source(manifest.source, secret)
+    plain = build_source(manifest.source.model_copy(update={"options": options}), secret)
+    assert built.identity == plain.identity
+    assert "5M" not in repr(vars(built))
