@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,10 +18,13 @@ from dsfs.errors import MountError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 _HEADER_EVERY = 20
 _DATASETS = ("DATASET", "PHASE", "READ/s", "NODE/s", "SHARED/s", "ORIGIN/s", "KERNEL/s", "HIT", "CACHED")
 _ORIGINS = ("OPENS/s", "FETCHED/s", "REQ/s", "ms/REQ", "FAILED/s", "ERRORS/s", "WAITING")
+_WORDS = ("DATASET", "PHASE", "OPERATION")
+_ALL_COLUMNS = 150  # a narrower terminal gets the columns in two tables
 _OPERATIONS = ("OPERATION", "/s", "MEAN", "P99")
 _STATS = (  # group, column, width
     *(("server", "cpu", 6), ("server", "mem", 10)),
@@ -57,14 +60,14 @@ def top(
     if once or not console.is_terminal:
         plain = Console(highlight=False, markup=False, width=None if console.is_terminal else 200)
         for rates in looks:
-            plain.print(_screen(found.mountpoint, rates))
+            plain.print(_screen(found.mountpoint, rates, plain.width))
             if once:
                 return
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
         live.update(f"{found.mountpoint}: the first look takes {interval:g} s", refresh=True)
         for rates in looks:
-            live.update(_screen(found.mountpoint, rates), refresh=True)
+            live.update(_screen(found.mountpoint, rates, console.width), refresh=True)
 
 
 def stats(
@@ -109,9 +112,8 @@ def _ask(found: running.Running) -> dict[str, Any]:
     return ask(found, "GET", "/api/v1/stats")
 
 
-def _screen(mountpoint: str, rates: Rates) -> RenderableType:
+def _screen(mountpoint: str, rates: Rates, width: int) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     head = Text(
@@ -119,24 +121,24 @@ def _screen(mountpoint: str, rates: Rates) -> RenderableType:
         f"cache {size(rates.cache_used_bytes)} of {size(rates.cache_limit_bytes)}  "
         f"disk read {_rate(rates.device_read_bytes_s)}/s  restarts {rates.restarts}"
     )
-    datasets = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (*_DATASETS, *_ORIGINS):
-        datasets.add_column(column, justify="left" if column in ("DATASET", "PHASE") else "right", no_wrap=True)
+    wide = width >= _ALL_COLUMNS
+    datasets = _table((*_DATASETS, *_ORIGINS) if wide else _DATASETS)
+    origins = _table(("DATASET", *_ORIGINS))
     for each in sorted(rates.datasets, key=lambda each: -each.read_bytes_s):
-        datasets.add_row(
-            f"{each.namespace}/{each.name}",
-            each.phase,
-            *(_rate(each.read_bytes_s), _rate(each.node_bytes_s), _rate(each.shared_bytes_s)),
+        name, style = f"{each.namespace}/{each.name}", "red" if each.phase == "FAILED" or each.errors_s else None
+        read = (
+            *(name, each.phase, _rate(each.read_bytes_s), _rate(each.node_bytes_s), _rate(each.shared_bytes_s)),
             *(_rate(each.origin_bytes_s), _rate(each.kernel_bytes_s), _ratio(each.hit_ratio)),
             percent(each.cached_bytes, each.bytes),
+        )
+        fetched = (
             *(_count(each.opens_s), _rate(each.fetched_bytes_s), _count(each.origin_requests_s)),
             "-" if each.origin_request_seconds is None else f"{1000 * each.origin_request_seconds:.1f}",
             *(_count(each.origin_errors_s), _count(each.errors_s), _waiting(each.waiting, each.oldest_request_s)),
-            style="red" if each.phase == "FAILED" or each.errors_s else None,
         )
-    operations = Table(box=None, pad_edge=False, header_style="bold")
-    for column in _OPERATIONS:
-        operations.add_column(column, justify="left" if column == "OPERATION" else "right", no_wrap=True)
+        datasets.add_row(*read, *(fetched if wide else ()), style=style)
+        origins.add_row(name, *fetched, style=style)
+    operations = _table(_OPERATIONS)
     for operation in rates.operations:
         operations.add_row(
             operation.operation,
@@ -144,7 +146,18 @@ def _screen(mountpoint: str, rates: Rates) -> RenderableType:
             _time(operation.mean_seconds),
             _time(operation.p99_seconds),
         )
-    return Group(head, Text(), datasets, Text(), operations)
+    parts: list[RenderableType] = [head, datasets, operations] if wide else [head, datasets, origins, operations]
+    return Group(*(each for part in parts for each in (part, Text())))
+
+
+def _table(columns: Sequence[str]) -> Table:
+    """Words to the left, numbers to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
+    return table
 
 
 def _stats_header() -> tuple[str, str]:
