@@ -28,6 +28,8 @@ class DatasetRates:
     origin_errors_s: float
     origin_request_seconds: float | None
     errors_s: float
+    prefetched_bytes_s: float
+    wasted_bytes_s: float
     waiting: int
     oldest_request_s: float
     cached_bytes: int
@@ -101,6 +103,8 @@ def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> Rates:
                 origin_errors_s=sum(each for outcome, each in outcome_s.items() if outcome not in _FINE),
                 origin_request_seconds=rate(was, now, "origin_seconds") / requests_s if requests_s else None,
                 errors_s=rate(was, now, "errors"),
+                prefetched_bytes_s=rate(was, now, "prefetched_bytes"),
+                wasted_bytes_s=rate(was, now, "wasted_bytes"),
                 waiting=int(now["waiting"]),
                 oldest_request_s=now["oldest_request_s"],
                 cached_bytes=int(now["cached_bytes"]),

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _HEADER_EVERY = 20
 _DATASETS = ("DATASET", "PHASE", "READ/s", "NODE/s", "SHARED/s", "ORIGIN/s", "KERNEL/s", "HIT", "CACHED")
-_ORIGINS = ("OPENS/s", "FETCHED/s", "REQ/s", "ms/REQ", "FAILED/s", "ERRORS/s", "WAITING")
+_ORIGINS = ("OPENS/s", "FETCHED/s", "AHEAD/s", "WASTED/s", "REQ/s", "ms/REQ", "FAILED/s", "ERRORS/s", "WAITING")
 _WORDS = ("DATASET", "PHASE", "OPERATION")
-_ALL_COLUMNS = 150  # a narrower terminal gets the columns in two tables
+_ALL_COLUMNS = 170  # a narrower terminal gets the columns in two tables
 _OPERATIONS = ("OPERATION", "/s", "MEAN", "P99")
 _STATS = (  # group, column, width
     *(("server", "cpu", 6), ("server", "mem", 10)),
@@ -132,7 +132,8 @@ def _screen(mountpoint: str, rates: Rates, width: int) -> RenderableType:
             percent(each.cached_bytes, each.bytes),
         )
         fetched = (
-            *(_count(each.opens_s), _rate(each.fetched_bytes_s), _count(each.origin_requests_s)),
+            *(_count(each.opens_s), _rate(each.fetched_bytes_s), _rate(each.prefetched_bytes_s)),
+            *(_rate(each.wasted_bytes_s), _count(each.origin_requests_s)),
             "-" if each.origin_request_seconds is None else f"{1000 * each.origin_request_seconds:.1f}",
             *(_count(each.origin_errors_s), _count(each.errors_s), _waiting(each.waiting, each.oldest_request_s)),
         )

@@ -222,6 +222,15 @@ def origins() -> list[Panel]:
             "The ten largest.",
         ),
         lines(
+            "Fetched ahead of reads, and in vain",
+            [
+                (f"sum by (policy) ({rate('dsfs_prefetch_bytes_total', DATASET)})", "ahead, {{policy}}"),
+                (f"sum by (policy) ({rate('dsfs_prefetch_wasted_bytes_total', DATASET)})", "in vain, {{policy}}"),
+            ],
+            "Bps",
+            "In vain: what was not read while it was expected. A policy that wastes gets less.",
+        ),
+        lines(
             "Errors that readers saw",
             [
                 (
@@ -231,6 +240,7 @@ def origins() -> list[Panel]:
             ],
             "ops",
             "EACCES: refused; ESTALE: changed at the origin; ETIMEDOUT: nothing answered; EIO: the rest, see the log.",
+            span=24,
         ),
     ]
 

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from tests.contract.conftest import dataset, write_manifests
-from tests.mounts import Mount, Mounts, eventually
+from tests.mounts import Mount, Mounts, dsfs, eventually
 from tests.servers import hostile as web
 from tests.servers.prometheus_server import Prometheus, programs, prometheus
 
@@ -145,6 +145,9 @@ def scraped(mounts: Mounts, tmp_path: Path) -> Iterator[Prometheus]:
         for name in (*paths, "refused"):
             mount.wait_phase("READY", name)
         server.always("/file", web.status(403))
+        (tmp_path / "order").write_text("a\nb\n")
+        done = dsfs("hint", "team/daemon", "--order", tmp_path / "order", "-m", mount.mountpoint)
+        assert done.returncode == 0, done.stderr
         rules = RULES_FILE.read_text().replace("interval: 30s", "interval: 1s")
         with under_load(mount), prometheus(tmp_path, [str(mount.http)], rules) as found:
             yield found

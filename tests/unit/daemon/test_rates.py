@@ -31,6 +31,8 @@ dsfs_origin_read_bytes_total{LABELS}}} {values.get("fetched", 0)}
 dsfs_origin_requests_total{LABELS},outcome="ok"}} {values.get("requests", 0)}
 dsfs_origin_requests_total{LABELS},outcome="refused"}} {values.get("refused", 0)}
 dsfs_origin_request_seconds_sum{LABELS}}} {values.get("request_seconds", 0)}
+dsfs_prefetch_bytes_total{LABELS},policy="order"}} {values.get("ahead", 0)}
+dsfs_prefetch_wasted_bytes_total{LABELS},policy="order"}} {values.get("wasted", 0)}
 dsfs_dataset_bytes{LABELS}}} 1000
 dsfs_dataset_cached_bytes{LABELS}}} 250
 """
@@ -51,6 +53,8 @@ def test_rates_of_a_dataset() -> None:
     assert (data.origin_requests_s, data.origin_errors_s) == (2, 1)
     assert data.origin_request_seconds == pytest.approx(0.1)
     assert (data.cached_bytes, data.bytes) == (250, 1000)
+    (data,) = between(snapshot(0), snapshot(2, ahead=100, wasted=40)).datasets
+    assert (data.prefetched_bytes_s, data.wasted_bytes_s) == (50, 20)
 
 
 def test_openless_counts_what_the_kernel_did_not_ask_for() -> None:
