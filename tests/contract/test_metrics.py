@@ -54,7 +54,7 @@ def test_every_designed_metric_is_there_and_moves(mounts: Mounts, tmp_path: Path
         manifest = write_manifests(
             tmp_path / "m.yaml", dataset("data", f"{server.url}file", "team", type="HTTP", readPath="passthrough")
         )
-        mount = mounts.mount("-f", manifest, "--read-timeout=5s", dataset="team/data")
+        mount = mounts.mount("-f", manifest, "--read-timeout=5s", "--cache-size=1GiB", dataset="team/data")
         labels = {"namespace": "team", "dataset": "data"}
         fd = os.open(mount.root / "file", os.O_RDONLY)
         assert os.pread(fd, len(data), 0) == data
@@ -207,7 +207,7 @@ def test_evicted_bytes_are_counted(mounts: Mounts, source: Path) -> None:
 
 
 def test_public_interface_changes_nothing(mounts: Mounts, source: Path) -> None:
-    mount = mounts.mount(source)
+    mount = mounts.mount(source, "--cache-size=1GiB")
     with urllib.request.urlopen(f"http://{mount.http}/api/v1/status", timeout=5) as answer:
         assert json.load(answer) == mount.status()
     with urllib.request.urlopen(f"http://{mount.http}/api/v1/stats", timeout=5) as answer:
