@@ -247,13 +247,17 @@ class DirectSession:
 async def _set_read_ahead(dev: str) -> None:
     """Let the kernel read ahead in long requests on this mount; the default of 128 KiB costs a third (FACTS)."""
     try:
-        await trio.to_thread.run_sync(_write_text, f"/sys/class/bdi/{dev}/read_ahead_kb", str(READ_AHEAD_KIB))
+        await trio.to_thread.run_sync(_set_number, f"/sys/class/bdi/{dev}/read_ahead_kb", READ_AHEAD_KIB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT):
             raise
         log.info("read-ahead stays at the kernel's default", dev=dev, reason=os.strerror(error.errno or 0))
 
 
-def _write_text(path: str, text: str) -> None:
+def _set_number(path: str, number: int) -> None:
+    """Of a file in /sys; one that says so already, as the keeper's does, need not be writable."""
+    with open(path, encoding="ascii") as file:
+        if int(file.read()) == number:
+            return
     with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+        file.write(str(number))
