@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -29,18 +30,20 @@ class Proofs:
     def __init__(self, directory: str) -> None:
         self._key_file = f"{directory}/proof.key"
         self._made: LRUCache[tuple[str, ...], str] = LRUCache(1024)
+        self._lock = threading.Lock()  # guards _made, and the making of the key: two datasets may be the first at once
 
     def fingerprint(self, identity: str, credentials: Mapping[str, str]) -> str:
         """The same for the same source and credentials in this cache directory. Raises OSError."""
         parts = (identity, *(part for item in sorted(credentials.items()) for part in item))
-        known = self._made.get(parts)
-        if known is None:
-            raw = b"".join(
-                len(text).to_bytes(8, "big") + text
-                for text in (part.encode("utf-8", "surrogateescape") for part in parts)
-            )
-            known = self._made[parts] = hashlib.scrypt(raw, salt=self._key(), **_SCRYPT).hex()
-        return known
+        with self._lock:
+            known = self._made.get(parts)
+            if known is None:
+                raw = b"".join(
+                    len(text).to_bytes(8, "big") + text
+                    for text in (part.encode("utf-8", "surrogateescape") for part in parts)
+                )
+                known = self._made[parts] = hashlib.scrypt(raw, salt=self._key(), **_SCRYPT).hex()
+            return known
 
     def has(self, directory: str, fingerprint: str) -> bool:
         """Whether a proof is written down in a dataset's directory."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dsfs.datasets.proofs import Proofs
@@ -54,3 +56,19 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for each in made:
         proofs.add(str(tmp_path), each)
     assert [proofs.has(str(tmp_path), each) for each in made] == [False] * 24 + [True] * 16
+
+
+def test_datasets_that_are_the_first_at_once_make_one_key(tmp_path: Path) -> None:
+    for number in range(4):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        proofs, together = Proofs(str(directory)), threading.Barrier(8)
+
+        def first(name: int, proofs: Proofs = proofs, together: threading.Barrier = together) -> str:
+            together.wait()
+            return proofs.fingerprint(f"s3::{name}/", SECRET)
+
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(first, range(8)))
+        again = Proofs(str(directory))
+        assert made == [again.fingerprint(f"s3::{name}/", SECRET) for name in range(8)]
