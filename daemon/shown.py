@@ -152,6 +152,7 @@ class Shown:
         self._nursery.start_soon(_run, dataset, scope)
         if manifest.preheat is Preheat.REQUIRED and self._tree is not None and not shown_before:
             shown.unhide = lambda: self._enter(dataset)()
+        dataset.on_worth_completing = partial(self._warming.complete, dataset)
         self._preheat(shown)
         return self._enter(dataset) if shown.unhide is None else _nothing
 

@@ -32,7 +32,7 @@ from dsfs.manifest.sizes import size_text
 
 log = structlog.get_logger()
 
-WARM_UP, PREHEAT = "warm-up", "preheat"
+WARM_UP, PREHEAT, COMPLETION = "warm-up", "preheat", "completion"
 _BATCH_FILES = 512
 _REMEMBERED = 64  # warm-ups that have ended, for who asks how
 _PREHEAT_AGAIN_S = (5.0, 15.0, 60.0, 300.0)
@@ -64,6 +64,8 @@ class Job:
 
     asked: Asked
     what: str = WARM_UP
+    catalog: Catalog | None = None
+    """Of a completion: the revision that is completed, once."""
     state: State = State.LISTING
     message: str = ""
     totals: Totals = field(default_factory=lambda: Totals(0, 0, 0))
@@ -278,6 +280,14 @@ class Warming:
                 attempt = min(attempt + (job.state is State.FAILED), len(_PREHEAT_AGAIN_S) - 1)
         finally:
             self._jobs.pop(_preheat_id(dataset), None)
+
+    def complete(self, dataset: Dataset) -> None:
+        """Much of a dataset was read here and there: bring in the rest of it behind the readers."""
+        asked = Asked(f"completion-{dataset.manifest.namespace}-{dataset.manifest.name}", dataset.manifest.id, "", None)
+        known = self._jobs.get(asked.id)
+        if known is None or (known.ended_s is not None and known.catalog is not dataset.catalog):
+            job = self._jobs[asked.id] = Job(asked, COMPLETION, catalog=dataset.catalog)
+            self._nursery.start_soon(self._run, job)
 
     async def warm_revision(self, dataset: Dataset, catalog_file: str) -> None:
         """Warm a revision that is not shown yet. Raises CacheFull with what kept it from being warm."""

@@ -94,6 +94,8 @@ class Dataset:
         """Called whenever another revision is shown, or the one that is has become whole."""
         self.on_touch: Callable[[int], None] | None = None
         """Told the number of each file that is opened or read, as far as the kernel asks for it."""
+        self.on_worth_completing: Callable[[], None] = _nobody_to_call
+        """Called when so much of the dataset was read here and there that the rest is worth having, and fits."""
         self.before_swap: Callable[[str], Awaitable[None]] = _nothing_to_do_before
         """Given the catalog of the next revision before it is shown; what it raises keeps that from being shown."""
         self.swapped = trio.Event()

@@ -66,6 +66,9 @@ class Flight:
     error: SourceError | None = None
     done: bool = False
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    joined: bool = False
+    """Whether somebody else asked for it too."""
 
     async def block(self, block: int) -> memoryview:
         """Wait for one block. Raises the SourceError that ended the flight."""
@@ -122,6 +125,7 @@ class Flights:
                 absent.append(block)
             else:
                 flights[block] = flight
+                flight.joined = True
                 if priority < flight.ticket.priority:
                     self._queue.raise_priority(flight.ticket, priority)
         total = block_count(file.size_bytes, self._tier.block_bytes)
@@ -202,7 +206,29 @@ class Flights:
         last = block_range(blocks.stop - 1, file.size_bytes, self._tier.block_bytes)
         return ByteRange(first.start, last.stop)
 
+    def withdraw(self, file: RemoteFile, blocks: Iterable[int]) -> int:
+        """Read-ahead that nobody will come to: what has not begun, and nobody else has asked for, does not begin. The
+        bytes of that."""
+        given_up = 0
+        for flight in {self._by_block.get((file.key, block)) for block in blocks}:
+            if flight is None or flight.joined or flight.ticket.granted.is_set() or flight.scope.cancel_called:
+                continue
+            if flight.ticket.priority is Priority.AHEAD:
+                flight.scope.cancel()
+                self._forget(flight)  # at once: who comes now has a flight that flies
+                given_up += self._range(file, flight.blocks).length
+        return given_up
+
+    def _forget(self, flight: Flight) -> None:
+        for block in flight.blocks:
+            if self._by_block.get((flight.file.key, block)) is flight:
+                del self._by_block[flight.file.key, block]
+
     async def _fly(self, flight: Flight) -> None:
+        with flight.scope:
+            await self._fly_on(flight)
+
+    async def _fly_on(self, flight: Flight) -> None:
         file = flight.file
         try:
             while True:
@@ -231,8 +257,7 @@ class Flights:
             flight.done = True
             if flight.error is None and len(flight.data) < len(flight.blocks):
                 flight.error = SourceTimeout(f"{file.origin.id}: the server stops")
-            for block in flight.blocks:
-                del self._by_block[file.key, block]
+            self._forget(flight)
             flight.changed.unpark_all()
 
     async def _share_or_fetch(self, flight: Flight) -> Busy | None:

@@ -192,13 +192,22 @@ class Reader:
         """Those of which something is missing; the others count as used. For any thread; waits for the disk."""
         return [file for file in files if not self._tier.holds_all(file.key, file.size_bytes, file.origin.id)]
 
-    def want(self, file: RemoteFile, wanted: ByteRange, priority: Priority) -> None:
-        """Have a range brought in; nobody waits for it."""
+    def want(self, file: RemoteFile, wanted: ByteRange, priority: Priority) -> int:
+        """Have a range brought in; nobody waits for it. How many blocks of it were missing."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-        missing: Iterable[int]
+        missing: Sequence[int]
         # What was written under another boot is checked by whoever reads it, and need not come again.
         missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.absent(wanted)
         self._flights.ensure(file, missing, priority)
+        return len(missing)
+
+    def withdraw(self, file: RemoteFile, unread: ByteRange) -> int:
+        """Take back what was wanted ahead of a reader that is gone, as far as it has not begun; the bytes of that."""
+        return self._flights.withdraw(file, blocks_of(unread.clipped(file.size_bytes), self._tier.block_bytes))
+
+    def cached_bytes(self, owner: str) -> int:
+        """How much of a dataset's files is in the node tier, in bytes."""
+        return self._tier.index.owner_bytes(owner)
 
     def fill(self, file: RemoteFile) -> None:
         """Have all that is missing of a file brought in, when nothing better is to be done."""

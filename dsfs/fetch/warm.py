@@ -134,18 +134,19 @@ class WarmUp:
     async def _bring(self, wanted: _File, run: range) -> None:
         file = wanted.file
         size = self._size_of(file, run)
-        if self._throttle is not None:
-            await self._throttle.take(size)
-        try:
-            await self._reader.bring(file, run, self._priority)
-            if not self._reader.has(file, run):
-                raise CacheFull("it came but could not be kept: the cache has no room for it, or its disk refuses")
-        except (SourceError, CacheFull) as error:
-            self._failed(wanted, error)
-            return
-        self._in_a_row = 0
+        if not self._reader.has(file, run):  # a reader may have brought it since its batch was looked at
+            if self._throttle is not None:
+                await self._throttle.take(size)
+            try:
+                await self._reader.bring(file, run, self._priority)
+                if not self._reader.has(file, run):
+                    raise CacheFull("it came but could not be kept: the cache has no room for it, or its disk refuses")
+            except (SourceError, CacheFull) as error:
+                self._failed(wanted, error)
+                return
+            self._in_a_row = 0
+            self._fetched_bytes += size
         self._bytes_done += size
-        self._fetched_bytes += size
         wanted.runs_left -= 1
         if wanted.runs_left == 0:
             self._files_done += 1

@@ -16,13 +16,12 @@ from dsfs.fetch.flights import SMALL_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader
+from dsfs.filesystem.ahead import Ahead
 from dsfs.filesystem.attributes import FOREVER_S, Attributes, Entry, Listed, Ownership, attributes_of
 from dsfs.filesystem.nodes import ino_of, nodeid_of, slot_of
 from dsfs.filesystem.statfs import Statfs
 from dsfs.filesystem.tree import check_name
 from dsfs.model import Kind, Phase
-from dsfs.prefetch.completion import worth_completing
-from dsfs.prefetch.sequential import Streams
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Buffer
 
@@ -60,12 +59,9 @@ class DatasetFiles:
         self._reader = reader
         self._owner = owner
         self._root_nodeid = root_nodeid
-        self._cache_limit_bytes = cache_limit_bytes
-        self._longest_window = longest_window
+        self._ahead = Ahead(dataset, reader, cache_limit_bytes, longest_window)
         self._files: LRUCache[int, RemoteFile] = LRUCache(_KNOWN_FILES)
-        self._streams: LRUCache[int, Streams] = LRUCache(_KNOWN_FILES)
         self._failed: LRUCache[int, tuple[SourceUnavailable, float]] = LRUCache(_KNOWN_FILES)
-        self._completing: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
 
     # -- names ----------------------------------------------------------------------------------------------------
 
@@ -172,8 +168,13 @@ class DatasetFiles:
 
     def opened(self, nodeid: int) -> None:
         """A file is opened, or read by somebody who may not have asked to open it."""
-        if self.dataset.on_touch is not None:
-            self.dataset.on_touch(self._ino(nodeid))
+        self._ahead.opened(self._ino(nodeid))
+
+    def closed(self, nodeid: int) -> None:
+        """Nobody has a file open any more, as far as the kernel tells."""
+        file = self._files.get(nodeid)
+        if file is not None:
+            self._ahead.closed(self._ino(nodeid), file)
 
     def complete(self, nodeid: int) -> CachedObject | None:
         """The cached object if all of it is here and checked: what passthrough needs."""
@@ -187,8 +188,10 @@ class DatasetFiles:
         """Before an open that may become passthrough: bring a small file whole, check what another boot wrote."""
         file = self.file(nodeid)
         if self.is_small(nodeid):
+            self._ahead.missed(self._ino(nodeid))
             await self._reader.fetch_whole(file, Priority.DEMAND)
         else:
+            self._ahead.begun(self._ino(nodeid), file)
             await self._reader.check_all(file)
 
     def try_pieces(self, nodeid: int, offset: int, size: int) -> list[Buffer] | None:
@@ -199,6 +202,7 @@ class DatasetFiles:
         wanted = ByteRange(offset, offset + size).clipped(file.size_bytes)
         pieces = self._reader.try_pieces(file, wanted)
         if pieces is not None:
+            self.opened(nodeid)
             self._look_ahead(nodeid, file, wanted)
         return pieces
 
@@ -224,6 +228,8 @@ class DatasetFiles:
             return []
         if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
             self._look_ahead(nodeid, file, wanted)
+        elif self._reader.complete(file) is None:
+            self._ahead.missed(self._ino(nodeid))
         failed = self._failed.get(nodeid)
         answered = file.origin.last_error is None  # it has answered somebody since
         if failed is not None and not answered and trio.current_time() < failed[1]:
@@ -242,18 +248,7 @@ class DatasetFiles:
             return  # of a revision that nobody shows any more
 
     def _look_ahead(self, nodeid: int, file: RemoteFile, wanted: ByteRange) -> None:
-        streams = self._streams.get(nodeid)
-        if streams is None:
-            streams = self._streams[nodeid] = Streams()
-        ahead = streams.on_read(wanted, file.size_bytes, self._longest_window)
-        if ahead is not None:
-            self._reader.want(file, wanted, Priority.DEMAND)
-            self._reader.want(file, ahead, Priority.AHEAD)
-        elif nodeid not in self._completing and worth_completing(
-            self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes
-        ):
-            self._completing[nodeid] = True
-            self._reader.fill(file)
+        self._ahead.on_read(self._ino(nodeid), file, wanted)
 
     # -- extended attributes --------------------------------------------------------------------------------------
 

@@ -188,6 +188,8 @@ class FilesConnection(ReadingConnection):
 
     def on_release(self, unique: int, nodeid: int, body: memoryview) -> bytes:
         backing_id = self._journal.released(unique, nodeid)
+        if self._journal.mode(nodeid) is None:
+            self._files.closed(nodeid)
         if backing_id:
             self.device.close_backing(backing_id)
         return b""

@@ -157,7 +157,13 @@ class Operations(pyfuse3.Operations):
         return await self._run("read", self._open.get(fh, 0), answer)
 
     async def release(self, fh: int) -> None:
-        self._open.pop(fh, None)
+        inode = self._open.pop(fh, None)
+        if inode is not None and inode not in self._open.values():
+            try:
+                files = self._files(inode)
+            except OSError:
+                return  # of a dataset that is shown no longer
+            files.closed(inode)
 
     async def flush(self, fh: int) -> None:
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dsfs.prefetch.worth import Worth
 from dsfs.ranges import ByteRange, MiB
 
 STREAMS_PER_FILE = 4
@@ -21,19 +23,43 @@ class Stream:
     ahead: int
     window: int
     sequential: bool
+    asked: int = 0
+
+    @property
+    def unread(self) -> ByteRange:
+        """What was asked ahead and not come to."""
+        return ByteRange(self.position, max(self.position, self.ahead) if self.asked else self.position)
 
 
 class Streams:
     """The readers of one file, the latest first."""
 
-    __slots__ = ("_streams",)
+    __slots__ = ("_streams", "_worth")
 
-    def __init__(self) -> None:
+    def __init__(self, worth: Worth | None = None) -> None:
         self._streams: list[Stream] = []
+        self._worth = worth or Worth()
+
+    @property
+    def forward(self) -> bool:
+        """Whether the latest read is one of a reader that goes forward."""
+        return bool(self._streams) and self._streams[0].sequential
+
+    def end(self) -> list[ByteRange]:
+        """Nobody reads any more; what was asked ahead in vain."""
+        unread = [stream.unread for stream in self._streams if stream.unread.length]
+        self._note(self._streams)
+        self._streams.clear()
+        return unread
+
+    def _note(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
+            wasted = min(stream.unread.length, stream.asked)
+            self._worth.note(stream.asked - wasted, wasted)
 
     def on_read(self, wanted: ByteRange, size_bytes: int, longest_window: int) -> ByteRange | None:
         """A range was read; what to bring in ahead of the next read, if anything."""
-        stream = self._stream_of(wanted)
+        stream = self._stream_of(wanted, longest_window)
         stream.position = max(stream.position, wanted.stop)
         if not stream.sequential:
             return None
@@ -47,21 +73,23 @@ class Streams:
             return None
         ahead = ByteRange(stream.ahead, stop)
         stream.ahead = stop
+        stream.asked += ahead.length
         stream.window = min(stream.window * 2, longest_window)
         return ahead
 
-    def _stream_of(self, wanted: ByteRange) -> Stream:
+    def _stream_of(self, wanted: ByteRange, longest_window: int) -> Stream:
         for stream in self._streams:
             reach = stream.position + max(SLACK_BYTES, stream.window if stream.sequential else 0)
             if stream.position - SLACK_BYTES <= wanted.start <= reach:
                 if not stream.sequential and wanted.start >= stream.position:
                     stream.sequential = True
-                    stream.window = RAMP_WINDOW_BYTES
+                    stream.window = min(RAMP_WINDOW_BYTES, longest_window)
                 self._streams.remove(stream)
                 self._streams.insert(0, stream)
                 return stream
         at_start = wanted.start == 0
-        stream = Stream(wanted.start, wanted.stop, FIRST_WINDOW_BYTES if at_start else 0, at_start)
+        stream = Stream(wanted.start, wanted.stop, min(FIRST_WINDOW_BYTES, longest_window) if at_start else 0, at_start)
         self._streams.insert(0, stream)
+        self._note(self._streams[STREAMS_PER_FILE:])
         del self._streams[STREAMS_PER_FILE:]
         return stream

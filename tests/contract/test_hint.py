@@ -82,7 +82,8 @@ def test_files_come_in_order_a_bounded_distance_ahead(mounts: Mounts, server: we
         assert (mount.root / name).read_bytes() == files[name]
     eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
     assert set(gets(server).values()) == {1}
-    assert mount.sum_of("dsfs_prefetch_bytes_total", policy="order") == 39 * MIB
+    brought = mount.sum_of("dsfs_prefetch_bytes_total", policy="order")
+    assert 30 * MIB <= brought <= 39 * MIB, "all but the stray one, and what a reader has come to first"
 
 
 def test_from_python(mounts: Mounts, server: web.Hostile) -> None:

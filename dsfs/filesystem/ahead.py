@@ -1,0 +1,166 @@
+"""What is brought in ahead of the readers of one dataset: policies decide (prefetch/), this asks for it and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cachetools import LRUCache
+
+from dsfs import metrics
+from dsfs.catalog.lookup import Row
+from dsfs.datasets.dataset import Dataset
+from dsfs.fetch.flights import SMALL_BLOCKS
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.queue import Priority
+from dsfs.fetch.reader import Reader
+from dsfs.model import Kind
+from dsfs.prefetch.completion import worth_completing
+from dsfs.prefetch.formats import first_wants
+from dsfs.prefetch.neighbours import LOOK_FILES, MOST_FILES, Neighbour, Neighbours
+from dsfs.prefetch.sequential import Streams
+from dsfs.prefetch.strided import Strides
+from dsfs.prefetch.worth import Worth
+from dsfs.ranges import ByteRange, MiB
+
+_KNOWN_FILES = 8192
+_LEAST_WINDOW = 1 * MiB
+_LOOK_AT_SHARE_MISSES = 128
+"""Cold reads of small files until it is asked whether the rest of the dataset is worth having."""
+
+POLICIES = ("sequential", "strided", "neighbours")
+
+
+class Ahead:
+    """Files are named by their number in the catalog. File side only."""
+
+    def __init__(self, dataset: Dataset, reader: Reader, cache_limit_bytes: int, longest_window: int) -> None:
+        self._dataset = dataset
+        self._reader = reader
+        self._cache_limit_bytes = cache_limit_bytes
+        self._longest_window = longest_window
+        self._streams: LRUCache[int, Streams] = LRUCache(_KNOWN_FILES)
+        self._strides: LRUCache[int, Strides] = LRUCache(_KNOWN_FILES)
+        self._completing: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
+        self._begun: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
+        self._worth = {policy: Worth() for policy in POLICIES}
+        self._neighbours = Neighbours(self._worth["neighbours"])
+        self._counted = dict.fromkeys(POLICIES, 0)
+        self._misses = 0
+        self._last_missed = 0
+
+    def opened(self, ino: int) -> None:
+        """A file is opened, or read by somebody who may not have asked to open it."""
+        if self._dataset.on_touch is not None:
+            self._dataset.on_touch(ino)
+        walk = self._neighbours.follows(ino)
+        if walk is not None:
+            self._bring_small(self._neighbours.step(walk, ino))
+            last = self._neighbours.wants_more(walk)
+            if last is not None:
+                self._neighbours.more(walk, self._behind(last, 2 * MOST_FILES))
+            self._count("neighbours")
+
+    def begun(self, ino: int, file: RemoteFile) -> None:
+        """A large file is opened, or read for the first time: some say by their name what is wanted first."""
+        if ino not in self._begun:
+            self._begun[ino] = True
+            first = first_wants(file.obj.path, file.size_bytes)
+            if first is not None:
+                self._reader.want(file, first, Priority.AHEAD)
+
+    def missed(self, ino: int) -> None:
+        """A small file is read that was not here."""
+        if ino == self._last_missed:
+            return  # the kernel asks in pieces
+        self._last_missed = ino
+        if self._neighbours.follows(ino) is None:
+            row = self._dataset.row(ino)
+            if row is not None:
+                self._neighbours.begin(row.parent, ino, self._behind(ino, LOOK_FILES))
+                self._count("neighbours")
+        self._misses += 1
+        if self._misses % _LOOK_AT_SHARE_MISSES == 0 and self._dataset.catalog.sealed:
+            _files, total_bytes, _skipped = self._dataset.catalog.totals()
+            origin = self._dataset.origin
+            room = self._cache_limit_bytes
+            if origin.quota_bytes is not None:
+                room = min(room, 2 * origin.quota_bytes)  # all of its quota is its own
+            if worth_completing(self._reader.cached_bytes(origin.id), total_bytes, room):
+                self._dataset.on_worth_completing()
+
+    def on_read(self, ino: int, file: RemoteFile, wanted: ByteRange) -> None:
+        """A range of a large file is read."""
+        self.begun(ino, file)
+        streams = self._streams.get(ino)
+        if streams is None:
+            streams = self._streams[ino] = Streams(self._worth["sequential"])
+        longest = max(_LEAST_WINDOW, self._worth["sequential"].allowed(self._longest_window))
+        ahead = streams.on_read(wanted, file.size_bytes, longest)
+        if ahead is not None:
+            self._reader.want(file, wanted, Priority.DEMAND)
+            self._want(file, ahead, "sequential")
+            return
+        if not streams.forward:
+            self._stride(ino, file, wanted)
+        if ino not in self._completing and worth_completing(
+            self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes
+        ):
+            self._completing[ino] = True
+            self._reader.fill(file)
+
+    def closed(self, ino: int, file: RemoteFile) -> None:
+        """Nobody has a file open any more: what was wanted ahead and has not begun does not begin."""
+        streams = self._streams.pop(ino, None)
+        if streams is not None:
+            for unread in streams.end():
+                self._withdraw(file, unread, "sequential")
+            self._count("sequential")
+        strides = self._strides.pop(ino, None)
+        if strides is not None:
+            self._worth["strided"].note(strides.used_bytes(), strides.unread_bytes())
+            self._count("strided")
+
+    def _stride(self, ino: int, file: RemoteFile, wanted: ByteRange) -> None:
+        strides = self._strides.get(ino)
+        if strides is None:
+            strides = self._strides[ino] = Strides()
+        ahead = strides.on_read(wanted, file.size_bytes)
+        if ahead and self._worth["strided"].allowed(len(ahead)) == len(ahead):
+            self._reader.want(file, wanted, Priority.DEMAND)
+            for each in ahead:
+                self._want(file, each, "strided")
+
+    def _behind(self, ino: int, limit: int) -> list[Neighbour]:
+        """The small files behind one in its directory."""
+        row = self._dataset.row(ino)
+        if row is None:
+            return []
+        found = self._dataset.catalog.children(row.parent, row.name, limit)
+        return [Neighbour(each.ino, each.size) for each in found if each.size and self._is_small(each)]
+
+    def _is_small(self, row: Row) -> bool:
+        return row.kind == Kind.FILE and 0 < (row.size or 0) <= SMALL_BLOCKS * self._reader.block_bytes
+
+    def _bring_small(self, files: Sequence[Neighbour]) -> None:
+        for each in files:
+            row = self._dataset.row(each.ino)
+            if row is not None:
+                file = self._dataset.remote_file(row)
+                self._want(file, ByteRange(0, file.size_bytes), "neighbours")
+
+    def _want(self, file: RemoteFile, wanted: ByteRange, policy: str) -> None:
+        missing = self._reader.want(file, wanted, Priority.AHEAD)
+        size = min(missing * self._reader.block_bytes, wanted.length)
+        metrics.PREFETCH_BYTES.labels(file.origin.namespace, file.origin.dataset, policy).inc(size)
+
+    def _withdraw(self, file: RemoteFile, unread: ByteRange, policy: str) -> None:
+        size = self._reader.withdraw(file, unread)
+        self._worth[policy].take_back(size)
+
+    def _count(self, policy: str) -> None:
+        wasted = self._worth[policy].wasted_total
+        if wasted > self._counted[policy]:
+            origin = self._dataset.origin
+            more = wasted - self._counted[policy]
+            metrics.PREFETCH_WASTED_BYTES.labels(origin.namespace, origin.dataset, policy).inc(more)
+            self._counted[policy] = wasted

@@ -1,0 +1,69 @@
+"""What comes without being asked for: seen at the origin, and in the metrics."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import dataset, write_manifests
+from tests.mounts import Mounts, eventually
+from tests.servers import hostile as web
+from tests.servers.web_tree import gets, put_tree, some_files
+
+
+@pytest.mark.parametrize("path", ["passthrough", "openless", "pyfuse3"])
+def test_small_files_in_the_order_of_their_directory(mounts: Mounts, path: str) -> None:
+    files = some_files(60)
+    session, spec = ("pyfuse3", {}) if path == "pyfuse3" else ("direct", {"readPath": path})
+    with web.hostile() as server:
+        uri = put_tree(server, files)
+        manifest = write_manifests(mounts.directory / "m.yaml", dataset("data", uri, type="HTTP", **spec))
+        mount = mounts.mount("-f", manifest, session=session, dataset="default/data")
+        for name in sorted(files)[:8]:
+            assert (mount.root / name).read_bytes() == files[name]
+        eventually(lambda: len(gets(server)) > 16, 10, "more than twice as many come")
+        for name in sorted(files)[8:30]:
+            assert (mount.root / name).read_bytes() == files[name]
+        brought = mount.sum_of("dsfs_prefetch_bytes_total", policy="neighbours")
+        assert brought >= 22 * 20_000
+        assert set(gets(server).values()) == {1}
+
+
+def test_the_rest_of_a_dataset_that_is_read_at_random_comes_behind_the_readers(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for number in range(400):
+        path = source / f"d{number % 7}/f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(3000))
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    names = [str(path.relative_to(source)) for path in source.rglob("f*")]
+    random.Random(7).shuffle(names)
+    for name in names[:140]:
+        assert (mount.root / name).read_bytes() == (source / name).read_bytes()
+    eventually(lambda: mount.dataset()["cached_bytes"] == 400 * 3000, 20, "all of it is there")
+    assert mount.sum_of("dsfs_origin_read_bytes_total") == 400 * 3000
+
+
+def test_a_footer_comes_with_the_open(mounts: Mounts) -> None:
+    """Also: two looks into a large file are no reason to fetch it."""
+    data = os.urandom(40 << 20)
+    with web.hostile() as server:
+        uri = put_tree(server, {"table.parquet": data})
+        manifest = write_manifests(
+            mounts.directory / "m.yaml", dataset("data", uri, type="HTTP", readPath="passthrough")
+        )
+        mount = mounts.mount("-f", manifest, dataset="default/data")
+        fd = os.open(mount.root / "table.parquet", os.O_RDONLY)
+        try:
+            eventually(lambda: gets(server)["table.parquet"] == 1, 10, "it is asked for before it is read")
+            assert os.pread(fd, 1000, len(data) - 1000) == data[-1000:]
+            assert os.pread(fd, 1000, 20 << 20) == data[20 << 20 : (20 << 20) + 1000]
+        finally:
+            os.close(fd)
+        first = next(asked for asked in server.asked if asked.method == "GET" and asked.range is not None)
+        assert first.range == (len(data) - (1 << 20), len(data) - 1)
+        assert mount.sum_of("dsfs_origin_read_bytes_total") <= 4 << 20
