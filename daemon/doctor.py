@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions
 
 from daemon import running
-from daemon.settings import DEFAULT_MIN_FREE, DEFAULT_READ_TIMEOUT_S, default_cache_dir
+from daemon.dead import DeadMount, dead_mounts
+from daemon.settings import DEFAULT_MIN_FREE, DEFAULT_READ_TIMEOUT_S, Settings, default_cache_dir
 from dsfs.fuse import capabilities
+from dsfs.fuse.patience import TAKE_OVER_S, kernel_patience_s, within_patience
 from dsfs.manifest.sizes import Percent
-
-_REQUEST_TIMEOUTS = ("default_request_timeout", "max_request_timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +64,38 @@ def examine() -> list[Check]:
             "" if can.portable else "install fuse3 (fusermount3) for mounts without root",
         ),
     ]
-    checks += [_request_timeout(name) for name in _REQUEST_TIMEOUTS]
+    checks.append(kernel_patience(kernel_patience_s(), _longest_read()))
     checks.append(_cache_directory(default_cache_dir()))
     checks.append(_import_clash())
-    checks += [_dead_mount(each) for each in running.all_mounts() if not each.alive]
+    checks += [_dead_mount(each) for each in dead_mounts()]
     return checks
 
 
-def _request_timeout(name: str) -> Check:
-    """The kernel aborts a connection whose oldest request is older than this (FUSE_REQUEST_TIMEOUT, 7.43)."""
-    try:
-        with open(f"/proc/sys/fs/fuse/{name}", encoding="ascii") as file:
-            seconds = int(file.read())
-    except FileNotFoundError:
-        return Check(f"fs.fuse.{name}", True, "not known to this kernel")
-    needed = int(DEFAULT_READ_TIMEOUT_S) + 15
-    ok = seconds == 0 or seconds >= needed
-    remedy = "" if ok else f"sysctl fs.fuse.{name}=0, or mount with a shorter --read-timeout"
-    return Check(f"fs.fuse.{name}", ok, "off" if seconds == 0 else f"{seconds} s", remedy)
+def _longest_read() -> float:
+    """The longest read timeout of what is mounted, and of what would be, s."""
+    timeouts = [DEFAULT_READ_TIMEOUT_S]
+    for each in running.all_mounts():
+        settings = Settings.of(each.runtime_dir)
+        if settings is not None:
+            timeouts.append(settings.read_timeout_s)
+    return max(timeouts)
+
+
+def kernel_patience(patience_s: float | None, read_timeout_s: float) -> Check:
+    """The kernel aborts a connection whose oldest request is older than the administrator has set."""
+    name = "kernel's request timeout"
+    if patience_s is None:
+        return Check(name, True, "off")
+    needed_s = read_timeout_s + TAKE_OVER_S
+    if patience_s >= needed_s:
+        return Check(name, True, f"{patience_s:g} s")
+    cut_s = within_patience(read_timeout_s, patience_s)
+    return Check(
+        name,
+        False,
+        f"{patience_s:g} s: a read of {read_timeout_s:g} s and a take-over are longer, so reads are cut to {cut_s:g} s",
+        f"sysctl fs.fuse.default_request_timeout=0 fs.fuse.max_request_timeout=0 (or {needed_s:g} and more)",
+    )
 
 
 def _cache_directory(path: str) -> Check:
@@ -118,10 +132,11 @@ def _import_clash() -> Check:
     )
 
 
-def _dead_mount(found: running.Running) -> Check:
+def _dead_mount(found: DeadMount) -> Check:
+    state = "does not answer" if found.hangs else "its processes are gone"
     return Check(
         "dead mount",
         False,
-        f"{found.mountpoint}: its keeper is gone",
-        f"dsfs unmount {found.mountpoint}, or mount it anew",
+        f"{found.path}: {state} (connection {found.connection})",
+        f"dsfs doctor --clear, or mount it anew; by hand: echo 1 > {found.abort}; umount -l {found.path}",
     )

@@ -6,7 +6,7 @@ answers them. The keeper may die too: the server that lives starts another and h
 
     python -m daemon.keeper RUNTIME_DIR READY_FD     beside `dsfs mount`
     python -m daemon.keeper RUNTIME_DIR --adopt      started by a server that has lost its keeper
-    python -m daemon.keeper DIR --alone SOCKET PATIENCE_S     `dsfs keeper`: others start the servers
+    python -m daemon.keeper --alone SOCKET PATIENCE_S   `dsfs keeper`: others start the servers
 
 RUNTIME_DIR holds ``keeper.json`` (mountpoint, server_argv, own_mounts, patience_s) and gets ``keeper.sock``. READY_FD
 takes one line of JSON: {"ok": true} once the first server is ready, or {"error": "…"}, with "unexpected": true when
@@ -30,7 +30,8 @@ answers with the lower of both, and that is what they speak. Version 1:
 Version 2 has besides:
 
     connections come with "path"
-    {"op": "standby", "version", "started", "takes_over"} later, at any time: {"op": "take", "stale": …}: fork a server;
+    {"op": "standby", "version", "started", "takes_over",
+     "serving"}                                           later, at any time: {"op": "take", "stale": …}: fork a server;
                                                           {"op": "go"}: end
     {"op": "stale"}                                       nothing; a stand-by that was told to take over and would not,
                                                           as another version is installed by now
@@ -74,6 +75,7 @@ VERSION = 2
 _SERVER_STOP_S = 8.0
 _LOCK_S = 5.0
 _ADOPTION_S = 10.0
+_GRACE_S = 1.0  # for a server that has outlived a keeper and looks for the next
 _PATIENCE_S = 30.0
 _ANOTHER = "another server has the connections"
 
@@ -81,7 +83,10 @@ _ANOTHER = "another server has the connections"
 class Keeper:
     """``alone``: servers are started by others, and mounts are left to whoever else holds them when this ends."""
 
-    def __init__(self, directory: str, socket_path: str, config: dict[str, Any], ready_fd: int = -1) -> None:
+    def __init__(
+        self, lock_path: str, socket_path: str, config: dict[str, Any], directory: str = "", ready_fd: int = -1
+    ) -> None:
+        self._lock_path = lock_path
         self._directory = directory
         self._socket_path = socket_path
         self._ready_fd = ready_fd
@@ -106,7 +111,7 @@ class Keeper:
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor for each dataset
         if not self._lock():
-            say(f"another keeper has {self._directory}")
+            say(f"another keeper has {self._lock_path}")
             return 1
         signal.set_wakeup_fd(self._loop.wake_fd, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
@@ -121,9 +126,9 @@ class Keeper:
         if adopt or self._alone:
             self._succession.told = True
         if self._alone:
-            self._table.careful = True
+            self._table.careful = self._table.made = True
             self._table.restore()
-            self._table.notify("READY=1")
+            self._succession.expect_adoption(_GRACE_S)
             self._server_due()
         elif adopt:
             self._table.careful = self._awaits_adoption = True
@@ -137,7 +142,7 @@ class Keeper:
 
     def _lock(self) -> bool:
         """Held for life: a runtime directory without it belongs to a dead keeper."""
-        fd = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _LOCK_S
         while True:
             try:
@@ -181,7 +186,7 @@ class Keeper:
             detach(self._mountpoint)
         self.first_answer({"error": "stopped"})
         for path in (self._socket_path, f"{self._directory}/control.sock"):
-            if os.path.exists(path):
+            if os.path.lexists(path):
                 os.unlink(path)
 
     def _unmount_all(self) -> None:
@@ -265,11 +270,11 @@ class Keeper:
                 os.close(fd)
 
     def _close(self, peer: Peer) -> None:
-        """Its connection has ended; so has the process, but for a server of which a descriptor can tell better."""
+        """Its connection has ended; so has the process, but for a server that looks for its keeper then."""
         self._loop.unwatch(peer.sock.fileno())
         peer.sock.close()
         peer.closed = True
-        if peer.pidfd < 0 or peer is not self._succession.server:
+        if peer.pidfd < 0 or peer is not self._succession.server or peer.version < 2:
             self._ended(peer)
 
     def _ended(self, peer: Peer) -> None:
@@ -277,13 +282,17 @@ class Keeper:
             self._loop.unwatch(peer.pidfd)
             os.close(peer.pidfd)
             peer.pidfd = -1
-        while not peer.closed and select.select([peer.sock], [], [], 0)[0]:
-            self._serve(peer)  # what it said before it died
+        self._drain(peer)
         if not peer.closed:
             self._close(peer)
         elif not peer.gone:
             peer.gone = True
             self._succession.gone(peer)
+
+    def _drain(self, peer: Peer) -> None:
+        """Hear what it has said by now, in case it is dead: its last words are for its successor."""
+        while not peer.closed and select.select([peer.sock], [], [], 0)[0]:
+            self._serve(peer)
 
     def _obey(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:
         name = str(message.get("name", ""))
@@ -295,6 +304,8 @@ class Keeper:
             case "standby":
                 peer.version = min(VERSION, int(message.get("version", 1)))
                 started = float(message.get("started", 0))
+                if message.get("serving"):
+                    succession.expect_adoption(_ADOPTION_S)
                 succession.standby(peer, started, takes_over=bool(message.get("takes_over")))
             case "stale":
                 succession.stale(peer)
@@ -331,6 +342,8 @@ class Keeper:
                 peer.send({"error": f"unknown operation {other!r}"})
 
     def _hello(self, peer: Peer) -> None:
+        if self._succession.server is not None:
+            self._drain(self._succession.server)
         if self._awaits_adoption:
             self._early.append(peer)
         elif not self._succession.hello(peer):
@@ -385,6 +398,7 @@ class Keeper:
         self._refusal.stop()
         self._unmount_all()
         server = self._succession.server
+        self._succession.end()
         if server is not None:
             server.send({"op": "end"})
 
@@ -399,8 +413,10 @@ class Keeper:
     def _adopt(self, peer: Peer, message: dict[str, Any]) -> None:
         peer.version = min(VERSION, int(message.get("version", 1)))
         server = self._succession.server
-        same = server is not None and server.pid == peer.pid  # it has lost its connection, not its keeper
-        if server is not None and not same and server.alive():
+        same = server is not None and 0 != server.pid == peer.pid  # it has lost its connection, not its keeper
+        if server is not None and not self._succession.ready and not self._table.connections:
+            server.signal(signal.SIGKILL)  # it was let in before we heard of one that has everything
+        elif server is not None and not same and server.alive():
             peer.send({"version": peer.version, "error": _ANOTHER})
             return
         self._refusal.stop()
@@ -441,16 +457,16 @@ def _detached() -> None:
 
 
 def main(argv: list[str]) -> int:
+    if argv[0] == "--alone":
+        return Keeper(f"{argv[1]}.lock", argv[1], {"patience_s": argv[2]}).run()
     directory = argv[0]
-    if argv[1] == "--alone":
-        return Keeper(directory, argv[2], {"patience_s": argv[3]}).run()
     with open(f"{directory}/keeper.json", encoding="utf-8") as file:
         config = json.load(file)
     socket_path = f"{directory}/keeper.sock"
     if argv[1] == "--adopt":
         _detached()
-        return Keeper(directory, socket_path, config).run(adopt=True)
-    return Keeper(directory, socket_path, config, int(argv[1])).run()
+        return Keeper(f"{directory}/lock", socket_path, config, directory).run(adopt=True)
+    return Keeper(f"{directory}/lock", socket_path, config, directory, int(argv[1])).run()
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ _HEALING_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One mount that was started. ``alive``: its keeper is."""
+    """One mount that was started. ``alive``: its keeper is. ``keeper_alone``: that is somebody else's."""
 
     runtime_dir: str
     mountpoint: str
     keeper_pid: int
     alive: bool
     keeper_socket: str
+    keeper_alone: bool = False
 
     @property
     def control_socket(self) -> str:
@@ -103,13 +104,20 @@ def mounted_at(mountpoint: str) -> list[str]:
     return found
 
 
-def _is_healing(running: Running) -> bool:
-    """Whether the server of a keeper that was killed is starting another; waits until it has."""
+def server_answers(running: Running) -> bool:
+    """Whether its server lives; without a keeper it is just starting another."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         try:
             server.connect(running.control_socket)
         except OSError:
             return False
+    return True
+
+
+def _is_healing(running: Running) -> bool:
+    """Whether the server of a keeper that was killed is starting another; waits until it has."""
+    if not server_answers(running):
+        return False
     deadline = time.monotonic() + _HEALING_S
     while time.monotonic() < deadline:
         now = look(running.runtime_dir)
@@ -125,7 +133,7 @@ def look(path: str) -> Running | None:
         with open(f"{path}/keeper.json", encoding="utf-8") as file:
             config = json.load(file)
         mountpoint = str(config["mountpoint"])
-        lock_fd = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC)
+        lock_fd = os.open(config.get("lock", f"{path}/lock"), os.O_RDWR | os.O_CLOEXEC)
     except (OSError, ValueError, KeyError):
         return None
     try:
@@ -138,7 +146,9 @@ def look(path: str) -> Running | None:
     except ValueError:
         pid = 0
     os.close(lock_fd)
-    return Running(path, mountpoint, pid, alive, config.get("socket", f"{path}/keeper.sock"))
+    return Running(
+        path, mountpoint, pid, alive, config.get("socket", f"{path}/keeper.sock"), keeper_alone="socket" in config
+    )
 
 
 def _list(alive: list[Running]) -> str:

@@ -9,6 +9,7 @@ python -m daemon.server RUNTIME_DIR --check    whether it could start
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -42,7 +44,7 @@ from dsfs.cache.verify import rebuild_index
 from dsfs.datasets.dataset import CATALOG, Dataset
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import CacheDirectoryBusy, DsfsError, MountError
+from dsfs.errors import AnotherServes, CacheDirectoryBusy, DsfsError, MountError
 from dsfs.fetch.flights import DISK, Flights
 from dsfs.fetch.queue import FetchQueue, Limits
 from dsfs.fetch.reader import Reader
@@ -53,6 +55,7 @@ from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse import capabilities
 from dsfs.fuse.direct import DirectSession, SessionOptions
 from dsfs.fuse.keeper_client import KeeperClient, connect
+from dsfs.fuse.patience import kernel_patience_s, within_patience
 from dsfs.model import Phase
 
 if TYPE_CHECKING:
@@ -168,6 +171,7 @@ async def _show(
         gc.collect()
         gc.freeze()  # what lives as long as the server needs no look from the collector
         await keeper.ready()
+        await trio.to_thread.run_sync(_note_modules, f"{settings.runtime_dir}/modules", limiter=DISK)
         log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
         for dataset in datasets:
             nursery.start_soon(dataset.clean)
@@ -338,19 +342,48 @@ def main(runtime_dir: str, *flags: str) -> int:
             log_fd = int(flag.removeprefix("--log="))
             os.dup2(log_fd, 2)
             os.close(log_fd)
-    return standby.run(settings.keeper_socket, partial(run, runtime_dir), foreground="--serve" in flags)
+    known = f"{runtime_dir}/modules" if standby.NOTHING_MORE not in flags else os.devnull
+    return standby.run(
+        settings.keeper_socket, partial(run, runtime_dir), partial(_preload, known), foreground="--serve" in flags
+    )
+
+
+def _preload(known: str) -> None:
+    """Import what a server before this one has imported by the time that it was ready: which sources, for example."""
+    try:
+        with open(known, encoding="utf-8") as file:
+            names = file.read().split()
+    except FileNotFoundError:
+        return
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # of another version, or what it needs has been removed: who needs it says so
+            continue
+
+
+def _note_modules(known: str) -> None:
+    names = sorted(name for name in sys.modules if name.startswith(("daemon.", "dsfs.")))
+    with open(known, "w", encoding="utf-8") as file:
+        file.write("\n".join(names))
 
 
 def run(runtime_dir: str) -> int:
     """One server, in a process of its own; its exit status."""
     settings = Settings.load(runtime_dir)
+    wanted_s = settings.read_timeout_s
+    settings = replace(settings, read_timeout_s=within_patience(wanted_s, kernel_patience_s()))
     logs.configure(debug=settings.debug, log_format=settings.log_format)
+    if settings.read_timeout_s < wanted_s:
+        log.warning("read timeout is cut: the kernel would end the mount", read_timeout_s=settings.read_timeout_s)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         trio.run(serve, settings)
+    except AnotherServes as error:
+        log.info("not needed", reason=str(error))
     except DsfsError as error:
         log.error("server failed", reason=str(error))
         return 1

@@ -83,6 +83,14 @@ class Settings:
             raw[key] = tuple(raw[key])
         return cls(**raw)
 
+    @classmethod
+    def of(cls, runtime_dir: str) -> Settings | None:
+        """As ``load``, for looking: None when they are half written or removed, or of a version that differs."""
+        try:
+            return cls.load(runtime_dir)
+        except (OSError, ValueError, TypeError):
+            return None
+
     def cache_limit(self) -> int:
         """Bytes that the cache directory may use now; a percentage follows the size of its file system."""
         return _bytes_of(self.cache_size, self.cache_dir)

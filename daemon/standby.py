@@ -1,7 +1,7 @@
 """The stand-by: has imported all that a server needs, and forks one when the keeper says so.
 
 Starting Python and importing takes ten times as long as what a server does from there on, and that is how long readers
-would wait after a crash. A stand-by serves nothing and has no thread, so it may fork at any time; most of its memory is
+would wait after a crash. A stand-by serves nothing and has no thread, so it may fork at any time; half of its memory is
 shared with the server that it forked. It hears of its end too, and tells the keeper how it was.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
 import select
 import signal
@@ -27,21 +28,28 @@ _PR_SET_NAME = 15  # <linux/prctl.h>
 _RETRY_S = 0.02
 _LARGEST_MESSAGE = 64 * 1024
 _STOP_S = 8.0
+_PRELOAD_S = 3.0  # after a fork, when that has started
+NOTHING_MORE = "--no-preload"
 
 
-def run(keeper_socket: str, serve: Callable[[], int], *, foreground: bool) -> int:
+def run(keeper_socket: str, serve: Callable[[], int], preload: Callable[[], None], *, foreground: bool) -> int:
     """Wait and fork until the keeper says "go"; the exit status.
 
+    ``preload`` imports what servers imported while they ran; it is called when there is time for it.
     ``foreground``: the keeper is somebody else's and may come later or again. This ends with its server, as that has.
     """
-    standby = _StandBy(keeper_socket, serve, foreground)
+    standby = _StandBy(keeper_socket, serve, preload, foreground)
     return standby.run()
 
 
 class _StandBy:
-    def __init__(self, keeper_socket: str, serve: Callable[[], int], foreground: bool) -> None:
+    def __init__(
+        self, keeper_socket: str, serve: Callable[[], int], preload: Callable[[], None], foreground: bool
+    ) -> None:
         self._path = keeper_socket
         self._serve = serve
+        self._preload = preload
+        self._preload_at = math.inf
         self._foreground = foreground
         self._link: socket.socket | None = None
         self._children: set[int] = set()
@@ -55,8 +63,7 @@ class _StandBy:
 
     def run(self) -> int:
         _name_process("dsfs-standby")
-        gc.collect()
-        gc.freeze()  # what was imported is never garbage, and a collector that looks at it would unshare it
+        self._import_more()
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, for all of its processes: the keeper decides
@@ -66,7 +73,9 @@ class _StandBy:
                 break
             link = self._link
             waiting = [self._wake_r] if link is None else [self._wake_r, link.fileno()]
-            ready, _w, _x = select.select(waiting, [], [], _RETRY_S if link is None else None)
+            ready, _w, _x = select.select(waiting, [], [], self._timeout(link))
+            if not ready and time.monotonic() >= self._preload_at:
+                self._import_more()
             if self._wake_r in ready:
                 os.read(self._wake_r, 4096)
                 self._reap()
@@ -74,6 +83,19 @@ class _StandBy:
                 self._hear(link)
         self._end()
         return self._status
+
+    def _timeout(self, link: socket.socket | None) -> float | None:
+        if link is None:
+            return _RETRY_S
+        return None if self._preload_at == math.inf else max(0.0, self._preload_at - time.monotonic())
+
+    def _import_more(self) -> None:
+        self._preload_at = math.inf
+        self._preload()
+        if len(os.listdir("/proc/self/task")) > 1:  # a fork would have one thread, and locks that nobody gives back
+            os.execv(sys.executable, [*sys.orig_argv, NOTHING_MORE])
+        gc.collect()
+        gc.freeze()  # what was imported is never garbage, and a collector that looks at it would unshare it
 
     def _connect(self) -> bool:
         """To the keeper, if there is one; False when there is no use in trying again."""
@@ -84,7 +106,15 @@ class _StandBy:
             link.close()
             return self._foreground or bool(self._children)  # it is our server that starts another keeper
         self._link = link
-        self._say({"op": "standby", "version": VERSION, "started": self._started, "takes_over": self._takes_over})
+        self._say(
+            {
+                "op": "standby",
+                "version": VERSION,
+                "started": self._started,
+                "takes_over": self._takes_over,
+                "serving": bool(self._children),
+            }
+        )
         self._takes_over = False  # only when it is new: not again after a keeper's death
         unreported, self._unreported = self._unreported, []
         for message in unreported:
@@ -113,6 +143,7 @@ class _StandBy:
         pid = os.fork()
         if pid:
             self._children.add(pid)
+            self._preload_at = time.monotonic() + _PRELOAD_S
             self._say({"op": "forked", "pid": pid})
             return
         try:

@@ -23,6 +23,10 @@ class MountError(DsfsError):
     """The kernel or the mount point refused."""
 
 
+class AnotherServes(MountError):
+    """The keeper has a server already."""
+
+
 class NotVisible(DsfsError):
     """No such name for this caller."""
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from daemon.cli import bench, cache, dataset, export, look, mount, top, warm
+from daemon.cli import apart, bench, cache, dataset, export, look, mount, top, warm
 from daemon.cli.output import say
 from dsfs.errors import DsfsError
 
@@ -35,6 +35,8 @@ app.command("stats")(top.stats)
 app.command("bench")(bench.bench)
 app.command("doctor")(look.doctor)
 app.command("probe")(look.probe)
+app.command("keeper")(apart.keeper)
+app.command("serve")(apart.serve)
 app.add_typer(dataset.app, name="dataset")
 
 Debug = typer.Option(False, "--debug", help="Show tracebacks, and log more.")

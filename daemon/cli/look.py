@@ -74,7 +74,7 @@ def _status_of(found: running.Running) -> dict[str, Any]:
             say(f"dsfs: {found.mountpoint}: its keeper and its server are gone (dsfs doctor --clear, or mount it anew)")
         elif not seen:
             say(f"dsfs: {error}")
-    settings = _settings_of(found)
+    settings = Settings.of(found.runtime_dir)
     return {
         "mountpoint": found.mountpoint,
         "session": settings.session if settings else "",
@@ -98,16 +98,18 @@ def _without_server(seen: dict[str, Any]) -> str:
     return f"{what}; the last one: {seen['problem']}" if seen["problem"] else what
 
 
-def _settings_of(found: running.Running) -> Settings | None:
-    try:
-        return Settings.load(found.runtime_dir)
-    except (OSError, ValueError, TypeError):  # written by another version, or half removed
-        return None
-
-
-def doctor(as_json: AsJson = False, bundle: Bundle = None) -> None:
-    """What this machine can do, and what to install for more."""
+def doctor(
+    as_json: AsJson = False,
+    bundle: Bundle = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Detach dead mounts first.")] = False,
+) -> None:
+    """What this machine can do, and what to install for more; dead mounts of dsfs."""
+    from daemon.dead import clear as clear_dead
     from daemon.doctor import examine
+
+    if clear:
+        for line in clear_dead():
+            say(f"dsfs: {line}")
 
     checks = examine()
     if bundle is not None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, TypeVar
 
 import typer
@@ -20,6 +21,7 @@ from daemon import running
 from daemon.cli.options import CacheDir
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
+from daemon.dead import NO_ANSWER, errno_of_look
 from daemon.settings import (
     DEFAULT_CACHE_SIZE,
     DEFAULT_MIN_FREE,
@@ -31,116 +33,97 @@ from daemon.settings import (
 from daemon.users import users_of
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
+from dsfs.fuse.patience import kernel_patience_s, within_patience
 from dsfs.manifest.durations import parse_duration
 from dsfs.manifest.sizes import parse_size_or_percent
 
 _UNMOUNT_S = 20.0
 _RESTART_S = 90.0
+_LOOK_S = 2.0
 _NEXT_KEEPER_S = 10.0
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 T = TypeVar("T")
 
+Where = Annotated[list[str], typer.Argument(metavar="[SOURCE_URI] MOUNTPOINT", help="What to mount, and where.")]
 Files = Annotated[
     list[str] | None,
     typer.Option("-f", "--file", metavar="FILE_OR_DIR", help="Manifests: a file or a directory; may be repeated."),
 ]
+CacheSize = Annotated[str, typer.Option(metavar="SIZE", help="How much the cache may use, such as 200GiB or 80%.")]
+SharedCache = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="A directory that all nodes mount: what one of them fetched, the others take."),
+]
+SharedCacheSize = Annotated[
+    str, typer.Option(metavar="SIZE", help="How much the shared cache may use, such as 20TiB or 80%.")
+]
+MinFree = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="How much of its disk the cache leaves free, such as 5% or 20GiB; 0: none."),
+]
+LogFormat = Annotated[str, typer.Option(metavar="console|json", help="How the server writes its log.")]
+Http = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve metrics, status and health there.")]
+SourceOptions = Annotated[
+    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A source option; may be repeated.")
+]
+Secrets = Annotated[
+    list[str] | None, typer.Option(metavar="DIR", help="A directory per secret: DIR/[NAMESPACE/]SECRET/KEY.")
+]
+PvcRoot = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Where claims lie on this node: DIR/[NAMESPACE/]CLAIM.")
+]
+ReadTimeout = Annotated[str, typer.Option(metavar="DURATION", help="A read whose origin is gone ends within this.")]
+Namespaces = Annotated[list[str] | None, typer.Option(metavar="NS", help="Show only what NS may see; may be repeated.")]
+CountOpens = Annotated[
+    bool, typer.Option(help="Count opens that the kernel serves alone, by dataset and pod (needs root).")
+]
 
 
 def mount(
-    where: Annotated[list[str], typer.Argument(metavar="[SOURCE_URI] MOUNTPOINT", help="What to mount, and where.")],
+    where: Where,
     file: Files = None,
     cache_dir: CacheDir = None,
-    cache_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="How much the cache may use, such as 200GiB or 80%.")
-    ] = DEFAULT_CACHE_SIZE,
-    shared_cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="A directory that all nodes mount: what one of them fetched, the others take."
-        ),
-    ] = None,
-    shared_cache_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="How much the shared cache may use, such as 20TiB or 80%.")
-    ] = DEFAULT_CACHE_SIZE,
-    min_free: Annotated[
-        str,
-        typer.Option(metavar="SIZE", help="How much of its disk the cache leaves free, such as 5% or 20GiB; 0: none."),
-    ] = DEFAULT_MIN_FREE,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
+    shared_cache: SharedCache = None,
+    shared_cache_size: SharedCacheSize = DEFAULT_CACHE_SIZE,
+    min_free: MinFree = DEFAULT_MIN_FREE,
     session: Annotated[str, typer.Option(metavar="auto|direct|pyfuse3", help="How to speak to the kernel.")] = "auto",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted or stopped.")] = False,
-    http: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve metrics, status and health there.")
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A source option; may be repeated.")
-    ] = None,
-    secrets: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="A directory per secret: DIR/[NAMESPACE/]SECRET/KEY.")
-    ] = None,
-    pvc_root: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where claims lie on this node: DIR/[NAMESPACE/]CLAIM.")
-    ] = None,
-    read_timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="A read whose origin is gone ends within this.")
-    ] = "30s",
-    namespace: Annotated[
-        list[str] | None, typer.Option(metavar="NS", help="Show only what NS may see; may be repeated.")
-    ] = None,
-    log_format: Annotated[str, typer.Option(metavar="console|json", help="How the server writes its log.")] = "console",
-    count_opens: Annotated[
-        bool, typer.Option(help="Count opens that the kernel serves alone, by dataset and pod (needs root).")
-    ] = True,
+    http: Http = None,
+    option: SourceOptions = None,
+    secrets: Secrets = None,
+    pvc_root: PvcRoot = None,
+    read_timeout: ReadTimeout = "30s",
+    namespace: Namespaces = None,
+    log_format: LogFormat = "console",
+    count_opens: CountOpens = True,
 ) -> None:
     """Mount one dataset (SOURCE_URI MOUNTPOINT), or those of manifests (-f FILE_OR_DIR MOUNTPOINT)."""
-    if len(where) != (1 if file else 2):
-        raise typer.BadParameter("give SOURCE_URI and MOUNTPOINT, or -f FILE_OR_DIR and MOUNTPOINT")
     if session not in ("auto", "direct", "pyfuse3"):
         raise typer.BadParameter(f"--session {session}: is not auto, direct or pyfuse3")
-    if log_format not in LOG_FORMATS:
-        raise typer.BadParameter(f"--log-format {log_format}: is not {' or '.join(LOG_FORMATS)}")
-    timeout_s = _usage("--read-timeout", parse_duration, read_timeout)
-    _usage("--cache-size", parse_size_or_percent, cache_size)
-    _usage("--shared-cache-size", parse_size_or_percent, shared_cache_size)
-    if shared_cache_size != DEFAULT_CACHE_SIZE and shared_cache is None:
-        raise typer.BadParameter("--shared-cache-size goes with --shared-cache DIR")
-    if min_free != "0":
-        _usage("--min-free", parse_size_or_percent, min_free)
-    if http is not None:
-        _usage("", parse_address, http)
-    if option and file:
-        raise typer.BadParameter("--option goes with SOURCE_URI; in a manifest it is spec.source.options")
-    if namespace and not file:
-        raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
-    options = _options(option or [])
-    mountpoint = os.path.abspath(where[-1])
+    settings = settings_of(
+        where,
+        file=file,
+        cache_dir=cache_dir,
+        cache_size=cache_size,
+        shared_cache=shared_cache,
+        shared_cache_size=shared_cache_size,
+        min_free=min_free,
+        http=http,
+        option=option,
+        secrets=secrets,
+        pvc_root=pvc_root,
+        read_timeout=read_timeout,
+        namespace=namespace,
+        log_format=log_format,
+        count_opens=count_opens,
+    )
+    mountpoint = settings.mountpoint
     chosen = capabilities.choose_session(session, capabilities.look())
     check_mountpoint(mountpoint)
     runtime_dir = running.prepare(mountpoint)
-    settings = Settings(
-        mountpoint=mountpoint,
-        runtime_dir=runtime_dir,
-        cache_dir=os.path.abspath(cache_dir or default_cache_dir()),
-        cache_size=cache_size,
-        shared_cache=os.path.abspath(shared_cache) if shared_cache else None,
-        shared_cache_size=shared_cache_size,
-        min_free=min_free,
-        session=chosen,
-        source_uri=None if file else where[0],
-        source_options=options,
-        manifest_paths=tuple(os.path.abspath(path) for path in file or []),
-        base_dir=os.getcwd(),
-        http=http,
-        secrets_dirs=tuple(os.path.abspath(path) for path in secrets or []),
-        pvc_root=os.path.abspath(pvc_root) if pvc_root else None,
-        read_timeout_s=timeout_s,
-        namespaces=tuple(namespace or []),
-        uid=os.getuid(),
-        gid=os.getgid(),
-        log_format=log_format,
-        count_opens=count_opens,
-        debug=bool(os.environ.get("DSFS_DEBUG")),
-    )
+    settings = replace(settings, session=chosen)
     settings.save()
     keeper, answer = _start_keeper(settings, foreground=foreground)
     if "error" in answer:
@@ -158,6 +141,70 @@ def mount(
         raise typer.Exit(status)
 
 
+def settings_of(
+    where: list[str],
+    *,
+    file: list[str] | None,
+    cache_dir: str | None,
+    cache_size: str,
+    shared_cache: str | None,
+    shared_cache_size: str,
+    min_free: str,
+    http: str | None,
+    option: list[str] | None,
+    secrets: list[str] | None,
+    pvc_root: str | None,
+    read_timeout: str,
+    namespace: list[str] | None,
+    log_format: str,
+    count_opens: bool,
+    keeper: str | None = None,
+) -> Settings:
+    """What the flags of ``mount`` and ``serve`` ask for. Raises BadParameter."""
+    if len(where) != (1 if file else 2):
+        raise typer.BadParameter("give SOURCE_URI and MOUNTPOINT, or -f FILE_OR_DIR and MOUNTPOINT")
+    timeout_s = _usage("--read-timeout", parse_duration, read_timeout)
+    _usage("--cache-size", parse_size_or_percent, cache_size)
+    _usage("--shared-cache-size", parse_size_or_percent, shared_cache_size)
+    if shared_cache_size != DEFAULT_CACHE_SIZE and shared_cache is None:
+        raise typer.BadParameter("--shared-cache-size goes with --shared-cache DIR")
+    if min_free != "0":
+        _usage("--min-free", parse_size_or_percent, min_free)
+    if log_format not in LOG_FORMATS:
+        raise typer.BadParameter(f"--log-format {log_format}: is not {' or '.join(LOG_FORMATS)}")
+    if http is not None:
+        _usage("", parse_address, http)
+    if option and file:
+        raise typer.BadParameter("--option goes with SOURCE_URI; in a manifest it is spec.source.options")
+    if namespace and not file:
+        raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
+    mountpoint = os.path.abspath(where[-1])
+    return Settings(
+        mountpoint=mountpoint,
+        runtime_dir=running.runtime_dir_of(mountpoint),
+        cache_dir=os.path.abspath(cache_dir or default_cache_dir()),
+        cache_size=cache_size,
+        shared_cache=os.path.abspath(shared_cache) if shared_cache else None,
+        shared_cache_size=shared_cache_size,
+        min_free=min_free,
+        source_uri=None if file else where[0],
+        source_options=_options(option or []),
+        manifest_paths=tuple(os.path.abspath(path) for path in file or []),
+        base_dir=os.getcwd(),
+        http=http,
+        secrets_dirs=tuple(os.path.abspath(path) for path in secrets or []),
+        pvc_root=os.path.abspath(pvc_root) if pvc_root else None,
+        read_timeout_s=timeout_s,
+        namespaces=tuple(namespace or []),
+        uid=os.getuid(),
+        gid=os.getgid(),
+        log_format=log_format,
+        count_opens=count_opens,
+        debug=bool(os.environ.get("DSFS_DEBUG")),
+        keeper=keeper,
+    )
+
+
 def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="What to unmount.")]) -> None:
     """Unmount and stop. Refused while somebody uses it."""
     place = os.path.abspath(mountpoint)
@@ -170,6 +217,10 @@ def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help
         users = users_of(place, but_not_of=found.runtime_dir)
         if users:
             raise MountError(f"{place} is in use by {', '.join(users)}; stop that, then unmount")
+        if found.keeper_alone:
+            ask_keeper(found, {"op": "end"}, _UNMOUNT_S)
+            running.forget(found.runtime_dir)
+            return
         try:
             pidfd = os.pidfd_open(found.keeper_pid)
         except ProcessLookupError:
@@ -203,6 +254,8 @@ def check_mountpoint(mountpoint: str) -> None:
             raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {live.keeper_pid}); unmount it first")
         _detach_all(mountpoint)
         say(f"dsfs: cleared a dead mount at {mountpoint}")
+    if running.mounted_at(mountpoint) and errno_of_look(mountpoint, _LOOK_S) == NO_ANSWER:
+        raise MountError(f"mount point {mountpoint}: what is mounted there does not answer (umount -l {mountpoint})")
     try:
         names = os.listdir(mountpoint)
     except FileNotFoundError:
@@ -241,7 +294,8 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
                 "mountpoint": settings.mountpoint,
                 "server_argv": [*python, "daemon.server"],
                 "own_mounts": settings.session == "direct",
-                "patience_s": settings.read_timeout_s,  # of who waits while no server can be started
+                # of who waits while no server can be started
+                "patience_s": within_patience(settings.read_timeout_s, kernel_patience_s()),
             },
             file,
         )

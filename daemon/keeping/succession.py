@@ -227,6 +227,11 @@ class Succession:
             self._thin_out()
         self.consider()
 
+    def expect_adoption(self, within_s: float) -> None:
+        """A server lives and is about to hand over what it has: nobody else may serve before that."""
+        if self.server is None:
+            self.not_before = max(self.not_before, time.monotonic() + within_s)
+
     def stale(self, peer: Peer) -> None:
         """A stand-by was asked to take over, and has seen that another version is installed by now."""
         for standby in self._standbys:
@@ -249,6 +254,9 @@ class Succession:
         if self._taking is not None and self._taking.forked == pid:  # before it said hello
             self._taking = None
             self._lost_before_ready(what)
+        elif self.server is None and self._taking is None and not self.failures:
+            self.not_before = 0.0  # it will not hand anything over any more
+            self.consider()
 
     def hello(self, peer: Peer) -> bool:
         """A server wants the descriptors; False when another one has them."""
@@ -433,6 +441,12 @@ class Succession:
     def _drop(self, standby: StandBy) -> None:
         if standby in self._standbys:
             self._standbys.remove(standby)
+
+    def end(self) -> None:
+        """The mount has ended; stand-bys have nothing to wait for."""
+        self._handover = None
+        for standby in list(self._standbys):
+            self._dismiss(standby)
 
     def stop(self, patience_s: float) -> None:
         """End the server, and all stand-bys of ours. Waits."""

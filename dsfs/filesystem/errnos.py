@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from dsfs.errors import (
+    AnotherServes,
     CacheDirectoryBusy,
     CacheDirectoryError,
     CacheFull,
@@ -45,6 +46,7 @@ ERRNO_OF: Final[Mapping[type[DsfsError], int]] = {
     CatalogError: errno.EIO,
     ConfigError: errno.EIO,
     MountError: errno.EIO,
+    AnotherServes: errno.EIO,
     DsfsError: errno.EIO,
 }
 

@@ -31,8 +31,8 @@ class Capabilities:
 
     @property
     def passthrough(self) -> bool:
-        """Whether the kernel may know passthrough; INIT says whether it does."""
-        return self.direct and self.kernel >= (6, 9)
+        """Whether the kernel may know passthrough; INIT says whether it does. The device may be open already."""
+        return self.sys_admin and self.kernel >= (6, 9)
 
 
 def look() -> Capabilities:

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 import trio
 
-from dsfs.errors import MountError
+from dsfs.errors import AnotherServes, MountError
 
 log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ class KeeperClient:
             if not OLDEST_VERSION <= self.version <= VERSION:
                 raise MountError(f"the keeper speaks version {self.version} of its protocol, this server {VERSION}")
             if "error" in hello:
-                raise MountError(str(hello["error"]))
+                raise AnotherServes(str(hello["error"]))
             self.restarts = int(hello["restarts"])
             for _ in range(int(hello["connections"])):
                 message, fd = await self._receive()
@@ -199,7 +199,7 @@ class KeeperClient:
         if "error" in answer:
             if self._finished:
                 return  # the one that takes over was faster
-            raise MountError(str(answer["error"]))
+            raise AnotherServes(str(answer["error"]))
         self.version = int(answer["version"])
 
     async def _tell_news(self) -> None:
@@ -292,12 +292,13 @@ class KeeperClient:
     async def _connect(self) -> None:
         """As soon as somebody listens."""
         while True:
+            self._socket.close()
             self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 await self._socket.connect(self._path)
                 break
             except (FileNotFoundError, ConnectionRefusedError):
-                self._socket.close()
+                pass  # it is just starting
             await trio.sleep(_RETRY_S)
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         self.pid = _UCRED.unpack(credentials)[0]  # 0 in another pid namespace

@@ -1,0 +1,83 @@
+"""Mounts of which both processes are gone: listed, cleared, replaced; nobody ever waits for them without a bound."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from daemon.doctor import kernel_patience
+from dsfs.fuse.patience import kernel_patience_s, within_patience
+from tests.mounts import Mount, Mounts, abort, dsfs, eventually, fuse_mounts_below, is_mounted, runtime_dir_of
+from tests.resilience.conftest import make_tree, mount_path
+
+
+def kill_all_of(mount: Mount) -> None:
+    abort(mount.mountpoint)
+    eventually(lambda: mount.server_pid_now() is None, 10, "all are gone")
+
+
+def dead_of(mount: Mount) -> list[dict[str, Any]]:
+    checks = json.loads(dsfs("doctor", "--json").stdout)["checks"]
+    return [each for each in checks if each["name"] == "dead mount" and str(mount.mountpoint) in each["result"]]
+
+
+def test_listed_and_cleared(mounts: Mounts, tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, "passthrough", source)
+    assert dead_of(mount) == []
+    connections = [device.partition(":")[2] for device, _place in fuse_mounts_below(mount.mountpoint)]
+    kill_all_of(mount)
+    found = dead_of(mount)
+    assert len(found) == len(connections) == 2
+    for check, connection in zip(found, connections, strict=True):
+        assert f"/sys/fs/fuse/connections/{connection}/abort" in check["remedy"]
+        assert "dsfs doctor --clear" in check["remedy"]
+    assert mount.status()["healthy"] is False
+    done = dsfs("doctor", "--clear")
+    assert f"{mount.mountpoint}: detached" in done.stderr
+    assert not is_mounted(mount.mountpoint)
+    assert not runtime_dir_of(mount.mountpoint).exists()
+    assert dead_of(mount) == []
+
+
+def test_a_mount_whose_keeper_is_stopped_is_not_dead(mounts: Mounts, tmp_path: Path) -> None:
+    """And whoever looks does not wait for it: its server is gone too."""
+    mount = mount_path(mounts, "daemon", make_tree(tmp_path / "source", files=4))
+    keeper = mount.keeper_pid
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        mount.kill_server()
+        assert dead_of(mount) == []
+        assert dsfs("doctor", "--clear").returncode == 0
+        assert is_mounted(mount.mountpoint)
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    eventually(lambda: mount.status()["healthy"], 20, "it heals")
+
+
+def _sysctl(directory: Path, default_s: int, longest_s: int) -> float | None:
+    (directory / "default_request_timeout").write_text(f"{default_s}\n")
+    (directory / "max_request_timeout").write_text(f"{longest_s}\n")
+    return kernel_patience_s(str(directory))
+
+
+def test_kernel_patience(tmp_path: Path) -> None:
+    assert kernel_patience_s(str(tmp_path)) is None  # a kernel that knows no such limit
+    assert _sysctl(tmp_path, 0, 0) is None
+    assert _sysctl(tmp_path, 60, 0) == 60
+    assert _sysctl(tmp_path, 0, 40) == 40
+    assert _sysctl(tmp_path, 60, 40) == 40
+    assert _sysctl(tmp_path, 5, 0) == 15  # as the kernel does
+    assert within_patience(30, None) == 30
+    assert within_patience(30, 60) == 30
+    assert within_patience(30, 40) == 25
+    assert within_patience(30, 15) == 7.5
+    assert kernel_patience(None, 30).ok
+    assert kernel_patience(45, 30).ok
+    bad = kernel_patience(40, 30)
+    assert not bad.ok
+    assert "cut to 25 s" in bad.result
+    assert "sysctl" in bad.remedy

@@ -1,0 +1,223 @@
+"""`dsfs keeper` and `dsfs serve` as processes of their own, and what a service manager keeps for the keeper."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually, is_mounted, runtime_dir_of
+from tests.resilience.conftest import errno_of_read, make_tree, readers
+
+
+class Apart:
+    """A keeper and servers of one mount, started by hand."""
+
+    def __init__(self, mounts: Mounts, source: Path) -> None:
+        mountpoint, self._cache = mounts.place()
+        self.mount: Mount = mounts.adopt(mountpoint, self._cache)
+        self.mount.expect_log("keeper is gone")
+        self.source = source
+        self.socket = mounts.directory / "apart" / "keeper.sock"
+        self._log = mounts.directory / "apart.log"
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *argv: str, fds: tuple[int, ...] = (), **environ: str) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            env = {**clean_environment(), **environ}
+            process = subprocess.Popen([DSFS, *argv], stdout=log, stderr=log, env=env, pass_fds=fds)
+        self.processes.append(process)
+        return process
+
+    def start_keeper(self, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
+        process = self.start("keeper", f"--socket={self.socket}", *flags, **environ)
+        eventually(self.socket.exists, 20, "the keeper listens")
+        return process
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        mount = self.mount
+        return self.start(
+            "serve", f"--keeper={self.socket}", str(self.source), str(mount.mountpoint), f"--cache-dir={self._cache}"
+        )
+
+    def wait_healthy(self) -> None:
+        eventually(
+            lambda: is_mounted(self.mount.mountpoint) and self.mount.status()["healthy"], 30, f"healthy: {self.log()}"
+        )
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def apart(mounts: Mounts, tmp_path: Path) -> Iterator[Apart]:
+    made = Apart(mounts, make_tree(tmp_path / "source", files=8))
+    try:
+        yield made
+    finally:
+        dsfs("unmount", made.mount.mountpoint)
+        made.end()
+
+
+def test_each_is_replaced(apart: Apart, tmp_path: Path) -> None:
+    first = apart.start_server()  # may come before its keeper
+    keeper = apart.start_keeper()
+    apart.wait_healthy()
+    mount = apart.mount
+    with readers(mount, apart.source, tmp_path, number=2) as reading:
+        reading.wait_progress()
+        keeper.kill()  # its pod is gone
+        keeper.wait()
+        reading.wait_progress()
+        apart.start_keeper()
+        eventually(lambda: "another keeper has everything" in apart.log(), 20, "the server has found it")
+        pid = mount.kill_server()  # a crash: the stand-by of the same `dsfs serve` goes on
+        reading.wait_progress()
+        assert mount.server_pid != pid
+        second = apart.start_server()  # an upgrade: it takes over, and the first one stays in the background
+        eventually(lambda: "server handed over" in apart.log(), 30, "the second takes over")
+        apart.wait_healthy()
+        assert first.poll() is None
+        first.terminate()
+        assert first.wait(15) == 0
+        reading.wait_progress()
+        second.kill()  # a pod that dies without a word, and comes again
+        os.kill(mount.server_pid_now() or 0, signal.SIGKILL)
+        apart.start_server()
+        reading.wait_progress()
+    restart = dsfs("restart", mount.mountpoint)
+    assert restart.returncode == 1
+    assert "dsfs serve" in restart.stderr
+    assert dsfs("unmount", mount.mountpoint).returncode == 0
+    assert not is_mounted(mount.mountpoint)
+    assert apart.processes[-1].wait(15) == 0
+    assert not runtime_dir_of(mount.mountpoint).exists()
+
+
+def test_wrong_use(apart: Apart, mounts: Mounts) -> None:
+    apart.start_keeper()
+    again = dsfs("keeper", f"--socket={apart.socket}")
+    assert again.returncode == 1
+    assert "another keeper listens there" in again.stderr
+    apart.start_server()
+    apart.wait_healthy()
+    elsewhere, _cache = mounts.place()
+    done = dsfs("serve", f"--keeper={apart.socket}", apart.source, elsewhere)
+    assert done.returncode == 1
+    assert f"this keeper holds {apart.mount.mountpoint}" in done.stderr
+    assert dsfs("keeper", "--socket=/tmp/x.sock", "--patience=soon").returncode == 2
+
+
+class Manager:
+    """What of systemd a keeper speaks to: takes descriptors, gives them to the next process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = str(directory / "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.address)
+        self._socket.setblocking(False)
+        self.stored: dict[str, int] = {}
+        self.ready = 0
+
+    def hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                raw, fds, _flags, _address = socket.recv_fds(self._socket, 4096, 4)
+                fields = dict(line.split("=", 1) for line in raw.decode().splitlines())
+                if "READY" in fields:
+                    self.ready += 1
+                elif "FDSTOREREMOVE" in fields:
+                    os.close(self.stored.pop(fields["FDNAME"]))
+                elif "FDSTORE" in fields:
+                    self.stored[fields["FDNAME"]] = fds[0]
+
+    def start(self, apart: Apart) -> subprocess.Popen[bytes]:
+        """A keeper that is given what was stored, from descriptor 3 on."""
+        names = list(self.stored)
+        script = 'export LISTEN_PID=$$; exec "$0" "$@"'
+        given = [os.dup(self.stored[name]) for name in names]
+        moved = [os.fspath(DSFS), "keeper", f"--socket={apart.socket}", "--patience=2s"]
+
+        def place() -> None:
+            high = [os.dup2(fd, 200 + number) for number, fd in enumerate(given)]
+            for number, fd in enumerate(high):
+                os.dup2(fd, 3 + number)
+
+        env = {
+            **clean_environment(),
+            "NOTIFY_SOCKET": self.address,
+            "LISTEN_FDS": str(len(names)),
+            "LISTEN_FDNAMES": ":".join(names),
+        }
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", script, *moved], env=env, preexec_fn=place, pass_fds=[3 + n for n in range(len(names))]
+        )
+        for fd in given:
+            os.close(fd)
+        apart.processes.append(process)
+        eventually(apart.socket.exists, 20, "the keeper listens")
+        return process
+
+    def close(self) -> None:
+        self._socket.close()
+        for fd in self.stored.values():
+            os.close(fd)
+
+
+def test_service_manager_keeps_the_descriptors(apart: Apart, tmp_path: Path) -> None:
+    """With both processes gone the mount lives: its descriptors are in the store, and so is what they are."""
+    manager = Manager(tmp_path)
+    try:
+        keeper = manager.start(apart)
+        server = apart.start_server()
+        apart.wait_healthy()
+        manager.hear()
+        assert manager.ready == 1
+        os.close(os.open(apart.mount.root / "d1/f001", os.O_RDONLY))  # the first close is told: no FLUSH, please
+        held = os.open(apart.mount.root / "d1/f001", os.O_RDONLY)
+        data = (apart.source / "d1/f001").read_bytes()
+        assert os.pread(held, 10, 0) == data[:10]
+        manager.hear()
+        for process in (keeper, server):
+            process.kill()
+            process.wait()
+        os.kill(apart.mount.server_pid_now() or 0, signal.SIGKILL)
+        manager.hear()
+        apart.socket.unlink()
+        keeper = manager.start(apart)
+        # Nobody serves for longer than its patience: it answers itself, and takes no descriptor with it.
+        assert errno_of_read(apart.mount.root / "large") != 0
+        apart.start_server()
+        apart.wait_healthy()
+        assert os.pread(held, len(data), 0) == data
+        os.close(held)
+        assert (apart.mount.root / "large").read_bytes() == (apart.source / "large").read_bytes()
+        keeper.terminate()
+        assert keeper.wait(15) == 0
+        assert is_mounted(apart.mount.mountpoint)
+        apart.socket.unlink(missing_ok=True)
+        manager.hear()
+        manager.start(apart)
+        eventually(lambda: "another keeper has everything" in apart.log(), 20, "the server has found it")
+        assert dsfs("unmount", apart.mount.mountpoint).returncode == 0
+        manager.hear()
+        assert list(manager.stored) == ["table"]
+    finally:
+        manager.close()
