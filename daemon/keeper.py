@@ -177,6 +177,8 @@ class Keeper:
     def _stop(self) -> None:
         """Detach the tree first, so that nobody starts something new in it, then end the server."""
         self._refusal.stop()
+        if self._succession.server is not None:
+            self._drain(self._succession.server)
         if self._alone and (self._table.stored or self._succession.server is not None):
             say("the mounts stay with those who hold them too")
             return
