@@ -43,6 +43,8 @@ class Bridge:
         self._lanes: list[threading.Thread] = []
         self._lanes_busy = 0
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.at_end: list[Callable[[], None]] = []
+        """Called when nobody is in a lane any more."""
 
     async def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine on the network side and wait for it; a checkpoint.
@@ -113,6 +115,8 @@ class Bridge:
         """Called when nobody is in ``in_lane`` any more."""
         for _lane in self._lanes:
             self._jobs.put(None)
+        for callback in self.at_end:
+            callback()
 
     def soon(self, function: Callable[..., object], *args: object) -> None:
         """From the network side: run a plain function on the file side, soon. Order is kept."""

@@ -25,6 +25,7 @@ class Carrier:
         self._bridge = bridge
         self._tier = tier
         self._wire = Wire()
+        bridge.at_end.append(self._wire.close)
 
     async def whole(self, file: RemoteFile, sink: WholeSink, *, keep: bool) -> tuple[memoryview, OSError | None]:
         """All of a small object, stored if it is to be kept: its bytes, and why they could not be stored."""

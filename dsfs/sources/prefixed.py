@@ -9,6 +9,7 @@ from dsfs.errors import SourceMissing
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source
+from dsfs.sources.wire import WireRequest, WireSource
 
 
 class PrefixedSource:
@@ -49,6 +50,11 @@ class PrefixedSource:
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         await self._source.read(replace(obj, path=self._inner(obj.path)), wanted, sink)
+
+    def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
+        if not isinstance(self._source, WireSource):
+            return None
+        return self._source.asking(replace(obj, path=self._inner(obj.path)), wanted)
 
     async def close(self) -> None:
         await self._source.close()

@@ -22,6 +22,7 @@ from dsfs.sources.s3_client import CredentialsExpired, Opened, S3Connection, S3O
 from dsfs.sources.s3_read import S3Reader, tag_of
 from dsfs.sources.s3_versions import pages_at
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from dsfs.sources.wire import WireRequest
 
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
 NO_OPTIONS: Final = S3Options()
@@ -143,6 +144,10 @@ class S3Source:
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``."""
         await self._reader.read(self._key(obj.path), obj, wanted, sink)
+
+    def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
+        """See ``WireSource``."""
+        return self._reader.asking(self._key(obj.path), obj, wanted)
 
     async def close(self) -> None:
         """See ``Source``."""

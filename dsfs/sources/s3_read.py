@@ -1,16 +1,22 @@
-"""Byte ranges of S3 objects: through obstore, or through aiobotocore for servers and keys that obstore does not take.
+"""Byte ranges of S3 objects: over sockets, through obstore, or through aiobotocore for what obstore does not take.
 
-obstore is the fast one. It wants 206 with a matching Content-Range, and it tidies keys (``a/`` becomes ``a``), so
-it is asked only for keys that its tidying leaves alone.
+Sockets are for endpoints without TLS, once a library has found the way there and the keys. obstore wants 206 with a
+matching Content-Range, and it tidies keys (``a/`` becomes ``a``), so it is asked only for keys that its tidying leaves
+alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import obstore
@@ -22,15 +28,20 @@ from obstore.store import S3Store
 from dsfs.errors import SourceChanged, SourceError, SourceTimeout, SourceUnavailable
 from dsfs.model import SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
-from dsfs.sources.answers import body_place, copy_body, http_date_ns
+from dsfs.sources.answers import body_place, copy_body, http_date_ns, retry_after_s
 from dsfs.sources.base import Buffer, Sink
-from dsfs.sources.s3_client import CredentialsExpired, Opened, S3Connection, of_status, translated
+from dsfs.sources.s3_client import PAYER_HEADER, CredentialsExpired, Opened, S3Connection, of_status, translated
+from dsfs.sources.s3_sign import Keys, path_of, signed
+from dsfs.sources.wire import NotForWire, WireRequest
+from dsfs.sources.wire_head import Head
 
 log = structlog.get_logger()
 
 # How much obstore gathers before Python hears of it: one hop between the runtimes a MiB.
 PIECE_BYTES: Final = 1 * MiB
 _CREDENTIALS_LIVE: Final = timedelta(minutes=10)  # obstore asks again when less than 5 minutes are left
+
+_KEYS_USED_S: Final = 120.0  # of keys that change: as long as they are used without a look whether they still hold
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,60})</Code>")
@@ -66,11 +77,25 @@ def _version_in(tag: str) -> str:
     return tag.partition(_VERSION)[2]
 
 
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """The way to an endpoint without TLS or a proxy."""
+
+    host: str
+    port: int
+    authority: str
+    base: str
+    region: str
+    keys: Keys | None
+
+
 class S3Reader:
     """Reads ranges of one bucket. Which library it uses for a server is decided once and kept."""
 
     def __init__(self, connection: S3Connection) -> None:
         self._connection = connection
+        self._plain: _Plain | None = None
+        self._redirects = False
         self._store: S3Store | None = None
         self._store_of: Opened | None = None
         self.obstore_refused = False
@@ -95,6 +120,7 @@ class S3Reader:
     async def _read_somehow(
         self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
     ) -> None:
+        self._plain = None if self._connection.sse else await _plain_way(opened)
         if self.obstore_refused or self._connection.sse or path_parts(key) is None or not key.isprintable():
             await self._read_with_client(opened, key, obj, wanted, sink, what)
             return
@@ -108,6 +134,49 @@ class S3Reader:
                 log.info(
                     "the slower S3 client is used for this server", bucket=self._connection.bucket, reason=str(refusal)
                 )
+
+    def asking(self, key: str, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
+        """See ``WireSource``. The first read, and one every two minutes where keys change, goes by a library."""
+        way = self._plain
+        if way is None or self._redirects or (way.keys is not None and way.keys.expires_s < time.time()):
+            return None
+        if path_parts(key) is None or not key.isprintable():
+            return None  # servers and libraries disagree on how these are written and signed
+        if _version_in(obj.version_tag):
+            return None
+        what = f"s3://{self._connection.bucket}/{key}"
+        etag = _etag_in(obj.version_tag)
+        headers = {"range": f"bytes={wanted.start}-{wanted.stop - 1}"}
+        if etag is not None:
+            headers["if-match"] = f'"{etag}"'
+        if self._connection.requester_pays:
+            headers[PAYER_HEADER] = "requester"
+        path = path_of(way.base, self._connection.bucket, key)
+        sent = signed(way.authority, path, headers, way.keys, way.region)
+        lines = [f"GET {path} HTTP/1.1", "user-agent: dsfs", "accept-encoding: identity"]
+        lines += [f"{name}: {value}" for name, value in sent.items()]
+        size = obj.size or 0
+
+        def judge(answer: Head) -> None:
+            if 300 <= answer.status < 400:
+                self._redirects = True
+                raise NotForWire("the server redirects")
+            if answer.status not in (200, 206):
+                code = _CODE.search(answer.document.decode("utf-8", "replace"))
+                later = retry_after_s(answer.headers)
+                error = of_status(answer.status, code[1] if code else "", what, reading=True, retry_after=later)
+                if isinstance(error, CredentialsExpired):
+                    self._plain = None  # the library renews them
+                    raise NotForWire("the session has expired")
+                raise error
+            # A Content-Encoding belongs to the object: S3 hands out the stored bytes and so do we.
+            modified_ns = http_date_ns(answer.headers.get("Last-Modified"))
+            _check_version(
+                obj, tag_of(answer.headers.get("ETag") if etag is not None else None, size, modified_ns), what
+            )
+
+        head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+        return WireRequest(way.host, way.port, head, what, size, judge, self._connection.timeouts)
 
     # -- obstore --------------------------------------------------------------------------------------------------
 
@@ -203,6 +272,22 @@ class S3Reader:
 
 class _NotLikedError(Exception):
     """obstore does not take this answer or this key; nothing was read of it."""
+
+
+async def _plain_way(opened: Opened) -> _Plain | None:
+    parts = urlsplit(opened.endpoint)
+    if parts.scheme != "http" or not parts.hostname or parts.username or parts.query:
+        return None
+    authority = parts.netloc
+    if getproxies().get("http") and not proxy_bypass(authority):
+        return None
+    keys = None
+    if opened.keys is not None:
+        found = await opened.keys.get_frozen_credentials()
+        expires_s = time.time() + _KEYS_USED_S if hasattr(opened.keys, "refresh_needed") else math.inf
+        keys = Keys(found.access_key, found.secret_key, found.token, expires_s)
+    base = parts.path.rstrip("/")
+    return _Plain(parts.hostname, parts.port or 80, authority.removesuffix(":80"), base, opened.region, keys)
 
 
 def _check_version(obj: SourceObject, tag: str, what: str) -> None:

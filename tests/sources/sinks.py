@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 from dsfs.errors import SourceUnavailable
 from dsfs.model import Kind, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Buffer, Source
+from dsfs.sources.s3 import S3Source
 from dsfs.sources.wire import NotForWire, Stop, Wire, WireRequest
 
 
@@ -37,7 +39,7 @@ class WireReading:
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: KeepingSink) -> None:
         request = self.source.asking(obj, wanted)
         if request is None:  # nothing is known of the server yet
-            await self.source.stat("no such name")
+            await self._look_around()
             request = self.source.asking(obj, wanted)
         assert request is not None
         loop = asyncio.get_running_loop()
@@ -45,6 +47,14 @@ class WireReading:
             await asyncio.to_thread(self._read, request, wanted, sink, loop)
         except NotForWire:
             await self.source.read(obj, wanted, sink)
+
+    async def _look_around(self) -> None:
+        """What a mount has done before the first range is read over a socket: a listing, and one range by a library."""
+        if isinstance(self.source, S3Source):
+            another = SourceObject("another", size=1, version_tag=hashlib.md5(b"x").hexdigest())
+            await self.source.read(another, ByteRange(0, 1), KeepingSink(ByteRange(0, 1)))
+        else:
+            await self.source.stat("no such name")
 
     def _read(
         self, request: WireRequest, wanted: ByteRange, sink: KeepingSink, loop: asyncio.AbstractEventLoop

@@ -85,6 +85,11 @@ def s3(server: h.Hostile) -> S3Source:
     return S3Source("bucket", "", options, timeouts=SHORT)
 
 
+def s3_over_wire(server: h.Hostile) -> S3Source:
+    server.files["/bucket/another"] = b"x"
+    return WireReading(s3(server))  # type: ignore[return-value]  # reads as one
+
+
 def s3_with_client(server: h.Hostile) -> S3Source:
     source = s3(server)
     source._reader.obstore_refused = True
@@ -100,7 +105,7 @@ def of_s3(source: object) -> bool:
     return isinstance(source.source if isinstance(source, WireReading) else source, S3Source)
 
 
-@pytest.mark.parametrize("make", [http, http_over_wire, s3, s3_with_client])
+@pytest.mark.parametrize("make", [http, http_over_wire, s3, s3_over_wire, s3_with_client])
 @pytest.mark.parametrize(("behaviour", "from_http", "from_s3"), CASES)
 @pytest.mark.parametrize("wanted", [ByteRange(MiB - 5, 2 * MiB), ByteRange(0, 1000), ByteRange(0, len(DATA))])
 def test_the_right_bytes_or_the_right_error(
@@ -154,7 +159,7 @@ def test_http_refuses_compressed_answers(server: h.Hostile, make: type[HttpSourc
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("make", [s3, s3_with_client])
+@pytest.mark.parametrize("make", [s3, s3_over_wire, s3_with_client])
 def test_s3_gives_stored_bytes_whatever_their_encoding_is_called(server: h.Hostile, make: type[S3Source]) -> None:
     """An object stored with Content-Encoding: gzip is listed with its stored size, so its stored bytes are the file."""
     server.always(PATH, lambda asked, data, answer: answer.with_headers(Content_Encoding="gzip"))
@@ -169,7 +174,7 @@ def test_s3_gives_stored_bytes_whatever_their_encoding_is_called(server: h.Hosti
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("make", [http, http_over_wire, s3_with_client, s3])
+@pytest.mark.parametrize("make", [http, http_over_wire, s3_over_wire, s3_with_client, s3])
 def test_retry_after(server: h.Hostile, make: type[HttpSource]) -> None:
     server.behave(PATH, h.status(429, Retry_After="7"))
 
@@ -184,7 +189,7 @@ def test_retry_after(server: h.Hostile, make: type[HttpSource]) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("make", [http, http_over_wire, s3, s3_with_client])
+@pytest.mark.parametrize("make", [http, http_over_wire, s3, s3_over_wire, s3_with_client])
 def test_a_retry_goes_on_where_the_last_one_ended(server: h.Hostile, make: type[HttpSource]) -> None:
     server.behave(PATH, h.reset_midway, h.short_body, h.status(500))
 
@@ -204,7 +209,7 @@ def test_a_retry_goes_on_where_the_last_one_ended(server: h.Hostile, make: type[
     assert starts[-1] > MiB
 
 
-@pytest.mark.parametrize("make", [http, http_over_wire, s3, s3_with_client])
+@pytest.mark.parametrize("make", [http, http_over_wire, s3, s3_over_wire, s3_with_client])
 def test_the_first_bytes_do_not_wait_for_the_last(server: h.Hostile, make: type[HttpSource]) -> None:
     gate = server.gate(PATH, after_bytes=2 * MiB)
 
