@@ -73,21 +73,23 @@ _SECRETS_S = 5.0  # a kubelet takes a minute to update one
 
 async def serve(settings: Settings) -> None:
     """Run one server until its mounts are gone or it is told to stop."""
-    async with AsyncExitStack() as stack:
-        keeper = await stack.enter_async_context(connect(settings.keeper_socket, _keeper_starter(settings)))
-        try:
-            await _serve(settings, keeper, stack)
-        except DsfsError as error:
-            await keeper.failed(str(error))
-            raise
-        except BaseExceptionGroup as group:
-            expected = group.subgroup(DsfsError)
-            if expected is not None:
-                await keeper.failed(str(_first(expected)))
-            raise
+    # Heard until the cache is closed: an unmount ends the session, and the keeper's signal comes right behind.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with AsyncExitStack() as stack:
+            keeper = await stack.enter_async_context(connect(settings.keeper_socket, _keeper_starter(settings)))
+            try:
+                await _serve(settings, keeper, stack, signals)
+            except DsfsError as error:
+                await keeper.failed(str(error))
+                raise
+            except BaseExceptionGroup as group:
+                expected = group.subgroup(DsfsError)
+                if expected is not None:
+                    await keeper.failed(str(_first(expected)))
+                raise
 
 
-async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack) -> None:
+async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack, signals: AsyncIterator[int]) -> None:
     metrics.SERVER_RESTARTS.inc(keeper.restarts)
     metrics.BUILD.info({"version": version("dsfs"), "session": settings.session})
     bridge = await stack.enter_async_context(network_side())
@@ -126,7 +128,7 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     if not tier.index.was_clean:
         background.start_soon(_rebuild, tier, boot)
     async with trio.open_nursery() as serving:
-        serving.start_soon(_stop_on_signal, serving)
+        serving.start_soon(_stop_on_signal, serving, signals)
         serving.start_soon(_stop_when_asked, serving, keeper)
         serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming)
 
@@ -300,12 +302,11 @@ async def _rebuild(tier: NodeTier, boot: bytes) -> None:
         log.exception("index of the cache could not be rebuilt")
 
 
-async def _stop_on_signal(serving: trio.Nursery) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("stopping", signal=signal.Signals(number).name)
-            serving.cancel_scope.cancel()
-            return
+async def _stop_on_signal(serving: trio.Nursery, signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        log.info("stopping", signal=signal.Signals(number).name)
+        serving.cancel_scope.cancel()
+        return
 
 
 async def _stop_when_asked(serving: trio.Nursery, keeper: KeeperClient) -> None:

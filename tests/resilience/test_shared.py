@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,7 +131,11 @@ def test_nodes_fetch_different_parts_of_one_file_side_by_side(
     once = range(len(LARGE), len(LARGE) + 3)  # each node may ask for a byte, to see whether it may read at all
     assert sent(origin) in once
     group = 8 * MIB
-    assert second.sum_of("dsfs_origin_read_bytes_total") in (group, group + 1), "while the first was held"
+
+    def fetched_by_second() -> bool:
+        return second.sum_of("dsfs_origin_read_bytes_total") in (group, group + 1)
+
+    eventually(fetched_by_second, 10, "it fetched a group while the first was held")
     assert first.sum_of("dsfs_shared_read_bytes_total") == group
     finished(reading(second, "large"))
     assert sent(origin) in once
@@ -254,10 +259,16 @@ def test_hanging_full_read_only_and_gone(mounts: Mounts, tmp_path: Path, origin:
             eventually(said, 25, f"status says {text!r}")
             assert node.sum_of("dsfs_shared_trouble") == bool(text)
 
-        def used_for_next() -> bool:
+        def used_for_next(within_s: float = 10.0) -> bool:
+            """A reader has its bytes before they are published."""
             before, name = node.sum_of("dsfs_shared_written_bytes_total"), next(names)
             finished(reading(node, name))
-            return node.sum_of("dsfs_shared_written_bytes_total") - before == len(SMALL[name])
+            until_s = time.monotonic() + within_s
+            while node.sum_of("dsfs_shared_written_bytes_total") - before != len(SMALL[name]):
+                if time.monotonic() > until_s:
+                    return False
+                time.sleep(0.05)
+            return True
 
         assert used_for_next()
         run("fsfreeze", "-f", shared)  # whoever writes there hangs, and cannot even be killed
@@ -277,14 +288,14 @@ def test_hanging_full_read_only_and_gone(mounts: Mounts, tmp_path: Path, origin:
         assert used_for_next()
 
         run("mount", "-o", "remount,ro", shared)
-        assert not used_for_next()
+        assert not used_for_next(within_s=1.0)
         says("Read-only")
         run("mount", "-o", "remount,rw", shared)
         says("")
         assert used_for_next()
 
         run("umount", "-l", shared)
-        assert not used_for_next()
+        assert not used_for_next(within_s=1.0)
         says("No such file or directory")
         assert list(shared.iterdir()) == [], "nothing is written below the place where it was mounted"
         run("mount", "-o", "loop", image, shared)
