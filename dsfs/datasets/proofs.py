@@ -30,9 +30,7 @@ class Proofs:
     def __init__(self, directory: str) -> None:
         self._key_file = f"{directory}/proof.key"
         self._made: LRUCache[tuple[str, ...], str] = LRUCache(1024)
-        self._proven: LRUCache[str, bool] = LRUCache(1024)
-        """Of all datasets: what one has read with some credentials, another may with the same ones."""
-        self._lock = threading.Lock()  # guards both, and the making of the key: two datasets may be the first at once
+        self._lock = threading.Lock()  # guards _made, and the making of the key: two datasets may be the first at once
 
     def fingerprint(self, identity: str, credentials: Mapping[str, str]) -> str:
         """The same for the same source and credentials in this cache directory. Raises OSError."""
@@ -49,15 +47,10 @@ class Proofs:
 
     def has(self, directory: str, fingerprint: str) -> bool:
         """Whether a proof is written down in a dataset's directory."""
-        with self._lock:
-            if fingerprint in self._proven:
-                return True
         return fingerprint in _lines(directory)
 
     def add(self, directory: str, fingerprint: str) -> None:
         """Write a proof down. Raises OSError."""
-        with self._lock:
-            self._proven[fingerprint] = True
         lines = [line for line in _lines(directory) if line != fingerprint]
         _write(f"{directory}/proofs", "".join(f"{line}\n" for line in [*lines, fingerprint][-_KEPT:]).encode())
 

@@ -31,7 +31,7 @@ from dsfs.sources.timeouts import Timeouts
 from tests.servers import hostile as h
 from tests.sources.sinks import KeepingSink, WireReading
 
-SHORT: Final = Timeouts(connect_s=1.0, idle_s=0.5)
+SHORT: Final = Timeouts(connect_s=3.0, idle_s=1.0)
 DATA: Final = random.Random(3).randbytes(3 * MiB)
 PATH: Final = "/bucket/f"
 RIGHT: Final = None  # no error: the bytes
