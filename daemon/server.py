@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import os
 import resource
 import signal
@@ -99,7 +100,8 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     stack.callback(background.cancel_scope.cancel)
     queue = FetchQueue(Limits(fetch_memory_bytes()))
     shared_tier = await _shared_tier(settings, background)
-    flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier)
+    longest_s = within_patience(math.inf, kernel_patience_s())
+    flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier, longest_s)
     reader = Reader(tier, flights)
     store = DatasetStore(tier.layout.catalogs)
     tree = None if wanted.single else _tree(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,8 +26,10 @@ from dsfs.fetch.patience import patiently
 from dsfs.fetch.queue import FetchQueue, Priority, Ticket
 from dsfs.fetch.shared import Bringing, Busy, SharedTier
 from dsfs.fetch.sink import BlockSink, WholeSink
+from dsfs.fetch.stream import Streams
 from dsfs.model import Tier
 from dsfs.ranges import ByteRange, MiB, block_count, block_range, runs
+from dsfs.sources.answers import WholeAnswer
 
 log = structlog.get_logger()
 
@@ -98,6 +101,7 @@ class Flights:
         queue: FetchQueue,
         deadline_s: float,
         shared: SharedTier | None = None,
+        longest_read_s: float = math.inf,
     ) -> None:
         self._nursery = nursery
         self._bridge = bridge
@@ -107,13 +111,18 @@ class Flights:
         self._buffers = Buffers(tier.block_bytes, _FRESH_BYTES // tier.block_bytes)
         self.fresh = Fresh(_FRESH_BYTES, tier.block_bytes)
         self.deadline_s = deadline_s
+        self.longest_read_s = longest_read_s
+        """What the kernel allows a read that makes progress."""
+        self.streams = Streams(
+            nursery, bridge, tier, self._carrier, self._buffers, self.fresh, deadline_s, self._reserve
+        )
         self._shared = shared
         self._by_block: dict[tuple[str, int], Flight] = {}
 
     @property
     def under_way(self) -> int:
-        """Blocks that are on their way."""
-        return len(self._by_block)
+        """Blocks that are on their way, and streams."""
+        return len(self._by_block) + self.streams.under_way
 
     def ensure(self, file: RemoteFile, blocks: Iterable[int], priority: Priority) -> Mapping[int, Flight]:
         """A flight for each of these blocks (ascending); those that are not on their way yet start."""
@@ -338,7 +347,9 @@ class Flights:
             if self._is_whole(flight):
                 await self._bring_whole(flight, keep=room)
             else:
-                await self._bring_blocks(flight, self._target(flight) if room else None, bringing)
+                target = self._target(flight) if room else None
+                if await self._bring_blocks(flight, target, bringing):
+                    return
             file.origin.count_fetched(self._range(file, flight.blocks).length)
 
     async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
@@ -362,14 +373,44 @@ class Flights:
             flight.data[block] = data[place.start : place.stop]
         flight.changed.unpark_all()  # nobody waits until the others have it too
 
-    async def _bring_blocks(self, flight: Flight, target: BlockMap | None, bringing: Bringing | None) -> None:
-        """From the block that was asked for to the end, then what lies before it."""
+    async def _bring_blocks(self, flight: Flight, target: BlockMap | None, bringing: Bringing | None) -> bool:
+        """As ranges, or from a stream where the server has no ranges; whether a stream brought (and counted) them."""
+        file = flight.file
+        fits = target is not None and file.size_bytes <= self._tier.room_bytes
+        if target is not None and fits:
+            try:
+                async with self.streams.first_range(file.origin):
+                    if not self.streams.rangeless(file.origin):
+                        await self._bring_ranges(flight, target, bringing, refuse_whole=True)
+                        return False
+            except WholeAnswer:
+                self.streams.note_rangeless(file.origin)
+            if await self._from_stream(flight, target, bringing):
+                return True
+        await self._bring_ranges(flight, target, bringing, refuse_whole=False)
+        return False
+
+    async def _from_stream(self, flight: Flight, target: BlockMap, bringing: Bringing | None) -> bool:
+        def landed(block: int, data: memoryview) -> None:  # whose credentials brought it, the stream notes
+            flight.data[block] = data
+            flight.changed.unpark_all()
+            if bringing is not None:
+                bringing.landed = len(flight.data)
+
+        left = [block for block in flight.blocks if block not in flight.data]
+        return await self.streams.bring(flight.file, left, target, landed)
+
+    async def _bring_ranges(
+        self, flight: Flight, target: BlockMap | None, bringing: Bringing | None, *, refuse_whole: bool
+    ) -> None:
         file = flight.file
         deadline_s = trio.current_time() + self.deadline_s - flight.waited_s
         epoch = file.origin.entitlement.epoch
 
         def landed(block: int, data: memoryview) -> None:
             file.origin.entitlement.note(epoch)
+            if file.origin.first_range is not None:
+                file.origin.first_range.set()
             flight.data[block] = data
             if target is not None:
                 self.fresh.add(file.key, block, data)
@@ -379,7 +420,16 @@ class Flights:
 
         for part in (range(flight.first, flight.blocks.stop), range(flight.blocks.start, flight.first)):
             if part:
-                sink = BlockSink(self._bridge, self._tier, file, self._range(file, part), target, landed, self._buffers)
+                sink = BlockSink(
+                    self._bridge,
+                    self._tier,
+                    file,
+                    self._range(file, part),
+                    target,
+                    landed,
+                    self._buffers,
+                    refuse_whole=refuse_whole,
+                )
 
                 async def carry(sink: BlockSink = sink) -> None:  # a retry goes on where the last try ended
                     nonlocal epoch

@@ -50,6 +50,10 @@ class Origin:
         self.shared_area = shared_area
         """Which part of the shared tier its bytes go through; empty: none."""
         self.quota_bytes = quota_bytes
+        self.first_range: trio.Event | None = None
+        """Set once the first range of a large file was answered; None: nobody has asked for one."""
+        self.rangeless_until_s = 0.0
+        """Until when (trio's clock) its server is known to ignore ranges."""
         self.namespace = namespace
         self.dataset = dataset
         self.id = f"{namespace}/{dataset}"

@@ -82,7 +82,11 @@ class Reader:
         """
         # A little more than a flight has, so that what it knows of the cause comes first.
         asked_s = trio.current_time()
-        with trio.move_on_after(self._flights.deadline_s + _GRACE_S):
+        patience_s = self._flights.deadline_s + _GRACE_S
+        with (
+            trio.move_on_after(patience_s) as scope,
+            self._flights.streams.following(file.key, scope, patience_s, self._flights.longest_read_s),
+        ):
             return await self._read(file, wanted)
         last = file.origin.last_error
         if last is not None and last.heard_s >= asked_s:

@@ -16,6 +16,7 @@ from dsfs.errors import SourceUnavailable
 from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.origin import RemoteFile
 from dsfs.ranges import ByteRange, KiB, block_range
+from dsfs.sources.answers import WholeAnswer
 from dsfs.sources.base import Buffer
 from dsfs.sources.wire import Body
 
@@ -97,6 +98,8 @@ class BlockSink(RangeSink):
         target: BlockMap | None,
         landed: Callable[[int, memoryview], None],
         buffers: Buffers,
+        *,
+        refuse_whole: bool = False,
     ) -> None:
         super().__init__(file, wanted)
         self.keep = target is not None
@@ -105,7 +108,13 @@ class BlockSink(RangeSink):
         self._target = target
         self._landed = landed
         self._buffers = buffers
+        self._refuse_whole = refuse_whole
         self._buffer: memoryview | None = None  # of the block that ``position`` is in
+
+    def comes_whole(self) -> None:
+        """See ``ChoosySink``."""
+        if self._refuse_whole:
+            raise WholeAnswer
 
     async def take(self, view: memoryview) -> None:
         while view:
@@ -122,6 +131,8 @@ class BlockSink(RangeSink):
 
     def take_from(self, body: Body) -> None:
         """All that is left, from a socket."""
+        if body.whole:
+            self.comes_whole()
         while self.position < self._wanted.stop:
             whole = self._advanced(body.fill(self._room()))
             if whole is not None and self.keep:

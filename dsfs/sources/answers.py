@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from dsfs.errors import SourceChanged, SourceUnavailable
 from dsfs.ranges import ByteRange
@@ -63,8 +63,22 @@ def body_place(
     return ByteRange(0, size)
 
 
+class WholeAnswer(Exception):
+    """The server ignores ranges, and who asked would rather read the whole file once. Nothing was read of it."""
+
+
+@runtime_checkable
+class ChoosySink(Protocol):
+    """A sink that wants to know when more comes than it asked for."""
+
+    def comes_whole(self) -> None:
+        """Raises WholeAnswer to have the answer broken off."""
+
+
 async def copy_body(body: AsyncIterable[Buffer], place: ByteRange, wanted: ByteRange, sink: Sink, what: str) -> None:
     """Write the wanted part of a body that starts at ``place.start``; SourceUnavailable if it ends too early."""
+    if place != wanted and isinstance(sink, ChoosySink):
+        sink.comes_whole()
     position = place.start
     async for piece in body:
         start, stop = max(position, wanted.start), min(position + len(piece), wanted.stop)

@@ -235,6 +235,10 @@ class Body:
         self._left = left
         self._stop = stop
         self._reusable = keeps_open and behind == 0
+        self.before = 0
+        """Bytes that stand before the wanted ones."""
+        self.whole = False
+        """Whether the server ignored the range."""
 
     @property
     def leaves_clean(self) -> bool:
@@ -246,6 +250,9 @@ class Body:
 
         Raises SourceTimeout after ``idle_s`` without one, SourceUnavailable when the answer breaks off, Stopped.
         """
+        if self.before:
+            before, self.before = self.before, 0
+            self.skip(before)
         count = min(len(view), self._left, len(self._rest))
         if count:
             view[:count] = self._rest[:count]
@@ -328,7 +335,7 @@ def _body(
     )
     behind = place.stop - wanted.stop
     body = Body(connection, request, rest, wanted.length, behind, head.keeps_open, stop)
-    body.skip(wanted.start - place.start)
+    body.before, body.whole = wanted.start - place.start, place != wanted
     return body
 
 

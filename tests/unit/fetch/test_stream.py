@@ -1,0 +1,84 @@
+"""A server without ranges is read as one stream, whoever waits for whichever part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from dsfs.errors import SourceChanged, SourceUnavailable
+from dsfs.model import SourceObject
+from dsfs.ranges import ByteRange
+from dsfs.sources.answers import copy_body
+from dsfs.sources.base import Sink
+from tests.unit.fetch import test_flights as lab
+from tests.unit.fetch.test_flights import BLOCK, FAST, FakeSource, World
+
+run = lab.run
+SIZE = 40 * BLOCK + 100
+
+
+class Rangeless:
+    """Plans of a server that answers everything with the whole file; counts what is read of it."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+        self.fail_at: list[int] = []
+
+    async def plan(self, _source: FakeSource, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+        size = obj.size or 0
+        data = lab.content(size)
+        fail_at = self.fail_at.pop(0) if self.fail_at and wanted.length == size else size
+
+        async def pieces():  # type: ignore[no-untyped-def]
+            for at in range(0, fail_at, lab.PIECE):
+                self.sent_bytes += len(data[at : at + lab.PIECE])
+                yield data[at : at + lab.PIECE]
+            if fail_at < size:
+                raise SourceUnavailable("broke off")
+
+        await copy_body(pieces(), ByteRange(0, size), wanted, sink, "fake")
+
+
+def test_readers_everywhere_share_one_stream(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        server = Rangeless()
+        world.source.plans = [server.plan] * 100
+        async with trio.open_nursery() as nursery:
+            for at in (39, 0, 17, 25, 3):
+                nursery.start_soon(world.read, SIZE, at * BLOCK, at * BLOCK + 50)
+        for block in range(40):
+            await world.read(SIZE, block * BLOCK, (block + 1) * BLOCK)
+        assert server.sent_bytes == SIZE
+        assert [wanted for wanted in world.source.reads if wanted.length == SIZE] == [ByteRange(0, SIZE)]
+
+    run(test)
+
+
+def test_a_broken_stream_begins_again(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        server = Rangeless()
+        server.fail_at = [20 * BLOCK]
+        world.source.plans = [server.plan] * 100
+        await world.read(SIZE, 0, SIZE)
+        assert server.sent_bytes <= SIZE + 21 * BLOCK
+
+    run(test, rate=FAST)
+
+
+def test_without_room_it_is_read_as_before(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.source.plans = [Rangeless().plan] * 100
+        await world.read(SIZE, 9 * BLOCK, 30 * BLOCK)
+
+    run(test, limit=12 * BLOCK)
+
+
+def test_another_version_reaches_the_reader(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.source.plans = [Rangeless().plan, lab.failing(SourceChanged("another one"))]
+        with pytest.raises(SourceChanged):
+            await world.read(SIZE, 0, 10)
+
+    run(test)
