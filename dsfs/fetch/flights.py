@@ -12,6 +12,7 @@ from itertools import groupby
 import structlog
 import trio
 
+from dsfs import metrics
 from dsfs.bridge import Bridge
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier, map_space, space_of
@@ -30,6 +31,7 @@ from dsfs.fetch.stream import Streams
 from dsfs.model import Tier
 from dsfs.ranges import ByteRange, MiB, block_count, block_range, runs
 from dsfs.sources.answers import WholeAnswer
+from dsfs.sources.digest import digest_of
 
 log = structlog.get_logger()
 
@@ -118,6 +120,8 @@ class Flights:
         )
         self._shared = shared
         self._by_block: dict[tuple[str, int], Flight] = {}
+        self._hashing: set[BlockMap] = set()
+        self._hashers = trio.CapacityLimiter(1)
 
     @property
     def under_way(self) -> int:
@@ -317,6 +321,7 @@ class Flights:
             target = self._target(flight) if room and not self._is_whole(flight) else None
             if target is not None:
                 await self._store(_publish_all, tier, target, blocks, file.origin.id)
+            self._check_once_complete(file, target)
 
     async def _store(self, function: Callable[..., None], *args: object) -> None:
         try:
@@ -439,6 +444,38 @@ class Flights:
                 await patiently(file.origin, carry, deadline_s - trio.current_time())
                 if sink.keep:
                     self._tier.note_success()
+        self._check_once_complete(file, target)
+
+    def _check_once_complete(self, file: RemoteFile, obj: BlockMap | None) -> None:
+        if obj is not None and obj.complete and obj not in self._hashing:
+            self._hashing.add(obj)
+            self._nursery.start_soon(self._check_content, file, obj)
+
+    async def _check_content(self, file: RemoteFile, obj: BlockMap) -> None:
+        """Drop a large object that is not what its source lists, once all of it is here.
+
+        Behind its readers, one object at a time. What was read before, and is read meanwhile, was of one version
+        as far as the source's headers say; that is all that can be said of it.
+        """
+        try:
+            digest = digest_of(file.origin.source, file.obj)
+            if digest is None or await trio.to_thread.run_sync(
+                digest.is_of_file, obj.fd, file.size_bytes, limiter=self._hashers
+            ):
+                return
+            metrics.CORRUPT_BLOCKS.inc()
+            log.warning(
+                "what the source sent is not what it lists, dropped",
+                dataset=file.origin.id,
+                path=file.obj.path,
+                listed=f"{digest.algorithm}:{digest.hex}",
+            )
+            if not obj.unlinked:  # else another may have its name by now
+                await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
+        except OSError as error:
+            self._tier.note_trouble(error)
+        finally:
+            self._hashing.discard(obj)
 
     async def knock(self, file: RemoteFile) -> None:
         """Have the source give one byte of a file to this dataset's own credentials. Raises the SourceError if not."""

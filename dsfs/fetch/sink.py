@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from dsfs import metrics
 from dsfs.bridge import Bridge
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier
@@ -18,6 +19,7 @@ from dsfs.fetch.origin import RemoteFile
 from dsfs.ranges import ByteRange, KiB, block_range
 from dsfs.sources.answers import WholeAnswer
 from dsfs.sources.base import Buffer
+from dsfs.sources.digest import digest_of
 from dsfs.sources.wire import Body
 
 INLINE_BYTES = 512 * KiB
@@ -84,6 +86,23 @@ class WholeSink(RangeSink):
         if len(self._pieces) != 1:
             self._pieces = [memoryview(b"".join(self._pieces))]
         return self._pieces[0]
+
+    def checked(self) -> memoryview:
+        """``whole``, once it is what the source lists. Raises SourceUnavailable if not: the next try begins anew.
+
+        Takes as long as a hash of it does, so not in the FUSE loop.
+        """
+        data, file = self.whole(), self._file
+        digest = digest_of(file.origin.source, file.obj)
+        if digest is not None and not digest.is_of(data):
+            self._pieces.clear()
+            self.position = 0
+            metrics.CORRUPT_BLOCKS.inc()
+            raise SourceUnavailable(
+                f"{file.origin.source.uri}: what it sent for {file.obj.path!r} is not the {digest.algorithm} "
+                f"{digest.hex} that it lists; nothing of it is kept (correct the file or its listing at the source)"
+            )
+        return data
 
 
 class BlockSink(RangeSink):
@@ -174,7 +193,7 @@ def take_whole(
 ) -> tuple[memoryview, OSError | None]:
     """As ``bring_whole``, from a socket, in a lane."""
     sink.take_from(body)
-    data = sink.whole()
+    data = sink.checked()
     if keep:
         try:
             tier.put_whole(file.key, file.size_bytes, data, file.origin.id)
@@ -195,7 +214,7 @@ async def bring_whole(
     if rest.length:
         await file.origin.source.read(file.obj, rest, sink)
         sink.check_end()
-    data = sink.whole()
+    data = sink.checked() if file.size_bytes <= INLINE_BYTES else await bridge.to_disk(sink.checked)
     if keep:
         try:
             if len(data) <= INLINE_BYTES:

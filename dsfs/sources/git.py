@@ -19,6 +19,7 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink
+from dsfs.sources.digest import Digest, git_blob
 from dsfs.sources.git_access import Access
 from dsfs.sources.git_address import Address, parse_address
 from dsfs.sources.git_objects import POINTER_MAX_BYTES, Pointer, TreeEntry, parse_pointer
@@ -146,6 +147,12 @@ class GitSource:
             near = [(directory, other) for other in names[place : place + SIBLINGS] if not is_directory(other)]
             await self._learn(near)
         return (await self._resolved([found]))[0]
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        """See ``DigestSource``."""
+        if obj.version_tag.startswith(_LFS):
+            return Digest("sha256", obj.version_tag.removeprefix(_LFS))
+        return git_blob(obj.version_tag) if obj.version_tag else None
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``. The path only says which submodule to look in first."""

@@ -2,8 +2,9 @@
 
 Version tags. With a sha256 in the list: ``sha256:<hex>:<size>``. With a size but no sha256: size, time and place as
 listed. With neither: what a HEAD says, as in ``http``. Whole files are *not* checked against their sha256 here, for a
-source gives out ranges; instead the ETag that a listed version was first seen with is pinned for the life of the
-source, and another one is SourceChanged. So within one life no two versions mix; across lives the list is believed.
+source gives out ranges (``fetch`` does once all of one is here); also the ETag that a listed version was first seen
+with is pinned for the life of the source, and another one is SourceChanged. So within one life no two versions mix;
+across lives the list is believed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.answers import body_place, copy_body, http_date_ns, parse_content_range
 from dsfs.sources.archive_tree import Tree
 from dsfs.sources.base import Sink
+from dsfs.sources.digest import Digest
 from dsfs.sources.http_client import (
     HttpClient,
     body_up_to,
@@ -102,6 +104,12 @@ class HttpListSource:
         if entry is None:
             return None
         return self._listed(entry) if entry.size is not None else await self._head(entry)
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        """See ``DigestSource``."""
+        if not obj.version_tag.startswith(_SHA256):
+            return None
+        return Digest("sha256", obj.version_tag.removeprefix(_SHA256).partition(":")[0])
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``."""

@@ -26,6 +26,7 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink
+from dsfs.sources.digest import Digest, git_blob
 from dsfs.sources.hub import Credentials, HubClient, Token, TokenFile, checked_endpoint, environment, read_json
 from dsfs.sources.hub_address import HubAddress, hugging_face_address
 from dsfs.sources.hub_listing import Shown, any_shown, directory_pages, tree_pages
@@ -124,6 +125,13 @@ class HuggingFaceSource:
         if found.kind is Kind.DIRECTORY:
             return found if await any_shown(self._entries(path, recursive=True), self._shown) else None
         return found if self._shown.allow(found) else None
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        """See ``DigestSource``."""
+        match = _TAG.fullmatch(obj.version_tag)
+        if match is None:
+            return None
+        return Digest("sha256", match[1]) if match[1] else git_blob(match[2])
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``.

@@ -29,6 +29,7 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink
+from dsfs.sources.digest import Digest
 from dsfs.sources.hub import Credentials, HubClient, Token, checked_endpoint, environment, is_commit, read_json
 from dsfs.sources.hub_address import HubAddress, model_scope_address
 from dsfs.sources.hub_listing import Shown, any_shown, directory_pages, tree_pages
@@ -118,6 +119,11 @@ class ModelScopeSource:
         if found.kind is Kind.DIRECTORY:
             return found if await any_shown(self._entries(path, recursive=True), self._shown) else None
         return found if self._shown.allow(found) else None
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        """See ``DigestSource``."""
+        match = _TAG.fullmatch(obj.version_tag)
+        return Digest("sha256", match[1]) if match and match[1] else None
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``."""

@@ -1,0 +1,99 @@
+"""What a source lists the hash of is compared with it: before it is served if small, behind its readers if large."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from dsfs import metrics
+from dsfs.errors import SourceUnavailable
+from dsfs.fetch.patience import ATTEMPTS
+from dsfs.fetch.queue import Priority
+from dsfs.manifest.schema import SourceSpec, SourceType
+from dsfs.model import SourceObject
+from dsfs.ranges import ByteRange
+from dsfs.sources.base import Sink
+from dsfs.sources.digest import Digest, digest_of, git_blob
+from dsfs.sources.registry import build_source
+from tests.unit.fetch.test_flights import LARGE, SMALL, FakeSource, World, _quiet_log, content, run
+
+__all__ = ["_quiet_log", "run"]  # fixtures
+
+
+class Listing(FakeSource):
+    """Lists the hash of what it should send."""
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        return Digest("sha256", hashlib.sha256(content(obj.size or 0)).hexdigest())
+
+
+async def lying(_source: FakeSource, _obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+    await sink.write(wanted.start, b"?" * wanted.length)
+
+
+def told(there: World) -> Listing:
+    there.origin.source = source = Listing(there.bridge)
+    return source
+
+
+def dropped() -> float:
+    return sum(sample.value for sample in metrics.CORRUPT_BLOCKS.collect()[0].samples if sample.name.endswith("_total"))
+
+
+def test_a_small_lie_is_never_served_nor_kept(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        source, before = told(there), dropped()
+        source.plans = [lying] * ATTEMPTS
+        with pytest.raises(SourceUnavailable, match="is not the sha256"):
+            await there.read(SMALL, 0, 10)
+        assert dropped() - before == ATTEMPTS
+        file = there.file(SMALL)
+        assert there.tier.open(file.key, SMALL, "") is None
+        await there.read(SMALL, 0, SMALL)  # it tells the truth again
+        assert there.tier.holds_all(file.key, SMALL, "")
+
+    run(test, rate=100.0)
+
+
+def test_a_small_lie_is_asked_again(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        told(there).plans = [lying]
+        await there.read(SMALL, 0, SMALL)
+
+    run(test, rate=100.0)
+
+
+@pytest.mark.parametrize("lies", [True, False])
+def test_a_large_lie_is_dropped_behind_its_readers(run: Callable[..., None], lies: bool) -> None:
+    async def test(there: World) -> None:
+        source, before = told(there), dropped()
+        source.plans = [lying] if lies else []
+        file = there.file(LARGE)
+        await there.reader.fetch_whole(file, Priority.WARM)
+        await there.idle()
+        while there.flights._hashing:  # noqa: ASYNC110  # nothing says when it ends but that it is over
+            await trio.sleep(0.01)
+        assert there.tier.holds_all(file.key, LARGE, "") is not lies
+        assert dropped() - before == lies
+        await there.read(LARGE, 0, LARGE)
+
+    run(test, rate=1.0)
+
+
+def test_digests() -> None:
+    assert git_blob("ce013625030ba8dba906f756967f9e9ca394464a").is_of(memoryview(b"hello\n"))  # git hash-object
+    assert not git_blob("ce013625030ba8dba906f756967f9e9ca394464a").is_of(memoryview(b"hello"))
+
+
+def test_which_tags_are_believed() -> None:
+    def of(type_: SourceType, uri: str, tag: str) -> Digest | None:
+        return digest_of(build_source(SourceSpec(type=type_, uri=uri), {}), SourceObject("f", version_tag=tag))
+
+    long, short = "a" * 64, "b" * 40
+    assert of(SourceType.HUGGING_FACE, "huggingface://a/b", f"lfs:{long}") == Digest("sha256", long)
+    assert of(SourceType.HUGGING_FACE, "huggingface://a/b", f"git:{short}") == git_blob(short)
+    assert of(SourceType.MODEL_SCOPE, "modelscope://a/b", f"sha256:{long}@{short}") == Digest("sha256", long)
+    assert of(SourceType.MODEL_SCOPE, "modelscope://a/b", "size:7") is None
