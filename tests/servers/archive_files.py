@@ -33,6 +33,8 @@ class FilesServer:
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     sent_bytes: int = 0
+    lies: dict[str, bytes] = field(default_factory=dict)
+    """Sent in the place of what ``files`` has there, with its ETag; as long as it."""
     username_password: str | None = None  # the Authorization header that is wanted
 
     def put(self, path: str, data: bytes) -> None:
@@ -72,6 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(412, headers)
         if self.headers.get("If-None-Match") == etag(data):
             return self._send(304, headers)
+        data = self.files.lies.get(self.path.removeprefix("/"), data)
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None:
             return self._send(200, headers, data)
