@@ -403,7 +403,9 @@ class Flights:
                 bringing.landed = len(flight.data)
 
         left = [block for block in flight.blocks if block not in flight.data]
-        return await self.streams.bring(flight.file, left, target, landed)
+        brought = await self.streams.bring(flight.file, left, target, landed)
+        self._check_once_complete(flight.file, target)
+        return brought
 
     async def _bring_ranges(
         self, flight: Flight, target: BlockMap | None, bringing: Bringing | None, *, refuse_whole: bool
