@@ -77,7 +77,7 @@ class Node:
             "server_pid": os.getpid(),
             "http": self._settings.http,
             "cache_dir": self._settings.cache_dir,
-            "cache_size": tier.limit_bytes,
+            "cache_size": tier.size_bytes,
             "cache_used": tier.used_bytes,
             "healthy": not tier.trouble,
             **shared,

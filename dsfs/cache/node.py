@@ -39,6 +39,9 @@ class NodeStatistics:
 
     used_bytes: int
     limit_bytes: int
+    """What may be used now: less than ``size_bytes`` when others need the disk."""
+    size_bytes: int
+    """What may be used when the disk has room."""
     reserved_bytes: int
     trouble: str
 
@@ -74,15 +77,15 @@ class NodeTier:
         self._evicting = threading.Lock()
         self._direct = DirectWrites()
         self._trouble = ""
-        self._limit_bytes = 0
+        self._limit_bytes = self._size_bytes = 0
         self._look_at_disk()
 
     def statistics(self) -> NodeStatistics:
-        return NodeStatistics(self.used_bytes, self._limit_bytes, self._reserved_bytes, self._trouble)
+        return NodeStatistics(self.used_bytes, self._limit_bytes, self._size_bytes, self._reserved_bytes, self._trouble)
 
     def _look_at_disk(self) -> None:
         """How much may be used now. Blocks on the disk."""
-        limit_bytes = self._limit()
+        limit_bytes = self._size_bytes = self._limit()
         least_free = self._least_free()
         if least_free > 0:
             disk = os.statvfs(self.layout.root)
@@ -337,7 +340,7 @@ class NodeTier:
             except CacheFull as full:
                 log.debug("cache stays over its limit", cache=self.layout.root, reason=str(full))
         metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
-        metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._limit_bytes)
+        metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._size_bytes)
 
 
 def space_of(size_bytes: int) -> int:
