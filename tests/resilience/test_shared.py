@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
 import stat
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +43,18 @@ def manifest(directory: Path, origin: web.Hostile, namespace: str = "team", **sp
     """``<namespace>/data``."""
     document = dataset("data", f"{origin.url}data/", namespace, "HTTP", readPath="daemon", **spec)
     return write_manifests(directory / f"{namespace}.yaml", document)
+
+
+def probes(directory: Path, origin: web.Hostile) -> Path:
+    """``team/data``, and each small file once more as ``probe/<name>``: alone in its dataset, it is fetched when it is
+    read and not ahead with its neighbours."""
+    origin.files.update({f"/probe/{name}/{name}": data for name, data in SMALL.items()})
+    for name in SMALL:
+        origin.files[f"/probe/{name}/"] = f'<a href="{name}">{name}</a>'.encode()
+        origin.always(f"/probe/{name}/", lambda _asked, _data, answer: answer.with_headers(Content_Type="text/html"))
+    alone = [dataset(name, f"{origin.url}probe/{name}/", "probe", "HTTP", readPath="daemon") for name in SMALL]
+    data = dataset("data", f"{origin.url}data/", "team", "HTTP", readPath="daemon")
+    return write_manifests(directory / "probes.yaml", data, *alone)
 
 
 def cluster(mounts: Mounts, number: int, shared: Path, manifest: Path, *flags: str) -> list[Mount]:
@@ -231,3 +247,93 @@ def test_a_directory_that_is_no_shared_cache_is_refused(mounts: Mounts, tmp_path
     assert [path.name for path in shared.iterdir()] == ["thesis.txt"]
     wrong = dsfs("mount", f"{origin.url}data/", mountpoint, f"--cache-dir={cache}", "--shared-cache-size=1GiB")
     assert wrong.returncode == 2
+
+
+def test_hanging_full_read_only_and_gone(mounts: Mounts, tmp_path: Path, origin: web.Hostile) -> None:
+    """Reads go on whatever happens to the directory, and it is used again when it can be."""
+    shared, image, names = tmp_path / "shared", tmp_path / "image", iter(SMALL)
+    shared.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    run("mkfs.ext4", "-q", "-m", "0", image)
+    run("mount", "-o", "loop", image, shared)
+    try:
+        (node,) = cluster(mounts, 1, shared, probes(tmp_path, origin), "--shared-cache-size=1GiB")
+        node.expect_log("shared cache (is only read|in trouble)")
+
+        def probe(name: str) -> subprocess.Popen[str]:
+            argv = [str(node.mountpoint / "probe" / name / name), hashlib.sha256(SMALL[name]).hexdigest()]
+            return subprocess.Popen([sys.executable, "-c", _READ, *argv], stderr=subprocess.PIPE, text=True)
+
+        def says(text: str) -> None:
+            def said() -> bool:
+                status = status_of(node)
+                assert status["healthy"], "it reads on"
+                message = str(status["shared_cache"]["message"])
+                return text in message if text else not message
+
+            eventually(said, 25, f"status says {text!r}")
+            assert node.sum_of("dsfs_shared_trouble") == bool(text)
+
+        def used_for_next(within_s: float = 10.0) -> bool:
+            """A reader has its bytes before they are published; what hung before may be written now, too."""
+            before, name = node.sum_of("dsfs_shared_written_bytes_total"), next(names)
+            finished(probe(name))
+            until_s = time.monotonic() + within_s
+            while node.sum_of("dsfs_shared_written_bytes_total") - before < len(SMALL[name]):
+                if time.monotonic() > until_s:
+                    return False
+                time.sleep(0.05)
+            return True
+
+        assert used_for_next()
+        run("fsfreeze", "-f", shared)  # whoever writes there hangs, and cannot even be killed
+        finished(*(probe(next(names)) for _ in range(4)))
+        says("does not answer")
+        hanging = [path for path in Path(f"/proc/{node.server_pid}/task").iterdir() if is_stuck(path)]
+        assert 1 <= len(hanging) <= 16 + 1, "in threads of its own, and no more of them"
+        run("fsfreeze", "-u", shared)
+        says("")
+        assert used_for_next()
+
+        (shared / ".filling").write_bytes(bytes(os.statvfs(shared).f_bavail * os.statvfs(shared).f_frsize - 6 * MIB))
+        finished(reading(node, "large"))
+        says("No space left")
+        (shared / ".filling").unlink()
+        says("")
+        assert used_for_next()
+
+        run("mount", "-o", "remount,ro", shared)
+        assert not used_for_next(within_s=1.0)
+        says("Read-only")
+        run("mount", "-o", "remount,rw", shared)
+        says("")
+        assert used_for_next()
+
+        run("umount", "-l", shared)
+        assert not used_for_next(within_s=1.0)
+        says("No such file or directory")
+        assert list(shared.iterdir()) == [], "nothing is written below the place where it was mounted"
+        run("mount", "-o", "loop", image, shared)
+        says("")
+        assert used_for_next()
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(shared)], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", str(shared)], check=False, capture_output=True)
+
+
+def status_of(node: Mount) -> dict[str, Any]:
+    """As ``Mount.status``, without a process each time."""
+    with urllib.request.urlopen(f"http://{node.http}/api/v1/status", timeout=10) as answer:
+        found = json.load(answer)
+    assert isinstance(found, dict)
+    return found
+
+
+def run(*argv: str | Path) -> None:
+    subprocess.run([str(each) for each in argv], check=True, timeout=20)
+
+
+def is_stuck(task: Path) -> bool:
+    """Whether a thread waits in the kernel and cannot be interrupted."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "D"
