@@ -95,8 +95,12 @@ class Builder:
         if is_of_this_node(source.identity):
             log.info("not in the shared cache: its source is a directory of this node", dataset=manifest.id)
             return ""
-        owner, _path = self._resolved(manifest)
+        owner = self.shown_of(manifest)
         return PUBLIC if owner.share and not owner.share_to_namespace_selector else private_area(owner.namespace)
+
+    def shown_of(self, manifest: Manifest) -> Manifest:
+        """The dataset whose source is read: another one's for a REFERENCE."""
+        return self._resolved(manifest)[0]
 
     def _resolved(self, manifest: Manifest) -> tuple[Manifest, str]:
         """The dataset whose files are shown, and which path in it: another one's for a REFERENCE."""
@@ -121,5 +125,4 @@ class Builder:
     def reads_with(self, manifest: Manifest) -> Mapping[str, str]:
         """The credentials that a dataset's source has: of a REFERENCE, those of the dataset that it ends at; without a
         Secret, what the environment gives. Reads files; raises ConfigError."""
-        owner, _path = self._resolved(manifest)
-        return self.credentials(owner) or credential_environment()
+        return self.credentials(self.shown_of(manifest)) or credential_environment()
