@@ -211,7 +211,7 @@ class Shown:
                 log.error("dataset cannot be mounted", dataset=shown.dataset.manifest.id, reason=str(error))
 
     def _keep_proofs(self, manifest: Manifest, origin: Origin) -> None:
-        # A REFERENCE reads with what the dataset that it shows reads with: what that has proven need not be proven anew.
+        # A REFERENCE reads with the credentials of the dataset that it shows: what that has proven holds for both.
         directory = self._store.directory_of(self._builder.shown_of(manifest))
         credentials = partial(self._builder.reads_with, manifest)
         proof = ProofOfDataset(self._proofs, directory, manifest.id, credentials, lambda: origin.source.identity)

@@ -30,7 +30,7 @@ class Proofs:
     def __init__(self, directory: str) -> None:
         self._key_file = f"{directory}/proof.key"
         self._made: LRUCache[tuple[str, ...], str] = LRUCache(1024)
-        self._lock = threading.Lock()  # guards _made, and the making of the key: two datasets may be the first at once
+        self._lock = threading.Lock()  # guards _made and all writing: two datasets may be the first at once
 
     def fingerprint(self, identity: str, credentials: Mapping[str, str]) -> str:
         """The same for the same source and credentials in this cache directory. Raises OSError."""
@@ -51,8 +51,9 @@ class Proofs:
 
     def add(self, directory: str, fingerprint: str) -> None:
         """Write a proof down. Raises OSError."""
-        lines = [line for line in _lines(directory) if line != fingerprint]
-        _write(f"{directory}/proofs", "".join(f"{line}\n" for line in [*lines, fingerprint][-_KEPT:]).encode())
+        with self._lock:
+            lines = [line for line in _lines(directory) if line != fingerprint]
+            _write(f"{directory}/proofs", "".join(f"{line}\n" for line in [*lines, fingerprint][-_KEPT:]).encode())
 
     def _key(self) -> bytes:
         try:
