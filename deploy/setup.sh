@@ -44,7 +44,8 @@ stamp=".venv/installed-$(cat pyproject.toml deploy/setup.sh | sha256sum | cut -c
 if [ ! -e "$stamp" ]; then
   python3 -m venv .venv
   .venv/bin/pip install --quiet --upgrade pip >&2
-  .venv/bin/pip install --quiet --editable ".$extras" >&2
+  # setuptools warns each time that a folder here has the name of a package; it does, and that is meant
+  PYTHONWARNINGS=ignore .venv/bin/pip install --quiet --editable ".$extras" >&2
   touch "$stamp"
 fi
 # For the tests of rules and dashboards: the programs alone, as the package would start a service.
