@@ -13,19 +13,19 @@ import shutil
 import sqlite3
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
 import diskcache
 import structlog
 
-from dsfs.cache.eviction import WINDOW_SHARE, Activity, Cached, Window, Worth, choose_victims
-from dsfs.cache.frequency import Frequencies
+from dsfs.cache.eviction import Cached
+from dsfs.cache.pending import Change, joined, merged
 from dsfs.cache.rows import Row, Rows
+from dsfs.cache.totals import Totals
+from dsfs.cache.uses import Uses
 
 log = structlog.get_logger()
 
@@ -39,77 +39,10 @@ _PINNED = "pinned"
 _NOTED_S = 60.0
 _NOTED_USES = 200_000
 _PENDING_USES = 50_000
-_FREQUENCIES = "frequencies"
 _SAVED_S = 300.0
 _BATCH = 2_000  # rows in one transaction, when there may be a million
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Pending:
-    """What happened to one object since the last flush: perhaps a removal, then perhaps more."""
-
-    removed: bool = False
-    lost_bytes: int = 0  # of what was added and removed again between two flushes
-    added_bytes: int = 0
-    content_bytes: int = 0  # of files, without what a disk and a map add
-    owners: set[str] = field(default_factory=set)
-    fresh: bool = False  # used, and not a minute ago too: a file that is read for an hour is used once
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Bytes in rows: space of all objects, content by owner; space that all that is pinned takes once it is here, and
-    content of it that is here, by the dataset that pins it."""
-
-    all: int = 0
-    by_owner: dict[str, int] = field(default_factory=dict)
-    pinned_whole: int = 0
-    pinned_by: dict[str, int] = field(default_factory=dict)
-
-    def copy(self) -> _Totals:
-        return _Totals(self.all, dict(self.by_owner), self.pinned_whole, dict(self.pinned_by))
-
-    def count(self, row: Row, sign: int) -> None:
-        """Add a row (1), or take one away (-1)."""
-        self.all += sign * row.space_bytes
-        for owner in row.owners:
-            self.by_owner[owner] = self.by_owner.get(owner, 0) + sign * row.content_bytes
-        if row.pins:
-            self.pinned_whole += sign * row.whole_bytes
-            for dataset, _round in row.pins:
-                self.pinned_by[dataset] = self.pinned_by.get(dataset, 0) + sign * row.content_bytes
-
-    def noted(self) -> list[object]:
-        return [self.all, self.by_owner, self.pinned_whole, {name: n for name, n in self.pinned_by.items() if n}]
-
-
-def _joined(first: dict[str, _Pending], then: dict[str, _Pending]) -> dict[str, _Pending]:
-    """What happened to each object, from two times that follow each other."""
-    joined = dict(first)
-    for key, change in then.items():
-        before = first.get(key)
-        if before is not None:
-            lost_bytes = before.lost_bytes + change.lost_bytes
-            if change.removed:
-                lost_bytes += before.added_bytes
-                change = _Pending(True, lost_bytes, *_rest(change))
-            else:
-                change = _Pending(
-                    before.removed,
-                    lost_bytes,
-                    before.added_bytes + change.added_bytes,
-                    before.content_bytes + change.content_bytes,
-                    before.owners | change.owners,
-                    before.fresh or change.fresh,
-                )
-        joined[key] = change
-    return joined
-
-
-def _rest(change: _Pending) -> tuple[int, int, set[str], bool]:
-    return change.added_bytes, change.content_bytes, change.owners, change.fresh
 
 
 class Index:
@@ -118,11 +51,10 @@ class Index:
     def __init__(self, directory: str) -> None:
         self.limit_bytes = 2**62
         """What the cache may use; kept up to date by whoever measures the disk."""
-        self._directory = directory
         self._rows = Rows(directory)
         self._lock = threading.Lock()  # guards everything below; never held while the disk is waited for
         self._flushing = threading.Lock()  # whoever writes rows
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, Change] = {}
         self._unflushed_bytes: Counter[str] = Counter()  # by owner: added since the last flush
         self._noted: dict[str, tuple[str, ...]] = {}  # who used it in this minute, which need not be noted again
         self._noted_before: dict[str, tuple[str, ...]] = {}  # and in the one before
@@ -131,14 +63,11 @@ class Index:
         if not known:
             self._rows.clear()
             self._rows.note(_FORMAT_NOTE, _FORMAT)
-        self._totals = _Totals(*(self._rows.noted(_TOTALS) or ()))
+        self._totals = Totals(*(self._rows.noted(_TOTALS) or ()))
         self._priorities: dict[str, int] = self._rows.noted(_PRIORITIES) or {}
         self._pins_done: dict[str, str] = self._rows.noted(_PINS_DONE) or {}
         self._used_bytes = self._totals.all
-        # Under _flushing: what eviction knows beside the rows.
-        self._window = Window()
-        self._activity = Activity()
-        self._frequencies = Frequencies(_load(directory))
+        self._uses = Uses(directory)  # under _flushing
         self._saved_s = 0.0
         self.was_clean = known and bool(self._rows.noted(_CLEAN))
         """False: the last server did not end in order, and objects/ may hold what the index does not know."""
@@ -157,7 +86,7 @@ class Index:
         """Note that so many more bytes of an object are here, brought by this dataset: space, and content."""
         with self._lock:
             self._used_bytes += size_bytes
-            pending = self._pending.setdefault(key, _Pending())
+            pending = self._pending.setdefault(key, Change())
             pending.added_bytes += size_bytes
             pending.content_bytes += content_bytes
             if owner:
@@ -168,7 +97,7 @@ class Index:
         """Note that so many bytes of an object are gone, space and content, and the rest of it is not."""
         with self._lock:
             self._used_bytes -= size_bytes
-            pending = self._pending.setdefault(key, _Pending())
+            pending = self._pending.setdefault(key, Change())
             pending.added_bytes -= size_bytes
             pending.content_bytes -= content_bytes
 
@@ -179,9 +108,9 @@ class Index:
         with self._lock:
             if len(self._pending) >= _PENDING_USES:
                 return  # more than a flush can write: some of so many uses stand for all
-            self._note(key, owner, self._pending.setdefault(key, _Pending()))
+            self._note(key, owner, self._pending.setdefault(key, Change()))
 
-    def _note(self, key: str, owner: str, pending: _Pending) -> None:
+    def _note(self, key: str, owner: str, pending: Change) -> None:
         pending.owners.add(owner)
         noted = self._noted.get(key, ())
         if owner not in noted:
@@ -193,8 +122,8 @@ class Index:
     def remove(self, key: str) -> None:
         """Note that an object is gone. What is pinned stays so, and is kept when it comes again."""
         with self._lock:
-            before = self._pending.get(key, _Pending())
-            self._pending[key] = _Pending(removed=True, lost_bytes=before.lost_bytes + before.added_bytes)
+            before = self._pending.get(key, Change())
+            self._pending[key] = Change(removed=True, lost_bytes=before.lost_bytes + before.added_bytes)
             self._noted.pop(key, None)
             self._noted_before.pop(key, None)
 
@@ -221,7 +150,7 @@ class Index:
                 nonlocal lost_bytes, known
                 known = rows
                 for key, change in pending.items():
-                    after[key], lost = _merged(rows.get(key, Row()), change, now_s)
+                    after[key], lost = merged(rows.get(key, Row()), change, now_s)
                     lost_bytes += lost
                 return after
 
@@ -229,35 +158,14 @@ class Index:
                 self._rewrite(list(pending), merge)
             except OSError:
                 with self._lock:
-                    self._pending = _joined(pending, self._pending)
+                    self._pending = joined(pending, self._pending)
                 raise
-            self._observe(pending, known, after)
+            self._uses.observe(pending, known, after, len(self._rows), self._totals.all, self.limit_bytes)
             with self._lock:
                 self._used_bytes -= lost_bytes
                 for key, row in after.items():
                     if row is None:  # used when it was not here: once it is, that has to be noted
                         self._noted.pop(key, None)
-
-    def _observe(
-        self, pending: dict[str, _Pending], before: Mapping[str, Row], after: Mapping[str, Row | None]
-    ) -> None:
-        """Tell what eviction goes by of what has happened. Under ``_flushing``."""
-        objects = len(self._rows)
-        here_bytes = self._totals.all
-        share_bytes = self.limit_bytes * WINDOW_SHARE
-        for key, change in pending.items():
-            if change.fresh:
-                self._frequencies.count(key, objects)
-            for owner in change.owners:
-                self._activity.used(owner)
-            self._activity.brought(max(0, change.added_bytes))
-            row = after[key]
-            new = change.removed or key not in before or before[key].space_bytes == 0
-            if row is None or row.pins or not 0 < row.space_bytes <= share_bytes:
-                self._window.drop(key)
-            elif new or key in self._window:
-                self._window.put(key, row.space_bytes)
-        self._window.settle(here_bytes, self.limit_bytes)
 
     def _rewrite(self, keys: list[str], change: Callable[[dict[str, Row]], Mapping[str, Row | None]]) -> None:
         """Read rows, change them, write them and the sums, in one transaction. Under ``_flushing``. Raises OSError."""
@@ -315,24 +223,15 @@ class Index:
     def choose_victims(self, need_bytes: int, growing: str = "") -> list[Cached]:
         """What goes so that ``need_bytes`` become free, ``growing`` being what they are for; as of the last flush."""
         with self._flushing:
-            keys = list(self._window.beyond(int(self.limit_bytes * WINDOW_SHARE)))
+            keys = self._uses.newcomers(self.limit_bytes)
             rows = self._rows.get([*keys, growing] if growing else keys)
-            asking = rows.get(growing)
-            too_large = asking is not None and asking.space_bytes > self.limit_bytes * WINDOW_SHARE
-            choice = choose_victims(
+            return self._uses.choose_victims(
                 (self._cached(key, rows[key]) for key in keys if key in rows and key != growing),
-                (entry for entry in self.victims_first() if entry.key not in self._window and entry.key != growing),
+                (entry for entry in self.victims_first() if entry.key != growing),
                 need_bytes,
-                self._worth,
-                self._cached(growing, asking) if asking is not None and too_large else None,
+                self._cached(growing, rows[growing]) if growing in rows else None,
+                self.limit_bytes,
             )
-            for key in choice.settled:
-                self._window.drop(key)
-        return choice.victims
-
-    def _worth(self, entry: Cached) -> Worth:
-        active = not self._activity.idle(entry.owners, self.limit_bytes)
-        return Worth(entry.priority, active, self._frequencies.of(entry.key))
 
     def _cached(self, key: str, row: Row) -> Cached:
         return Cached(key, row.space_bytes, row.last_used_s, row.owners, row.content_bytes, self._priority_of(row))
@@ -395,8 +294,7 @@ class Index:
 
             with self._flushing:
                 self._rewrite(list(wanted), hold)
-                for key in wanted:
-                    self._window.drop(key)
+                self._uses.pinned(wanted)
 
     def unpin_others(self, dataset: str, number: int | None) -> None:
         """Let go of what a dataset held in other rounds than this one, or (None) of all of it. Raises OSError."""
@@ -423,6 +321,8 @@ class Index:
                 raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
             self._pins_done = {name: known for name, known in done.items() if known is not None}
 
+    # -- end --------------------------------------------------------------------------------------------------------
+
     def save_sometimes(self, now_s: float) -> None:
         """Have a crash forget no more than some minutes of how often things were used. Raises OSError."""
         if abs(now_s - self._saved_s) >= _SAVED_S:
@@ -432,13 +332,7 @@ class Index:
         """Write down how often things were used. Raises OSError."""
         self._saved_s = now_s
         with self._flushing:
-            table = zlib.compress(self._frequencies.table, 1)
-        temporary = f"{self._directory}/{_FREQUENCIES}.new"
-        with open(temporary, "wb") as file:
-            file.write(table)
-        os.rename(temporary, f"{self._directory}/{_FREQUENCIES}")
-
-    # -- end --------------------------------------------------------------------------------------------------------
+            self._uses.save()
 
     def close(self, now_s: float) -> None:
         """Flush, and say that this end was in order."""
@@ -446,22 +340,6 @@ class Index:
         self.save(now_s)
         self._rows.note(_CLEAN, True)
         self._rows.close()
-
-
-def _merged(row: Row, change: _Pending, now_s: float) -> tuple[Row | None, int]:
-    """A row after what happened, None when nothing is left to know; and how many of the bytes in use are so no more."""
-    lost_bytes = change.lost_bytes
-    if change.removed:
-        lost_bytes += row.space_bytes
-        row = row._replace(space_bytes=0, content_bytes=0, owners=())
-    space_bytes = row.space_bytes + change.added_bytes
-    if space_bytes <= 0:  # a use of what was evicted meanwhile; or more was taken back than was known
-        return (row._replace(space_bytes=0, content_bytes=0, owners=()) if row.pins else None), lost_bytes + space_bytes
-    content_bytes = max(0, row.content_bytes + change.content_bytes)
-    owners = tuple(sorted(change.owners.union(row.owners)))
-    return row._replace(
-        space_bytes=space_bytes, content_bytes=content_bytes, owners=owners, last_used_s=now_s
-    ), lost_bytes
 
 
 def _held(row: Row, dataset: str, number: int) -> Row:
@@ -485,15 +363,6 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
     remaining = iter(items)
     while some := list(islice(remaining, _BATCH)):
         yield some
-
-
-def _load(directory: str) -> bytes | None:
-    """How often things were used before; None when that is not known, which costs hits and nothing else."""
-    try:
-        with open(f"{directory}/{_FREQUENCIES}", "rb") as file:
-            return zlib.decompress(file.read())
-    except (OSError, zlib.error):
-        return None
 
 
 def open_index(directory: str) -> Index:
