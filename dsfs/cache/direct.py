@@ -53,19 +53,21 @@ class DirectWrites:
     @contextmanager
     def timed(self, size_bytes: int) -> Iterator[None]:
         """Around a write that was chosen: several at once share the disk, so bytes are divided by the time in which
-        any of them was under way."""
+        any of them was under way. One that raises wrote nothing, however fast, and measures nothing."""
         with self._lock:
             if self._writing == 0:
                 self._since_s = time.monotonic()
             self._writing += 1
+        written_bytes = 0
         try:
             yield
+            written_bytes = size_bytes
         finally:
             with self._lock:
                 self._writing -= 1
-                self._writes += 1
-                self._written_bytes += size_bytes
-                if self._writing == 0 or self._writes >= _TOGETHER:
+                self._writes += written_bytes > 0
+                self._written_bytes += written_bytes
+                if self._writes > 0 and (self._writing == 0 or self._writes >= _TOGETHER):
                     now_s = time.monotonic()
                     self._rates.append(self._written_bytes / max(now_s - self._since_s, 1e-6))
                     self._writes, self._written_bytes, self._since_s = 0, 0, now_s

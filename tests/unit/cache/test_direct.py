@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +34,17 @@ def test_a_slow_disk_is_probed_now_and_then() -> None:
     direct._rates.extend([1e6] * REMEMBERED)
     chosen = [direct.choose() for _ in range(2 * PROBE_EVERY + 2)]
     assert chosen.count(True) == 2
+
+
+def test_a_write_that_is_refused_says_nothing_about_the_disk() -> None:
+    direct = DirectWrites()
+    for _ in range(2 * REMEMBERED):
+        with pytest.raises(OSError, match="not aligned"), direct.timed(BLOCK):
+            raise OSError(errno.EINVAL, "not aligned")
+    assert not direct._rates
+    with direct.timed(BLOCK):
+        pass
+    assert len(direct._rates) == 1
 
 
 def test_blocks_past_the_cache_beside_blocks_through_it(tmp_path: Path) -> None:
