@@ -110,7 +110,7 @@ class SharedDisk:
         return not self._trouble
 
     def statistics(self) -> SharedStatistics:
-        trouble = self._trouble or self._refusal or next((why for why in self._areas.values() if why), "")
+        trouble = self._trouble or self._refusal or next(filter(None, tuple(self._areas.values())), "")
         return SharedStatistics(self.root, self._usage.bytes, self._limit_bytes, trouble)
 
     def has_room(self, size_bytes: int) -> bool:
@@ -131,9 +131,10 @@ class SharedDisk:
         """Where an area lies; made or checked when it is used first. In a thread. Raises Unusable, OSError."""
         layout = self._layout
         assert layout is not None
-        if area not in self._areas:
-            self._areas[area] = self._open_area(layout, area)
-        if self._areas[area]:
+        areas = self._areas  # a probe may put another in its place meanwhile
+        if area not in areas:
+            areas[area] = self._open_area(layout, area)
+        if areas[area]:
             raise Unusable
         return layout.area_path(area)
 
