@@ -28,7 +28,7 @@ from dsfs.ranges import MiB, block_count, block_range
 log = structlog.get_logger()
 
 BLOCK_BYTES = 1 * MiB
-_OPEN_OBJECTS = 512  # two descriptors each
+_OPEN_OBJECTS = 512  # two descriptors each, three when blocks were written past the page cache
 _PAGE = 4096
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES}
 
@@ -73,7 +73,8 @@ class NodeTier:
         self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
         self._reserved_bytes = 0
         self._overhead_bytes = 0
-        self._lock = threading.RLock()  # guards _reserved_bytes, _recent and _open; never held over a system call
+        # guards _reserved_bytes, _recent, _open and _leaving; never held over a system call
+        self._lock = threading.RLock()
         self._evicting = threading.Lock()
         self._direct = DirectWrites()
         self._trouble = ""
@@ -90,7 +91,9 @@ class NodeTier:
         if least_free > 0:
             disk = os.statvfs(self.layout.root)
             # What is unlinked and still open gives its space back by itself: it must not cost others theirs.
-            leaving_bytes = sum(obj.size_bytes for obj in list(self._leaving) if obj.complete)
+            with self._lock:  # threads that evict add to it
+                leaving = list(self._leaving)
+            leaving_bytes = sum(obj.size_bytes for obj in leaving if obj.complete)
             spare_bytes = disk.f_bavail * disk.f_frsize + leaving_bytes - least_free
             limit_bytes = min(limit_bytes, max(0, self.used_bytes + spare_bytes))
         self._limit_bytes = self.index.limit_bytes = limit_bytes
@@ -272,9 +275,9 @@ class NodeTier:
         with self._lock:
             obj = self._open.pop(key, None)
             self._recent.pop(key, None)
-        if obj is not None:
-            obj.unlinked = True
-            self._leaving.add(obj)
+            if obj is not None:
+                obj.unlinked = True
+                self._leaving.add(obj)
         self.index.remove(key)
 
     def drop_bad_block(self, obj: CachedObject, block: int) -> None:
