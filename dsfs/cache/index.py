@@ -7,7 +7,6 @@ never looks at.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sqlite3
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TypeVar
 
-import diskcache
 import structlog
 
 from dsfs.cache.eviction import Cached
@@ -53,7 +51,7 @@ class Index:
         """What the cache may use; kept up to date by whoever measures the disk."""
         self._rows = Rows(directory)
         self._lock = threading.Lock()  # guards everything below; never held while the disk is waited for
-        self._flushing = threading.Lock()  # whoever writes rows
+        self._flushing = threading.Lock()  # whoever writes rows; taken before _lock, never under it
         self._pending: dict[str, Change] = {}
         self._unflushed_bytes: Counter[str] = Counter()  # by owner: added since the last flush
         self._noted: dict[str, tuple[str, ...]] = {}  # who used it in this minute, which need not be noted again
@@ -68,7 +66,7 @@ class Index:
         self._pins_done: dict[str, str] = self._rows.noted(_PINS_DONE) or {}
         self._used_bytes = self._totals.all
         self._uses = Uses(directory)  # under _flushing
-        self._saved_s = 0.0
+        self._saved_s = time.time()
         self.was_clean = known and bool(self._rows.noted(_CLEAN))
         """False: the last server did not end in order, and objects/ may hold what the index does not know."""
         self._rows.forget([_CLEAN])
@@ -138,53 +136,50 @@ class Index:
                     self._noted_before, self._noted = self._noted, {}
                     self._noted_since_s = now_s
                 pending, self._pending = self._pending, {}
-                self._unflushed_bytes.clear()
+                unflushed_bytes = self._unflushed_bytes.copy()
             if not pending:
                 return
-            lost_bytes = 0
-            after: dict[str, Row | None] = {}
-
-            known: dict[str, Row] = {}
-
-            def merge(rows: dict[str, Row]) -> dict[str, Row | None]:
-                nonlocal lost_bytes, known
-                known = rows
-                for key, change in pending.items():
-                    after[key], lost = merged(rows.get(key, Row()), change, now_s)
-                    lost_bytes += lost
-                return after
-
             try:
-                self._rewrite(list(pending), merge)
+                objects = len(self._rows)
+                before, after = self._rewrite(
+                    list(pending),
+                    lambda rows: {key: merged(rows.get(key, Row()), change, now_s) for key, change in pending.items()},
+                )
             except OSError:
                 with self._lock:
                     self._pending = joined(pending, self._pending)
                 raise
-            self._uses.observe(pending, known, after, len(self._rows), self._totals.all, self.limit_bytes)
+            self._uses.observe(pending, before, after, objects, self._totals.all, self.limit_bytes)
+            counted_bytes = sum(change.lost_bytes + change.added_bytes for change in pending.values())
+            counted_bytes += sum(row.space_bytes for row in before.values())
             with self._lock:
-                self._used_bytes -= lost_bytes
+                self._used_bytes += sum(row.space_bytes for row in after.values() if row is not None) - counted_bytes
+                self._unflushed_bytes -= unflushed_bytes
                 for key, row in after.items():
                     if row is None:  # used when it was not here: once it is, that has to be noted
                         self._noted.pop(key, None)
 
-    def _rewrite(self, keys: list[str], change: Callable[[dict[str, Row]], Mapping[str, Row | None]]) -> None:
-        """Read rows, change them, write them and the sums, in one transaction. Under ``_flushing``. Raises OSError."""
+    def _rewrite(
+        self, keys: list[str], change: Callable[[dict[str, Row]], Mapping[str, Row | None]]
+    ) -> tuple[dict[str, Row], Mapping[str, Row | None]]:
+        """Read rows, change them, write them and the sums, in one transaction: the rows before and after.
+
+        Under ``_flushing``. Raises OSError.
+        """
         totals = self._totals.copy()
-        try:
-            with self._rows.transact():
-                before = self._rows.get(keys)
-                after = change(before)
-                for key, row in after.items():
-                    if key in before:
-                        totals.count(before[key], -1)
-                    if row is not None:
-                        totals.count(row, 1)
-                self._rows.put(after, {key: self._class_of(row) for key, row in after.items() if row is not None})
-                # What is in rows, not what is in use: after a crash, what came meanwhile is found in objects/.
-                self._rows.note(_TOTALS, totals.noted())
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
-            raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
+        with self._rows.transact():
+            before = self._rows.get(keys)
+            after = change(before)
+            for key, row in after.items():
+                if key in before:
+                    totals.count(before[key], -1)
+                if row is not None:
+                    totals.count(row, 1)
+            self._rows.put(after, {key: self._class_of(row) for key, row in after.items() if row is not None})
+            # What is in rows, not what is in use: after a crash, what came meanwhile is found in objects/.
+            self._rows.note(_TOTALS, totals.noted())
         self._totals = totals
+        return before, after
 
     # -- order and priority -----------------------------------------------------------------------------------------
 
@@ -196,17 +191,24 @@ class Index:
 
     def set_priority(self, owner: str, priority: int) -> None:
         """What a dataset's objects are worth from now on: those of lower priority go first. Blocks on the disk, and
-        for long when it has changed. What two datasets use has the higher one. Raises OSError."""
+        for long when it has changed. What two datasets use has the higher one. Raises OSError; then it has not changed,
+        and whoever asks again moves all that is left."""
         with self._flushing:
-            if self._priorities.get(owner, 0) == priority:
+            old = self._priorities.get(owner, 0)
+            if old == priority:
                 return
-            old = _class_name(self._priorities.get(owner, 0))
             self._priorities[owner] = priority
-            try:
+        try:
+            self._reclass(owner)
+            with self._flushing:
                 self._rows.note(_PRIORITIES, self._priorities)
-            except (sqlite3.Error, diskcache.Timeout, OSError) as error:
-                raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
-        for name in {old, *(name for name in self._rows.classes() if name != _PINNED)}:
+        except OSError:
+            self._priorities[owner] = old
+            raise
+
+    def _reclass(self, owner: str) -> None:
+        """Move what a dataset uses to the classes where it belongs now. Raises OSError."""
+        for name in self._rows.classes():
             moving = (
                 key for key, row in self._rows.of_class(name) if owner in row.owners and name != self._class_of(row)
             )
@@ -252,9 +254,11 @@ class Index:
             self.flush(time.time())
 
     def __contains__(self, key: str) -> bool:
-        """Whether something of an object is here, as of the last flush."""
-        row = self._rows.get([key]).get(key)
-        return row is not None and row.space_bytes > 0
+        """Whether something of an object was here at the last flush, or was brought in since. Blocks on the disk."""
+        with self._flushing:
+            change = self._pending.get(key)
+            row = self._rows.get([key]).get(key)
+        return (row is not None and row.space_bytes > 0) or (change is not None and change.added_bytes > 0)
 
     # -- pins -------------------------------------------------------------------------------------------------------
 
@@ -313,13 +317,10 @@ class Index:
 
     def note_pins_done(self, dataset: str, what: str | None) -> None:
         """All objects that a dataset pins are held: remember of which revision, and by which pins. Raises OSError."""
-        done = {**self._pins_done, dataset: what}
         with self._flushing:
-            try:
-                self._rows.note(_PINS_DONE, {name: known for name, known in done.items() if known is not None})
-            except (sqlite3.Error, diskcache.Timeout, OSError) as error:
-                raise OSError(errno.EIO, f"the index of the cache cannot be written: {error}") from error
-            self._pins_done = {name: known for name, known in done.items() if known is not None}
+            done = {name: known for name, known in {**self._pins_done, dataset: what}.items() if known is not None}
+            self._rows.note(_PINS_DONE, done)
+            self._pins_done = done
 
     # -- end --------------------------------------------------------------------------------------------------------
 
@@ -335,11 +336,16 @@ class Index:
             self._uses.save()
 
     def close(self, now_s: float) -> None:
-        """Flush, and say that this end was in order."""
-        self.flush(now_s)
-        self.save(now_s)
-        self._rows.note(_CLEAN, True)
-        self._rows.close()
+        """Flush, and say that this end was in order. When the disk refuses, it was not, and the next start looks at
+        all that lies in ``objects/``."""
+        try:
+            self.flush(now_s)
+            self._rows.note(_CLEAN, True)
+            self.save(now_s)
+        except OSError as error:
+            log.warning("index of the cache not written at its end, the next start looks again", reason=str(error))
+        finally:
+            self._rows.close()
 
 
 def _held(row: Row, dataset: str, number: int) -> Row:

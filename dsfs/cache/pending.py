@@ -46,17 +46,13 @@ def _rest(change: Change) -> tuple[int, int, set[str], bool]:
     return change.added_bytes, change.content_bytes, change.owners, change.fresh
 
 
-def merged(row: Row, change: Change, now_s: float) -> tuple[Row | None, int]:
-    """A row after what happened, None when nothing is left to know; and how many of the bytes in use are so no more."""
-    lost_bytes = change.lost_bytes
+def merged(row: Row, change: Change, now_s: float) -> Row | None:
+    """A row after what happened, None when nothing is left to know."""
     if change.removed:
-        lost_bytes += row.space_bytes
         row = row._replace(space_bytes=0, content_bytes=0, owners=())
     space_bytes = row.space_bytes + change.added_bytes
     if space_bytes <= 0:  # a use of what was evicted meanwhile; or more was taken back than was known
-        return (row._replace(space_bytes=0, content_bytes=0, owners=()) if row.pins else None), lost_bytes + space_bytes
+        return row._replace(space_bytes=0, content_bytes=0, owners=()) if row.pins else None
     content_bytes = max(0, row.content_bytes + change.content_bytes)
     owners = tuple(sorted(change.owners.union(row.owners)))
-    return row._replace(
-        space_bytes=space_bytes, content_bytes=content_bytes, owners=owners, last_used_s=now_s
-    ), lost_bytes
+    return row._replace(space_bytes=space_bytes, content_bytes=content_bytes, owners=owners, last_used_s=now_s)

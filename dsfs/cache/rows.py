@@ -7,10 +7,12 @@ of its class, so ``rowid`` is the order of last use.
 
 from __future__ import annotations
 
+import errno
 import json
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import diskcache
@@ -37,24 +39,30 @@ class Row(NamedTuple):
 
 
 class Rows:
-    """Safe to use from several threads; whoever writes holds ``transact()``. Raises as sqlite3 and diskcache do."""
+    """Safe to use from several threads; whoever writes holds ``transact()``.
+
+    Raises OSError when the disk refuses; but what an opening needs raises as sqlite3 and diskcache do, so that damage
+    is seen: ``__init__``, ``noted``, ``forget``, ``clear``.
+    """
 
     def __init__(self, directory: str) -> None:
         self._cache = diskcache.Cache(directory, eviction_policy="none", cull_limit=0, size_limit=2**62, tag_index=True)
 
-    def transact(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def transact(self) -> Iterator[None]:
         """All that is written inside is there afterwards, or nothing of it."""
-        transaction: AbstractContextManager[None] = self._cache.transact()
-        return transaction
+        with _trouble("written"), self._cache.transact():
+            yield
 
     def get(self, keys: Sequence[str]) -> dict[str, Row]:
         """The rows of those keys that have one."""
         found: dict[str, Row] = {}
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            marks = ",".join("?" * len(some))
-            query = f"SELECT key, value FROM Cache WHERE raw = 1 AND key IN ({marks})"
-            found.update((key, _row(value)) for key, value in self._cache._sql(query, tuple(some)))
+        with _trouble("read"):
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT key, value FROM Cache WHERE raw = 1 AND key IN ({marks})"
+                found.update((key, _row(value)) for key, value in self._cache._sql(query, tuple(some)))
         return found
 
     def put(self, rows: Mapping[str, Row | None], class_of: Mapping[str, str]) -> None:
@@ -79,13 +87,15 @@ class Rows:
         """Rows of one class, least recently used first. Those that are written meanwhile come again, at the end."""
         after = 0
         while True:
-            some = self._cache._sql(
-                "SELECT rowid, key, value FROM Cache WHERE tag = ? AND rowid > ? ORDER BY rowid LIMIT ?",
-                (name, after, _READ_AHEAD),
-            ).fetchall()
-            for rowid, key, value in some:
-                after = rowid
-                yield key, _row(value)
+            with _trouble("read"):
+                some = self._cache._sql(
+                    "SELECT rowid, key, value FROM Cache WHERE tag = ? AND rowid > ? ORDER BY rowid LIMIT ?",
+                    (name, after, _READ_AHEAD),
+                ).fetchall()
+                rows = [(key, _row(value)) for _rowid, key, value in some]
+            yield from rows
+            if some:
+                after = some[-1][0]
             if len(some) < _READ_AHEAD:
                 return
 
@@ -94,7 +104,8 @@ class Rows:
         found: list[str] = []
         last = ""
         while True:
-            ((name,),) = self._cache._sql("SELECT min(tag) FROM Cache WHERE tag > ?", (last,)).fetchall()
+            with _trouble("read"):
+                ((name,),) = self._cache._sql("SELECT min(tag) FROM Cache WHERE tag > ?", (last,)).fetchall()
             if name is None:
                 return found
             found.append(name)
@@ -102,14 +113,13 @@ class Rows:
 
     def __len__(self) -> int:
         """About how many rows; what is noted beside them counts too."""
-        return len(self._cache)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._cache
+        with _trouble("read"):
+            return len(self._cache)
 
     def note(self, name: str, value: object) -> None:
         """Keep something else beside the rows; ``name`` is no key of an object."""
-        self._cache.set(name, json.dumps(value))
+        with _trouble("written"):
+            self._cache.set(name, json.dumps(value))
 
     def noted(self, name: str) -> Any:
         """What ``note`` kept last, or None."""
@@ -125,6 +135,15 @@ class Rows:
 
     def close(self) -> None:
         self._cache.close()
+
+
+@contextmanager
+def _trouble(what: str) -> Iterator[None]:
+    """What the table meets, as the OSError that users of the cache know what to do about: go on without it."""
+    try:
+        yield
+    except (sqlite3.Error, diskcache.Timeout) as error:
+        raise OSError(errno.EIO, f"the index of the cache cannot be {what}: {error}") from error
 
 
 def _row(text: str) -> Row:

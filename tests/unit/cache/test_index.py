@@ -92,6 +92,7 @@ def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path)
             index.flush(1.0)
         index.add(keys[0], 5, 5, "a")
         assert KEYS[0] in index
+        assert index.owner_bytes("b" * 100) == 10 * len(keys)
     index._rows._cache._sql("PRAGMA max_page_count = 1073741823").fetchall()
     index.flush(2.0)
     rows = {row.key: row.cached_bytes for row in index.everything()}
@@ -100,6 +101,43 @@ def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path)
     assert index.owner_bytes("b" * 100) == index.used_bytes
     assert index.owner_bytes("a") == 20
     index.close(3.0)
+
+
+def test_a_priority_that_cannot_be_written_is_as_it_was(tmp_path: Path) -> None:
+    """A connection that may only read stands for a disk that refuses."""
+    index = Index(str(tmp_path))
+    for key in KEYS:
+        index.add(key, 10, 10, "a")
+    index.flush(0.0)
+    index._rows._cache._sql("PRAGMA query_only = 1").fetchall()
+    with pytest.raises(OSError, match="index of the cache cannot be written"):
+        index.set_priority("a", 3)
+    assert {row.priority for row in index.everything()} == {0}
+    index._rows._cache._sql("PRAGMA query_only = 0").fetchall()
+    index.set_priority("a", 3)
+    assert {row.priority for row in index.everything()} == {3}
+    assert index._rows.classes() == [f"p{2**31 + 3}"]
+    index.close(1.0)
+    again = Index(str(tmp_path))
+    assert {row.priority for row in again.everything()} == {3}
+    again.close(2.0)
+
+
+def test_an_end_that_the_disk_refuses_is_not_in_order(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    index.add(KEYS[0], 10, 10, "a")
+    assert KEYS[0] in index
+    assert KEYS[1] not in index
+    index.flush(0.0)
+    ((pages,),) = index._rows._cache._sql("PRAGMA page_count").fetchall()
+    index._rows._cache._sql(f"PRAGMA max_page_count = {pages}").fetchall()
+    for number in range(100, 1100):
+        index.add(f"{number:064x}", 10, 10, "a")
+    index.close(1.0)
+    again = Index(str(tmp_path))
+    assert not again.was_clean
+    assert [row.key for row in again.everything()] == [KEYS[0]]
+    again.close(2.0)
 
 
 def test_a_crash_forgets_what_was_not_written_and_counts_nothing_twice(tmp_path: Path) -> None:
