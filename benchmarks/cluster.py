@@ -19,17 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from tests.mounts import DSFS, Mount, Mounts
+from tests.mounts import DSFS, Mount, Mounts, eventually
 from tests.servers import hostile
 from tests.servers.process import HOST, Server, free_ports, program, running
 
 MIB = 1 << 20
 SMALL_BYTES = 110_000
 
+# It reports to who started it, on its standard output: WRONG and a name for each file with wrong bytes, then how many
+# seconds it took.
 _READER = """
 import hashlib, random, sys, time
 root, list_file, seed = sys.argv[1:]
@@ -106,7 +110,7 @@ def measure(
 
 
 def disturb(nodes: list[Mount], readers: list[subprocess.Popen[str]]) -> tuple[int, int]:
-    """Until all readers are done."""
+    """Until all readers are done; the pauses are the pace of the faults, and wait for nothing."""
     killed = stopped = 0
     rng = random.Random(7)
     while any(reader.poll() is None for reader in readers):
@@ -176,7 +180,8 @@ def seaweedfs(work: Path, number: int) -> Iterator[list[Path]]:
     argv += [f"-filer.localSocket={work}/filer.sock", "-master.telemetry=false", "-master.volumeSizeLimitMB=256"]
     argv += ["-volume.max=32", "-volume.minFreeSpace=0"]
     with running(argv, ports[2], work / "weed.log"):
-        time.sleep(3)  # the port opens before the parts behind it know each other
+        # the port opens before the parts behind it know each other
+        eventually(partial(_takes_a_file, f"http://{HOST}:{ports[2]}/probe"), 60, f"ready; see {work}/weed.log")
         filer = f"-filer={HOST}:{ports[2]}.{ports[5]}"
         with _mounted(
             work,
@@ -186,6 +191,15 @@ def seaweedfs(work: Path, number: int) -> Iterator[list[Path]]:
             yield places
 
 
+def _takes_a_file(url: str) -> bool:
+    try:
+        for method, data in (("PUT", b"probe"), ("DELETE", None)):
+            urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def _mounted(work: Path, number: int, argv_of: Callable[[Path], list[str]]) -> Iterator[list[Path]]:
     places, servers = [work / f"volume{each}" for each in range(number)], []
@@ -193,10 +207,7 @@ def _mounted(work: Path, number: int, argv_of: Callable[[Path], list[str]]) -> I
         for place in places:
             place.mkdir()
             servers.append(Server(argv_of(place), work / f"{place.name}.log", None))
-        deadline = time.monotonic() + 30
-        while not all(place.is_mount() for place in places):
-            assert time.monotonic() < deadline, f"not mounted; see {work}/*.log"
-            time.sleep(0.1)
+        eventually(lambda: all(place.is_mount() for place in places), 30, f"mounted; see {work}/*.log")
         yield places
     finally:
         for place in places:
