@@ -17,7 +17,8 @@ from dsfs.cache import shared_lease
 from dsfs.cache.shared_file import DamagedGroup, Group, read_group, write_group
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.cache.shared_lease import Lease, Look
-from dsfs.fetch.shared_disk import SharedDisk, Unusable
+from dsfs.fetch.shared_disk import SharedDisk
+from dsfs.fetch.shared_room import Unusable
 from dsfs.sources.base import Buffer
 
 log = structlog.get_logger()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import secrets
 import time
 from collections import Counter
@@ -23,10 +22,9 @@ import structlog
 import trio
 
 from dsfs import metrics
-from dsfs.cache import shared_space
 from dsfs.cache.shared_layout import REFUSALS, SharedLayout, make_directory, open_area, open_shared
 from dsfs.errors import CacheDirectoryError
-from dsfs.model import Tier
+from dsfs.fetch.shared_room import SharedRoom, Times, Unusable
 from dsfs.ranges import MiB
 
 log = structlog.get_logger()
@@ -38,27 +36,7 @@ _MOST_THREADS = 48
 """Of which all but the last 16 may hang for ever; when they do, the directory is not used again."""
 _FAILURES = 3  # errors in a row that stop the use; each on its own may be one bad file's
 _GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ECONNABORTED}
-_MARGIN = 16  # eviction begins a sixteenth below the limit, so that publishing seldom waits for it
-_COUNTING_SHARE = 0.05
-_COUNTING_S = 0.2
-_WHEN_FULL_BYTES = 64 * MiB
 _ROOM_BYTES = 16 * MiB
-
-
-class Unusable(Exception):
-    """It does not work just now: go on without it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """In seconds: what one operation may take, and counting one directory; how often a probe looks, how often what is
-    in use is measured; what was used within ``fresh_s`` is not evicted."""
-
-    operation_s: float = 5.0
-    count_s: float = 60.0
-    probe_s: float = 1.0
-    upkeep_s: float = 1.0
-    fresh_s: float = shared_space.FRESH_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +64,20 @@ class SharedDisk:
     def __init__(self, root: str, limit: Callable[[str], int], times: Times | None = None) -> None:
         self.root = root
         self.times = times or Times()
-        self._limit = limit
-        self._limit_bytes = 0
         self._token = secrets.token_hex(8)
         self._layout: SharedLayout | None = None
         self._looked_s = 0.0
         self._trouble = "was not looked at yet"
         self._refusal = ""
-        self._full = False
+        self.full = False
+        """Whether it refused to take more for want of space."""
         self._failures: Counter[object] = Counter()  # by what was called: reading may go well while no write does
         self._threads = trio.CapacityLimiter(_THREADS)
         self._probing = trio.CapacityLimiter(1)
         self._calls: set[_Call] = set()
         self._busy_threads: set[_Call] = set()
         self._areas: dict[str, str] = {}  # name → why it is not used, empty if it is
-        self._usage = shared_space.Usage(random.Random())
-        self._room_wanted = trio.Event()
+        self._room = SharedRoom(root, limit, self.times)
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -111,19 +87,14 @@ class SharedDisk:
 
     def statistics(self) -> SharedStatistics:
         trouble = self._trouble or self._refusal or next(filter(None, tuple(self._areas.values())), "")
-        return SharedStatistics(self.root, self._usage.bytes, self._limit_bytes, trouble)
+        return SharedStatistics(self.root, self._room.used_bytes, self._room.limit_bytes, trouble)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether so much may be published now; else eviction is asked for."""
-        if self._refusal:
-            return False
-        if self._usage.bytes + size_bytes <= self._limit_bytes:
-            return True
-        self._room_wanted.set()
-        return False
+        return not self._refusal and self._room.has(size_bytes)
 
     def note_published(self, directory: str, size_bytes: int) -> None:
-        self._usage.add(directory, size_bytes)
+        self._room.note_published(directory, size_bytes)
 
     # -- in threads -----------------------------------------------------------------------------------------------
 
@@ -171,6 +142,10 @@ class SharedDisk:
         takes too long; it may then still happen, later."""
         return await self._call(self.times.operation_s, function, *args, **kwargs)
 
+    async def call_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As ``call``, of what goes through whole directories."""
+        return await self._call(self.times.count_s, function, *args, **kwargs)
+
     async def _call(self, limit_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._trouble:
             raise Unusable
@@ -214,12 +189,12 @@ class SharedDisk:
             self._stop(reason)
 
     def _refuse(self, error: OSError) -> None:
-        self._full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        self.full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = f"nothing can be written there: {os.strerror(error.errno or errno.EIO)}"
         if reason != self._refusal:
             log.warning("shared cache is only read", shared=self.root, reason=reason)
         self._refusal = reason
-        self._room_wanted.set()
+        self._room.wanted()
         self._show()
 
     def _stop(self, reason: str) -> None:
@@ -240,12 +215,12 @@ class SharedDisk:
         A full one stays full until there is room for more than a probe.
         """
         layout = open_shared(self.root, self._token, self._layout.device if self._layout else None)
-        if self._full and layout.refusal is None:
+        if self.full and layout.refusal is None:
             disk = os.statvfs(self.root)
             if disk.f_bavail * disk.f_frsize < _ROOM_BYTES:
                 layout = replace(layout, refusal=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         areas = {area: self._open_area(layout, area) for area in tuple(self._areas)}
-        return layout, self._limit(self.root), areas
+        return layout, self._room.measured_limit(), areas
 
     def _opened(self, layout: SharedLayout, limit_bytes: int, areas: dict[str, str]) -> None:
         hanging = len(self._busy_threads)
@@ -256,7 +231,7 @@ class SharedDisk:
             if self._layout is not None:
                 log.info("shared cache works again", shared=self.root)
             self._threads = trio.CapacityLimiter(_THREADS)
-        self._layout, self._looked_s, self._limit_bytes = layout, time.monotonic(), limit_bytes
+        self._layout, self._looked_s, self._room.limit_bytes = layout, time.monotonic(), limit_bytes
         self._areas = areas
         self._trouble = ""
         self._failures.clear()
@@ -264,7 +239,7 @@ class SharedDisk:
             self._refuse(layout.refusal)
         elif self._refusal:
             log.info("shared cache is written to again", shared=self.root)
-            self._refusal, self._full = "", False
+            self._refusal, self.full = "", False
         self._show()
 
     async def open(self) -> None:
@@ -290,7 +265,7 @@ class SharedDisk:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             nursery.start_soon(self._probe)
-            nursery.start_soon(self._upkeep)
+            nursery.start_soon(self._room.upkeep, self)
 
     async def _watch(self) -> None:
         """Stop the use when an operation takes too long; counted from when its thread began, and without the time in
@@ -327,76 +302,3 @@ class SharedDisk:
             except OSError as error:
                 self._trouble = os.strerror(error.errno) if error.errno else str(error)
             pause_s = min(2 * pause_s, 3 * self.times.probe_s)
-
-    async def _upkeep(self) -> None:
-        """Count, evict, set the gauges; what it cannot do now it does later."""
-        while True:
-            began_s = trio.current_time()
-            enough = True
-            try:
-                if self.usable:
-                    await self._count()
-                    enough = await self._evict()
-            except Unusable:
-                pass  # said where it was noted
-            self._gauges()
-            took_s = trio.current_time() - began_s
-            self._room_wanted = trio.Event()
-            with trio.move_on_after(max(self.times.upkeep_s, took_s / _COUNTING_SHARE)):
-                if not enough:  # all that is there is fresh: looking again at once would find the same
-                    await trio.sleep_forever()
-                await self._room_wanted.wait()
-                await trio.sleep(self.times.upkeep_s / 4)  # not more often than that, however much is wanted
-
-    def _gauges(self) -> None:
-        metrics.CACHE_BYTES.labels(Tier.SHARED).set(self._usage.bytes)
-        metrics.CACHE_LIMIT_BYTES.labels(Tier.SHARED).set(self._limit_bytes)
-
-    async def _count(self) -> None:
-        """Some directories more; a round ends when all were counted, and the next begins."""
-        self._limit_bytes = await self.call(self._limit, self.root)
-        until_s = trio.current_time() + _COUNTING_S
-        begun = False
-        while trio.current_time() < until_s:
-            directory = self._usage.next()
-            if directory is None:
-                if begun:
-                    return
-                self._usage.begin(await self._call(self.times.count_s, shared_space.directories, self.root))
-                begun = True
-                continue
-            await self._entries(directory)
-
-    async def _entries(self, directory: str) -> list[shared_space.Entry]:
-        found = await self._call(self.times.count_s, shared_space.entries, directory)
-        self._usage.count(directory, found)
-        return found
-
-    async def _evict(self) -> bool:
-        """Down to two margins below the limit once it is nearer than one; more when there is no space at all.
-
-        False: there was not enough to be had.
-        """
-        margin, usage = self._limit_bytes // _MARGIN, self._usage
-        goal = self._limit_bytes - 2 * margin
-        if self._full:
-            goal = min(goal, usage.bytes - min(_WHEN_FULL_BYTES, usage.bytes))
-        elif usage.bytes <= self._limit_bytes - margin:
-            return True
-        seen: dict[str, int] = {}
-        while usage.bytes > goal:
-            sample = usage.sample(seen)
-            if not sample:
-                return False
-            found = {directory: await self._entries(directory) for directory in sample}
-            seen.update({directory: usage.counted(directory) for directory in sample})
-            # Another node may have just evicted what we counted before: what is seen now counts for more.
-            need = min(usage.bytes, usage.guess(seen)) - goal
-            inside = [entry for each in found.values() for entry in each]
-            victims = shared_space.choose(inside, need, self.clock_ns(), self.times.fresh_s)
-            metrics.EVICTED_BYTES.inc(await self._call(self.times.count_s, shared_space.remove, victims))
-            gone = set(victims)
-            for directory, each in found.items():
-                usage.count(directory, [entry for entry in each if entry not in gone])
-                seen[directory] = usage.counted(directory)
-        return True

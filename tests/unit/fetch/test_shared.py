@@ -19,7 +19,8 @@ import trio
 from dsfs.cache.shared_file import Group
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.fetch.shared import Bringing, Busy, Patience, SharedTier
-from dsfs.fetch.shared_disk import SharedDisk, Times, Unusable
+from dsfs.fetch.shared_disk import SharedDisk
+from dsfs.fetch.shared_room import Times, Unusable
 
 BLOCK = 1000
 KEY = "5a" * 32
