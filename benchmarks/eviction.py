@@ -215,7 +215,7 @@ class Arc:
 
 
 class NodeTierPolicy:
-    """What dsfs does: see ``dsfs/cache/node.py`` for the same with a disk."""
+    """What dsfs does: see ``dsfs/cache/uses.py`` for the same with rows, and ``node.py`` with a disk."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0

@@ -18,7 +18,7 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from dsfs.cache.direct import DirectWrites
@@ -290,10 +290,11 @@ class BlockMap:
             return False  # a file system without, or a buffer that is not aligned
         return count == len(data)
 
-    def retract(self, blocks: Iterable[int]) -> int | None:
+    def retract(self, blocks: Iterable[int], count: Callable[[int], None] = lambda _freed: None) -> int | None:
         """Take blocks back and give their space to the disk; the bytes that were freed.
 
-        None when somebody publishes into the object just now, or when it is complete (then it can only be unlinked).
+        ``count`` is told of them before anybody can publish again. None when somebody publishes into the object just
+        now, or when it is complete (then it can only be unlinked).
         """
         lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -314,6 +315,7 @@ class BlockMap:
                     code = ctypes.get_errno()
                     raise OSError(code, os.strerror(code), self.key)
                 freed += place.length
+            count(freed)
             return freed
         except BlockingIOError:
             return None

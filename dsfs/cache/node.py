@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from cachetools import LRUCache
@@ -191,12 +192,12 @@ class NodeTier:
 
     def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         """Store one block of a larger object. Raises OSError when the disk refuses."""
-        with obj.writer() as writer:
+        with obj.writer() as writer:  # counted inside, as an eviction may come right after it
             is_new = writer.publish(block, data, self._direct)
-        if not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
-            grown_bytes = obj.grown_bytes()
-            if is_new or grown_bytes:
-                self.index.add(obj.key, grown_bytes, len(data) if is_new else 0, owner)
+            if not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
+                grown_bytes = obj.grown_bytes()
+                if is_new or grown_bytes:
+                    self.index.add(obj.key, grown_bytes, len(data) if is_new else 0, owner)
 
     # -- room ---------------------------------------------------------------------------------------------------
 
@@ -245,16 +246,17 @@ class NodeTier:
             obj = self._open.get(key)
         if isinstance(obj, BlockMap) and not obj.complete:
             try:
-                freed = obj.retract(range(obj.blocks))
+                freed = obj.retract(range(obj.blocks), lambda _freed: self._count_empty(obj))
             except OSError as error:  # a file system that cannot punch: its blocks are taken back, its space is not
                 self.note_trouble(error)
                 return self.drop(key)
-            if freed is None:
-                return 0
-            self.index.remove(key)
-            obj.counted_bytes = 0  # what its map takes counts again with the next block
-            return freed
+            return freed or 0
         return self.drop(key)
+
+    def _count_empty(self, obj: BlockMap) -> None:
+        """What the map of an object without blocks takes counts again with the next block."""
+        self.index.remove(obj.key)
+        obj.counted_bytes = 0
 
     def drop(self, key: str) -> int:
         """Unlink an object, map first, so that data never counts without its map; the bytes that were freed."""
@@ -287,17 +289,16 @@ class NodeTier:
         freed = None
         if isinstance(obj, BlockMap) and not obj.complete:
             try:
-                freed = obj.retract([block])
+                freed = obj.retract([block], partial(self._count_retracted, obj))
             except OSError as error:
                 self.note_trouble(error)
         if freed is None:
             self.drop(obj.key)
-        else:
-            assert isinstance(obj, BlockMap)
-            self.index.shrink(obj.key, -obj.grown_bytes(), freed)
-            if not obj.present_bytes():
-                self.index.remove(obj.key)
-                obj.counted_bytes = 0
+
+    def _count_retracted(self, obj: BlockMap, freed: int) -> None:
+        self.index.shrink(obj.key, -obj.grown_bytes(), freed)
+        if not obj.present_bytes():
+            self._count_empty(obj)
 
     # -- health and upkeep --------------------------------------------------------------------------------------
 
