@@ -11,42 +11,6 @@ answers them. The keeper may die too: the server that lives starts another and h
 RUNTIME_DIR holds ``keeper.json`` (mountpoint, server_argv, own_mounts, patience_s) and gets ``keeper.sock``. READY_FD
 takes one line of JSON: {"ok": true} once the first server is ready, or {"error": "…"}, with "unexpected": true when
 only the log says why.
-
-The protocol on ``keeper.sock`` (unix, SOCK_SEQPACKET; one JSON object a message). A peer says its version, the keeper
-answers with the lower of both, and that is what they speak. Version 1:
-
-    server → keeper                                       keeper → server
-    {"op": "hello", "version": 1, "pid": …}               {"version": 1, "restarts": …, "connections": count,
-                                                          "held": count}, for each connection
-                                                          {"name", "dev", "state"} + descriptor, and for each that is
-                                                          held {"name"} + descriptor; or {"error"}
-    {"op": "mount", "name", "path", "source"}             {"name", "dev", "state"} + descriptor, or {"name", "error"}
-    {"op": "state", "name", "state": {…}}                 nothing; what the next server is told about the connection
-    {"op": "unmount", "name"}                             {"name"} or {"name", "error"}
-    {"op": "hold", "name"} + descriptor                   nothing; kept for the next server (a memfd: never on a disk)
-    {"op": "ready"}, {"op": "failed", "error"}            nothing
-    {"op": "restart"}                                     {"ok": true} once another server is ready, or {"error"}
-
-Version 2 has besides:
-
-    connections come with "path"
-    {"op": "standby", "version", "started", "takes_over",
-     "serving"}                                           later, at any time: {"op": "take", "stale": …}: fork a server;
-                                                          {"op": "go"}: end
-    {"op": "stale"}                                       nothing; a stand-by that was told to take over and would not,
-                                                          as another version is installed by now
-    {"op": "forked", "pid"}                               nothing; a stand-by has done as it was told
-    {"op": "ended", "pid", "status"}                      nothing; a server that the stand-by had forked
-                                                          {"op": "finish"}, {"op": "end"} to a server, at any time
-    {"op": "finished"}                                    {"op": "go"} once the next one is ready
-    {"op": "unmounted"}                                   nothing; the mount point is no mount any more
-    {"op": "adopt", "version", "restarts", "ready",       {"version", "ok": true}
-     "finished", "connections", "held"}, followed by as
-     many {"name", "path", "dev", "state"} and {"name"},
-     each + descriptor
-    {"op": "look"}                                        {"version", "pid", "server_pid", "state", "restarts",
-                                                          "failures", "problem", "next_s", "refused", "paths", "alone"}
-    {"op": "end"}                                         {"ok": true} once all is unmounted
 """
 
 from __future__ import annotations
@@ -55,29 +19,26 @@ import fcntl
 import json
 import os
 import resource
-import select
 import signal
 import socket
 import sys
-import threading
 import time
 from typing import Any
 
+from daemon.keeping.adoption import Adoption
+from daemon.keeping.conversation import Conversation
 from daemon.keeping.loop import Loop, say
 from daemon.keeping.mounting import detach, mount_table
-from daemon.keeping.peers import Peer
+from daemon.keeping.peers import VERSION, Peer
 from daemon.keeping.refusal import Refusal
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
-
-VERSION = 2
 
 _SERVER_STOP_S = 8.0
 _LOCK_S = 5.0
 _ADOPTION_S = 10.0
 _GRACE_S = 1.0  # for a server that has outlived a keeper and looks for the next
 _PATIENCE_S = 30.0
-_ANOTHER = "another server has the connections"
 
 
 class Keeper:
@@ -101,9 +62,9 @@ class Keeper:
         self._succession = Succession(self._loop, self, argv)
         self._succession.can_hand_over = self._own_mounts
         self._status = 0
-        self._awaits_adoption = False
-        self._early: list[Peer] = []  # servers that said hello before there was anything to hand out
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._adoption = Adoption(self._table, self._refusal, self._succession, lambda peer: self._peers.hello(peer))
+        self._peers = Conversation(self._loop, self._listener, self, self._table, self._succession, self._adoption)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +83,7 @@ class Keeper:
         self._listener.bind(self._socket_path)
         os.chmod(self._socket_path, 0o600)
         self._listener.listen(64)
-        self._loop.watch(self._listener.fileno(), self._accept)
+        self._loop.watch(self._listener.fileno(), self._peers.accept)
         if adopt or self._alone:
             self._succession.told = True
         if self._alone:
@@ -131,7 +92,7 @@ class Keeper:
             self._succession.expect_adoption(_GRACE_S)
             self._server_due()
         elif adopt:
-            self._table.careful = self._awaits_adoption = True
+            self._table.careful = self._adoption.awaited = True
             self._succession.not_before = time.monotonic() + _ADOPTION_S  # who serves is about to say so
             self._loop.after(_ADOPTION_S, self._look_for_adoption)
         else:
@@ -178,7 +139,7 @@ class Keeper:
         """Detach the tree first, so that nobody starts something new in it, then end the server."""
         self._refusal.stop()
         if self._succession.server is not None:
-            self._drain(self._succession.server)
+            self._peers.drain(self._succession.server)
         if self._alone and (self._table.stored or self._succession.server is not None):
             say("the mounts stay with those who hold them too")
             return
@@ -243,115 +204,10 @@ class Keeper:
         self._status = 1
         self._loop.stop()
 
-    # -- the protocol ---------------------------------------------------------------------------------------------
+    # -- what peers ask for ----------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        try:
-            sock, _address = self._listener.accept()
-        except OSError as error:
-            say(f"a peer cannot be accepted: {error}")
-            time.sleep(0.1)  # out of descriptors: whoever frees one does not wake us
-            return
-        peer = Peer(sock)
-        self._loop.watch(sock.fileno(), lambda: self._serve(peer))
-        if peer.pidfd >= 0:
-            self._loop.watch(peer.pidfd, lambda: self._ended(peer))
-
-    def _serve(self, peer: Peer) -> None:
-        message, fds = peer.receive()
-        if message is None:
-            self._close(peer)
-            return
-        try:
-            if peer.adopting:
-                self._adopt_one(peer, message, fds)
-            else:
-                self._obey(peer, message, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _close(self, peer: Peer) -> None:
-        """Its connection has ended; so has the process, but for a server that looks for its keeper then."""
-        self._loop.unwatch(peer.sock.fileno())
-        peer.sock.close()
-        peer.closed = True
-        if peer.pidfd < 0 or peer is not self._succession.server or peer.version < 2:
-            self._ended(peer)
-
-    def _ended(self, peer: Peer) -> None:
-        if peer.pidfd >= 0:
-            self._loop.unwatch(peer.pidfd)
-            os.close(peer.pidfd)
-            peer.pidfd = -1
-        self._drain(peer)
-        if not peer.closed:
-            self._close(peer)
-        elif not peer.gone:
-            peer.gone = True
-            self._succession.gone(peer)
-
-    def _drain(self, peer: Peer) -> None:
-        """Hear what it has said by now, in case it is dead: its last words are for its successor."""
-        while not peer.closed and select.select([peer.sock], [], [], 0)[0]:
-            self._serve(peer)
-
-    def _obey(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:
-        name = str(message.get("name", ""))
-        succession = self._succession
-        match message.get("op"):
-            case "hello":
-                peer.version = min(VERSION, int(message.get("version", 1)))
-                self._hello(peer)
-            case "standby":
-                peer.version = min(VERSION, int(message.get("version", 1)))
-                started = float(message.get("started", 0))
-                if message.get("serving"):
-                    succession.expect_adoption(_ADOPTION_S)
-                succession.standby(peer, started, takes_over=bool(message.get("takes_over")))
-            case "stale":
-                succession.stale(peer)
-            case "forked":
-                succession.forked(peer, int(message["pid"]))
-            case "ended":
-                succession.forked_ended(peer, int(message["pid"]), int(message["status"]))
-            case "mount":
-                arguments = (peer, name, str(message.get("path", "")), str(message.get("source", "")))
-                threading.Thread(target=self._mount, args=arguments, daemon=True).start()
-            case "unmount":
-                threading.Thread(target=self._unmount, args=(peer, name), daemon=True).start()
-            case "state":
-                self._table.keep_state(name, message.get("state", {}))
-            case "hold" if fds:
-                self._table.hold(name, fds.pop())
-            case "restart":
-                succession.restart(peer)
-            case "ready":
-                succession.is_ready(peer)
-            case "failed":
-                succession.has_failed(peer, str(message.get("error", "the server failed")))
-            case "finished":
-                succession.has_finished(peer)
-            case "unmounted":
-                self._unmounted(peer)
-            case "adopt":
-                self._adopt(peer, message)
-            case "look":
-                peer.send(self._look())
-            case "end":
-                self._end(peer)
-            case other:
-                peer.send({"error": f"unknown operation {other!r}"})
-
-    def _hello(self, peer: Peer) -> None:
-        if self._succession.server is not None:
-            self._drain(self._succession.server)
-        if self._awaits_adoption:
-            self._early.append(peer)
-        elif not self._succession.hello(peer):
-            peer.send({"version": peer.version, "error": _ANOTHER})
-
-    def _look(self) -> dict[str, Any]:
+    def look(self) -> dict[str, Any]:
+        """What ``dsfs status`` hears."""
         succession = self._succession
         return {
             "version": VERSION,
@@ -367,19 +223,7 @@ class Keeper:
             "alone": self._alone,
         }
 
-    def _mount(self, peer: Peer, name: str, path: str, source: str) -> None:
-        try:
-            connection = self._table.mount(name, path, source)
-        except OSError as error:
-            what = "/dev/fuse" if error.filename == "/dev/fuse" else f"mount on {path}"
-            peer.send({"name": name, "error": f"{what}: {error.strerror}"})
-            return
-        peer.send(connection.described(name), connection.fd)
-
-    def _unmount(self, peer: Peer, name: str) -> None:
-        peer.send({"name": name} if self._table.unmount(name) else {"name": name, "error": "not mounted"})
-
-    def _unmounted(self, peer: Peer) -> None:
+    def unmounted(self, peer: Peer) -> None:
         """The server's root connection has ended: somebody has unmounted it, or the kernel has aborted it."""
         if peer is not self._succession.server:
             return
@@ -392,7 +236,7 @@ class Keeper:
         elif not self._alone:
             self._loop.stop()
 
-    def _end(self, peer: Peer) -> None:
+    def end(self, peer: Peer) -> None:
         """`dsfs unmount` of a keeper that lives alone: it stays for whoever mounts next."""
         if not self._alone:
             peer.send({"error": "ends with SIGTERM"})
@@ -409,47 +253,6 @@ class Keeper:
             peer.send({"ok": True})
 
         self._loop.after(0, finish)
-
-    # -- adoption -------------------------------------------------------------------------------------------------
-
-    def _adopt(self, peer: Peer, message: dict[str, Any]) -> None:
-        peer.version = min(VERSION, int(message.get("version", 1)))
-        server = self._succession.server
-        same = server is not None and 0 != server.pid == peer.pid  # it has lost its connection, not its keeper
-        if server is not None and not self._succession.ready and not self._table.connections:
-            server.signal(signal.SIGKILL)  # it was let in before we heard of one that has everything
-        elif server is not None and not same and server.alive():
-            peer.send({"version": peer.version, "error": _ANOTHER})
-            return
-        self._refusal.stop()
-        self._succession.restarts = max(self._succession.restarts, int(message.get("restarts", 0)))
-        peer.adoption = message
-        peer.adopting = int(message.get("connections", 0)) + int(message.get("held", 0))
-        if not peer.adopting:
-            self._adopted(peer)
-
-    def _adopt_one(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:
-        name = str(message.get("name", ""))
-        peer.adopting -= 1
-        if fds and "dev" in message:
-            self._table.add(
-                name, fds.pop(), str(message.get("path", "")), str(message["dev"]), message.get("state", {})
-            )
-        elif fds:
-            self._table.hold(name, fds.pop())
-        if not peer.adopting:
-            self._adopted(peer)
-
-    def _adopted(self, peer: Peer) -> None:
-        say(f"taken over from server {peer.pid}: {len(self._table.connections)} connections")
-        ready, finished = bool(peer.adoption.get("ready")), bool(peer.adoption.get("finished"))
-        peer.send({"version": peer.version, "ok": True})
-        self._succession.adopted(peer, ready=ready, finished=finished)
-        self._awaits_adoption = False
-        early, self._early = self._early, []
-        for each in early:
-            if not each.closed:
-                self._hello(each)
 
 
 def _detached() -> None:

@@ -1,7 +1,8 @@
-"""The server's side of the keeper's protocol (described in daemon/keeper.py): descriptors come in, state goes out.
+"""The server's side of the keeper's protocol: descriptors come in, state goes out.
 
-Either side may die. The server holds duplicates of all that the keeper has, and knows what it told it: when the keeper
-is gone it has another one started and hands everything back. Requests that were on their way are repeated to that one.
+``daemon/keeping/conversation.py`` describes it. Either side may die. The server holds duplicates of all that the keeper
+has, and knows what it told it: when the keeper is gone it has another one started and hands everything back. Requests
+that were on their way are repeated to that one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,66 @@
+"""Adoption: a server that outlived the keeper before this one hands everything over."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from daemon.keeping.loop import say
+from daemon.keeping.peers import ANOTHER, VERSION, Peer
+from daemon.keeping.refusal import Refusal
+from daemon.keeping.succession import Succession
+from daemon.keeping.table import Table
+
+
+class Adoption:
+    """``awaited``: somebody is about to hand over, so servers that say hello (``early``) have to wait for that."""
+
+    def __init__(self, table: Table, refusal: Refusal, succession: Succession, hello: Callable[[Peer], None]) -> None:
+        self._table = table
+        self._refusal = refusal
+        self._succession = succession
+        self._hello = hello
+        self.awaited = False
+        self.early: list[Peer] = []
+
+    def begin(self, peer: Peer, message: dict[str, Any]) -> None:
+        """A server says how much is to come; refused when another one serves."""
+        peer.version = min(VERSION, int(message.get("version", 1)))
+        server = self._succession.server
+        same = server is not None and 0 != server.pid == peer.pid  # it has lost its connection, not its keeper
+        if server is not None and not self._succession.ready and not self._table.connections:
+            server.signal(signal.SIGKILL)  # it was let in before we heard of one that has everything
+        elif server is not None and not same and server.alive():
+            peer.send({"version": peer.version, "error": ANOTHER})
+            return
+        self._refusal.stop()
+        self._succession.restarts = max(self._succession.restarts, int(message.get("restarts", 0)))
+        peer.adoption = message
+        peer.adopting = int(message.get("connections", 0)) + int(message.get("held", 0))
+        if not peer.adopting:
+            self._adopted(peer)
+
+    def go_on(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:
+        """One connection, or one text."""
+        name = str(message.get("name", ""))
+        peer.adopting -= 1
+        if fds and "dev" in message:
+            self._table.add(
+                name, fds.pop(), str(message.get("path", "")), str(message["dev"]), message.get("state", {})
+            )
+        elif fds:
+            self._table.hold(name, fds.pop())
+        if not peer.adopting:
+            self._adopted(peer)
+
+    def _adopted(self, peer: Peer) -> None:
+        say(f"taken over from server {peer.pid}: {len(self._table.connections)} connections")
+        ready, finished = bool(peer.adoption.get("ready")), bool(peer.adoption.get("finished"))
+        peer.send({"version": peer.version, "ok": True})
+        self._succession.adopted(peer, ready=ready, finished=finished)
+        self.awaited = False
+        early, self.early = self.early, []
+        for each in early:
+            if not each.closed:
+                self._hello(each)
