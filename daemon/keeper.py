@@ -60,7 +60,7 @@ class Keeper:
         self._refusal = Refusal(self._loop)
         argv = None if self._alone else [*config["server_argv"], directory]
         self._succession = Succession(self._loop, self, argv)
-        self._succession.can_hand_over = self._own_mounts
+        self._succession.upgrade.possible = self._own_mounts
         self._status = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._adoption = Adoption(self._table, self._refusal, self._succession, lambda peer: self._peers.hello(peer))
@@ -127,7 +127,7 @@ class Keeper:
 
     def _restart_quietly(self) -> None:
         ours, _other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._succession.restart(Peer(ours))
+        self._succession.upgrade.restart(Peer(ours))
 
     def _look_for_adoption(self) -> None:
         if self._succession.server is None and not self._table.connections:

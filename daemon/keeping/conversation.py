@@ -164,7 +164,7 @@ class Conversation:
             case "hold" if fds:
                 self._table.hold(name, fds.pop())
             case "restart":
-                succession.restart(peer)
+                succession.upgrade.restart(peer)
             case "ready":
                 succession.is_ready(peer)
             case "failed":

@@ -1,31 +1,25 @@
 """Who serves, and who is next: stand-bys are asked to take over, servers come and go, one at a time.
 
-A *stand-by* is a process that has imported all that a server needs and forks one when it is told to. The keeper starts
-stand-bys itself (``argv``), or waits for those that somebody else starts. An upgrade is a fresh stand-by: it proves
-that the new version can start; then the old server finishes, keeps its descriptors until the new one is ready, and
-should that fail, the old stand-by serves again.
+A stand-by (``standbys.py``) forks a server when it is told to. The keeper starts stand-bys itself (``argv``), or waits
+for those that somebody else starts.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from daemon.keeping.loop import Loop, say
 from daemon.keeping.peers import Peer
+from daemon.keeping.standbys import StandBy, StandBys
+from daemon.keeping.starter import Starter
+from daemon.keeping.upgrade import Upgrade
 
 STEADY_S = 1.0  # a server that was ready for so long did not fail at its start
 _LONGEST_WAIT_S = 10.0
 _FRESH_AFTER = 3  # servers that failed at their start, one after the other: the next is of what is installed by then
 _TAKE_S = 15.0  # from being told to take over to saying hello
-_FINISH_S = 8.0
-_REGISTER_S = 60.0
-_RELEASED_S = 3.0
 _HEIR_S = 1.0  # how long the successor of a server that was finishing may take to show up at a new keeper
 
 
@@ -41,29 +35,13 @@ class Owner(Protocol):
     def give_up(self, reason: dict[str, Any]) -> None: ...
 
 
-@dataclass(eq=False)
-class StandBy:
-    peer: Peer
-    started: float  # of the process, monotonic s: the newest is the newest version
-    stale: bool = False  # what is installed has changed since
-    forked: int = 0  # pid of the latest server
-
-
-@dataclass(eq=False)
-class Handover:
-    """An upgrade on its way. ``heir`` is who takes over, once it has registered; ``took``: it was asked to."""
-
-    answer_to: list[Peer] = field(default_factory=list)
-    heir: StandBy | None = None
-    took: bool = False
-
-
 class Succession:
     def __init__(self, loop: Loop, owner: Owner, argv: list[str] | None) -> None:
         self._loop = loop
         self._owner = owner
-        self._argv = argv
-        self.can_hand_over = True
+        self._starter = Starter(argv, self._start_failed)
+        self._standbys = StandBys()
+        self.upgrade = Upgrade(loop, self, self._starter, self._standbys)
         self.server: Peer | None = None
         self.ready = False
         self.restarts = -1
@@ -76,13 +54,6 @@ class Succession:
         self._ready_at = 0.0
         self.not_before = 0.0
         self._taking: StandBy | None = None
-        self._standbys: list[StandBy] = []
-        self._leaving: Peer | None = None
-        self._handover: Handover | None = None
-        self._children: list[subprocess.Popen[bytes]] = []
-        self._starting: subprocess.Popen[bytes] | None = None
-        self._failed_starts = 0
-        self._said = -1  # what the one that is starting writes to its stderr
 
     def state(self) -> str:
         """One word for ``dsfs status``."""
@@ -103,18 +74,20 @@ class Succession:
         chosen = self._choose()
         if chosen is not None:
             self._take(chosen)
-        elif self._argv is not None and self._starting is None:
-            self._start()
+        elif self._starter.ours and not self._starter.busy:
+            self._starter.start()
+
+    def begin_anew(self) -> None:
+        """What has failed so far counts no more."""
+        self.failures, self.not_before = 0, 0.0
 
     def _choose(self) -> StandBy | None:
-        if self._handover is not None and not self._handover.took:
-            if self._handover.heir is not None:
-                self._handover.took = True
-            return self._handover.heir
-        usable = [each for each in self._standbys if not each.stale or self._argv is None]
-        if not usable and self._failed_starts:
-            usable = self._standbys  # better the version that ran than none
-        return max(usable, key=lambda each: each.started, default=None)
+        if self.upgrade.waits_for_heir:
+            return self.upgrade.take()
+        chosen = self._standbys.newest(even_stale=not self._starter.ours)
+        if chosen is None and self._starter.failures:
+            return self._standbys.newest(even_stale=True)  # better the version that ran than none
+        return chosen
 
     def _take(self, standby: StandBy) -> None:
         self._taking, standby.forked = standby, 0
@@ -125,62 +98,28 @@ class Succession:
                 self._taking = None
                 say(f"stand-by {standby.peer.pid} does not take over")
                 standby.peer.signal(signal.SIGKILL)
-                self._drop(standby)
+                self._standbys.drop(standby)
                 self.consider()
 
         self._loop.after(_TAKE_S, look)
 
-    def _start(self) -> None:
-        """Start a stand-by of what is installed now."""
-        assert self._argv is not None
-        # What it says before it can run code of ours is the reason why it cannot: it goes where we can read it, and the
-        # stand-by writes into our log from there on.
-        self._close_said()
-        self._said = os.memfd_create("stderr", os.MFD_CLOEXEC)
-        log = os.dup(2)
-        try:
-            argv = [*self._argv, f"--log={log}"]
-            self._starting = subprocess.Popen(argv, stderr=self._said, pass_fds=[log])
-        except OSError as error:  # no memory, or an installation that is just being replaced
-            self._start_failed(f"no server can be started: {error}", unexpected=False)
-            return
-        finally:
-            os.close(log)
-        self._children.append(self._starting)
-
-    def _close_said(self) -> str:
-        """The last line of what a stand-by said while it started; all of it goes to the log."""
-        if self._said < 0:
-            return ""
-        os.lseek(self._said, 0, os.SEEK_SET)
-        with open(self._said, encoding="utf-8", errors="replace") as file:
-            text = file.read().strip()
-        self._said = -1
-        if text:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
-        return text.rpartition("\n")[2]
-
-    def _start_failed(self, problem: str, *, unexpected: bool) -> None:
-        self._failed_starts += 1
+    def _start_failed(self, problem: str, unexpected: bool) -> None:
         self.problem = problem
-        say(problem)
         if not self.told:
             self._owner.give_up({"error": problem, **({"unexpected": True} if unexpected else {})})
             return
-        if self._handover is not None and self._handover.heir is None:
-            self._end_handover(f"the new version does not start, the old one stays: {problem}")
+        if self.upgrade.waits_for_start:
+            self.upgrade.fail(f"the new version does not start, the old one stays: {problem}")
         if self.server is None:
             if not self._standbys:
                 self._note_failure()
             self.consider()
         else:
-            self._loop.after(self._pause(self._failed_starts), self._have_a_standby)
+            self._loop.after(self._pause(self._starter.failures), self._have_a_standby)
 
     def _have_a_standby(self) -> None:
-        fresh = any(not each.stale for each in self._standbys)
-        if self._argv is not None and not fresh and self._starting is None and not self.stopping:
-            self._start()
+        if self._starter.ours and not self._standbys.fresh and not self._starter.busy and not self.stopping:
+            self._starter.start()
 
     @staticmethod
     def _pause(failures: int) -> float:
@@ -189,42 +128,21 @@ class Succession:
     def _note_failure(self) -> None:
         self.failures += 1
         self.not_before = time.monotonic() + self._pause(self.failures)
-        if self.failures >= _FRESH_AFTER and self._argv is not None:
-            for standby in list(self._standbys):
-                self._dismiss(standby)
+        if self.failures >= _FRESH_AFTER and self._starter.ours:
+            self._standbys.dismiss_all()
 
     def look_after_children(self) -> None:
         """After a SIGCHLD."""
-        for child in list(self._children):
-            if child.poll() is None:
-                continue
-            self._children.remove(child)
-            if child is self._starting:
-                self._starting = None
-                said = self._close_said()
-                what = f"the server ended with status {child.returncode} before it was ready"
-                self._start_failed(f"{what}: {said}" if said else what, unexpected=True)
+        self._starter.look_after_children()
 
     # -- what peers say -------------------------------------------------------------------------------------------
 
     def standby(self, peer: Peer, started: float, *, takes_over: bool) -> None:
         """A stand-by is ready to fork servers; ``takes_over``: it wants to, as an upgrade."""
         standby = StandBy(peer, started)
-        self._standbys.append(standby)
-        mine = self._starting is not None and self._starting.pid == peer.pid
-        if mine:
-            self._starting = None
-            self._close_said()
-            self._failed_starts = 0
-        handover = self._handover
-        if handover is not None and handover.heir is None and mine:
-            handover.heir = standby
-            self._ask_to_finish()
-        elif takes_over and self.server is not None and handover is None:
-            self._handover = Handover(heir=standby)
-            self._ask_to_finish()
-        elif self._argv is not None and self.server is not None:
-            self._thin_out()
+        self._standbys.add(standby)
+        self.upgrade.registers(standby, started_here=self._starter.has_started(peer.pid), takes_over=takes_over)
+        self._thin_out()
         self.consider()
 
     def expect_adoption(self, within_s: float) -> None:
@@ -234,11 +152,11 @@ class Succession:
 
     def stale(self, peer: Peer) -> None:
         """A stand-by was asked to take over, and has seen that another version is installed by now."""
-        for standby in self._standbys:
-            if standby.peer is peer:
-                standby.stale = True
-                if self._taking is standby:
-                    self._taking = None
+        standby = self._standbys.of(peer)
+        if standby is not None:
+            standby.stale = True
+            if self._taking is standby:
+                self._taking = None
         self.consider()
 
     def forked(self, peer: Peer, pid: int) -> None:
@@ -274,7 +192,7 @@ class Succession:
         """A server that outlived the keeper before this one has handed everything over."""
         self.told = True
         if finished:
-            self._leaving = peer
+            self.upgrade.leaves(peer)
             self.not_before = time.monotonic() + _HEIR_S
             self.consider()
             return
@@ -288,12 +206,7 @@ class Succession:
         self.ready, self.told = True, True
         self._ready_at = time.monotonic()
         self._owner.first_answer({"ok": True})
-        if self._handover is not None:
-            handover, self._handover = self._handover, None
-            for each in handover.answer_to:
-                each.send({"ok": True})
-        if self._leaving is not None:
-            self._release(self._leaving)
+        self.upgrade.is_ready()
         self._thin_out()
         self._loop.after(STEADY_S, self._have_a_standby)
 
@@ -305,29 +218,30 @@ class Succession:
                 self._owner.give_up({"error": error})
 
     def has_finished(self, peer: Peer) -> None:
-        """The old server answers no more; it keeps its descriptors until it is told to go."""
+        """The old server answers no more, and waits with its descriptors for the next one."""
         if peer is self.server:
             say("server handed over")
-            self.server, self._leaving = None, peer
+            self.server = None
+            self.upgrade.leaves(peer)
             self._loop.after(0, self.consider)
 
     def gone(self, peer: Peer) -> None:
         """A process has ended, or its connection where nothing else tells."""
-        for standby in [each for each in self._standbys if each.peer is peer]:
-            self._drop(standby)
+        standby = self._standbys.of(peer)
+        if standby is not None:
+            self._standbys.drop(standby)
             if self._taking is standby:
                 self._taking = None
                 self._lost_before_ready("the stand-by ended before it took over")
             elif self.server is not None:
                 self._loop.after(STEADY_S, self._have_a_standby)
-        if peer is self._leaving:
-            self._leaving = None
+        self.upgrade.gone(peer)
         if peer is not self.server:
             return
         now = time.monotonic()
         was_ready, self.server = self.ready, None
         steady = was_ready and now - self._ready_at >= STEADY_S
-        if self._handover is not None and not self._handover.took:  # it was asked to finish, and has ended
+        if self.upgrade.waits_for_heir:  # it was asked to finish, and has ended
             self._owner.server_lost()
             self.consider()
             return
@@ -351,102 +265,24 @@ class Succession:
 
             self._loop.after(0.2, tell)
             return
-        if self._handover is not None and self._handover.took:
-            heir = self._handover.heir
-            self._end_handover(f"the new version does not start, the old one serves again: {self.problem or what}")
-            if heir is not None and len(self._standbys) > 1:
-                self._dismiss(heir)
+        if self.upgrade.was_taken:
+            self.upgrade.heir_failed(self.problem or what)
         else:
             self._note_failure()
         self._owner.server_lost()
         self.consider()
 
-    # -- upgrades -------------------------------------------------------------------------------------------------
-
-    def restart(self, peer: Peer) -> None:
-        """Have a server of what is installed now take over; the peer is told how that went."""
-        if not self.can_hand_over:
-            peer.send({"error": "the pyfuse3 session cannot hand over: unmount, and mount again"})
-        elif self._argv is None:
-            peer.send({"error": "its servers are started by others: start the new version's dsfs serve, it takes over"})
-        elif self._handover is not None:
-            self._handover.answer_to.append(peer)
-        else:
-            self._handover = Handover([peer])
-            self._start_heir(self._handover)
-
-    def _start_heir(self, handover: Handover) -> None:
-        if self.server is None:  # nobody serves: whoever waits is of a version that fails
-            for standby in list(self._standbys):
-                self._dismiss(standby)
-            self.failures, self.not_before = 0, 0.0
-        if self._starting is not None:  # of what was installed before
-            self._starting.kill()
-            self._starting = None
-        self._start()
-
-        def look() -> None:
-            if self._handover is handover and handover.heir is None:
-                if self._starting is not None:
-                    self._starting.kill()
-                self._end_handover(f"the new version does not start within {_REGISTER_S:g} s, the old one stays")
-
-        self._loop.after(_REGISTER_S, look)
-
-    def _ask_to_finish(self) -> None:
-        old = self.server
-        if old is None:
-            self.consider()
-            return
-        if old.version >= 2:
-            old.send({"op": "finish"})
-        else:
-            old.signal(signal.SIGTERM)
-
-        def look() -> None:
-            if self.server is old:
-                say(f"server {old.pid} does not finish")
-                old.signal(signal.SIGKILL)
-
-        self._loop.after(_FINISH_S, look)
-
-    def _end_handover(self, problem: str) -> None:
-        handover, self._handover = self._handover, None
-        say(problem)
-        for each in handover.answer_to if handover else ():
-            each.send({"error": problem})
-
-    def _release(self, peer: Peer) -> None:
-        peer.send({"op": "go"})
-
-        def look() -> None:
-            if self._leaving is peer:
-                peer.signal(signal.SIGKILL)
-
-        self._loop.after(_RELEASED_S, look)
-
-    # -- stand-bys come and go ------------------------------------------------------------------------------------
+    # -- the end ----------------------------------------------------------------------------------------------------
 
     def _thin_out(self) -> None:
-        """One stand-by of ours is enough: the newest."""
-        if self._argv is None or self._handover is not None:
-            return
-        for standby in sorted(self._standbys, key=lambda each: each.started)[:-1]:
-            self._dismiss(standby)
-
-    def _dismiss(self, standby: StandBy) -> None:
-        standby.peer.send({"op": "go"})
-        self._drop(standby)
-
-    def _drop(self, standby: StandBy) -> None:
-        if standby in self._standbys:
-            self._standbys.remove(standby)
+        """One stand-by of ours is enough, while somebody serves."""
+        if self._starter.ours and self.server is not None and not self.upgrade.going_on:
+            self._standbys.thin_out()
 
     def end(self) -> None:
         """The mount has ended; stand-bys have nothing to wait for."""
-        self._handover = None
-        for standby in list(self._standbys):
-            self._dismiss(standby)
+        self.upgrade.forget()
+        self._standbys.dismiss_all()
 
     def stop(self, patience_s: float) -> None:
         """End the server, and all stand-bys of ours. Waits."""
@@ -458,13 +294,6 @@ class Succession:
             if not server.wait(patience_s):
                 server.signal(signal.SIGKILL)
                 server.wait(patience_s)
-        for standby in list(self._standbys):
-            self._dismiss(standby)
-        if self._leaving is not None:
-            self._leaving.signal(signal.SIGKILL)
-        for child in self._children:
-            try:
-                child.wait(1)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        self._standbys.dismiss_all()
+        self.upgrade.stop()
+        self._starter.stop()
