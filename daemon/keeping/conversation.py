@@ -40,7 +40,6 @@ Version 2 has besides:
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 import time
@@ -132,7 +131,7 @@ class Conversation:
 
     def drain(self, peer: Peer) -> None:
         """Hear what it has said by now, in case it is dead: its last words are for its successor."""
-        while not peer.closed and select.select([peer.sock], [], [], 0)[0]:
+        while peer.has_spoken():
             self._serve(peer)
 
     def _obey(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:

@@ -51,8 +51,9 @@ class Loop:
         while self.running:
             timeout_s = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
             for key, _events in self._selector.select(timeout_s):
-                call: Call = key.data
-                guarded(call)
+                if self._selector.get_map().get(key.fd) is key:  # not unwatched by what was called before it
+                    call: Call = key.data
+                    guarded(call)
             while self._timers and self._timers[0][0] <= time.monotonic():
                 guarded(heapq.heappop(self._timers)[2])
             while self._calls:

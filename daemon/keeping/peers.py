@@ -70,13 +70,17 @@ class Peer:
     def alive(self) -> bool:
         if self.pidfd < 0:
             return not self.closed
-        return not select.select([self.pidfd], [], [], 0)[0]
+        return not _readable(self.pidfd, 0)
 
     def wait(self, seconds: float) -> bool:
         """Whether it has ended within a time."""
         if self.pidfd < 0:
             return self.closed
-        return bool(select.select([self.pidfd], [], [], seconds)[0])
+        return _readable(self.pidfd, seconds)
+
+    def has_spoken(self) -> bool:
+        """Whether something of it is still to be received, or its connection has ended."""
+        return not self.closed and _readable(self.sock.fileno(), 0)
 
     def signal(self, number: signal.Signals) -> None:
         if self.pidfd < 0:
@@ -86,3 +90,10 @@ class Peer:
         except OSError as error:  # it has ended, or lives in another pid namespace
             if self.alive():
                 say(f"pid {self.pid} takes no {number.name}: {error}")
+
+
+def _readable(fd: int, within_s: float) -> bool:
+    """With poll(): select() knows no descriptor beyond 1023, and a keeper has one for each dataset."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(within_s * 1000))

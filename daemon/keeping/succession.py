@@ -40,8 +40,8 @@ class Succession:
         self._loop = loop
         self._owner = owner
         self._starter = Starter(argv, self._start_failed)
-        self._standbys = StandBys()
-        self.upgrade = Upgrade(loop, self, self._starter, self._standbys)
+        self.standbys = StandBys()
+        self.upgrade = Upgrade(loop, self, self._starter, self.standbys)
         self.server: Peer | None = None
         self.ready = False
         self.restarts = -1
@@ -84,9 +84,9 @@ class Succession:
     def _choose(self) -> StandBy | None:
         if self.upgrade.waits_for_heir:
             return self.upgrade.take()
-        chosen = self._standbys.newest(even_stale=not self._starter.ours)
+        chosen = self.standbys.newest(even_stale=not self._starter.ours)
         if chosen is None and self._starter.failures:
-            return self._standbys.newest(even_stale=True)  # better the version that ran than none
+            return self.standbys.newest(even_stale=True)  # better the version that ran than none
         return chosen
 
     def _take(self, standby: StandBy) -> None:
@@ -98,7 +98,7 @@ class Succession:
                 self._taking = None
                 say(f"stand-by {standby.peer.pid} does not take over")
                 standby.peer.signal(signal.SIGKILL)
-                self._standbys.drop(standby)
+                self.standbys.drop(standby)
                 self.consider()
 
         self._loop.after(_TAKE_S, look)
@@ -111,14 +111,14 @@ class Succession:
         if self.upgrade.waits_for_start:
             self.upgrade.fail(f"the new version does not start, the old one stays: {problem}")
         if self.server is None:
-            if not self._standbys:
+            if not self.standbys:
                 self._note_failure()
             self.consider()
         else:
             self._loop.after(self._pause(self._starter.failures), self._have_a_standby)
 
     def _have_a_standby(self) -> None:
-        if self._starter.ours and not self._standbys.fresh and not self._starter.busy and not self.stopping:
+        if self._starter.ours and not self.standbys.fresh and not self._starter.busy and not self.stopping:
             self._starter.start()
 
     @staticmethod
@@ -129,7 +129,7 @@ class Succession:
         self.failures += 1
         self.not_before = time.monotonic() + self._pause(self.failures)
         if self.failures >= _FRESH_AFTER and self._starter.ours:
-            self._standbys.dismiss_all()
+            self.standbys.dismiss_all()
 
     def look_after_children(self) -> None:
         """After a SIGCHLD."""
@@ -140,7 +140,7 @@ class Succession:
     def standby(self, peer: Peer, started: float, *, takes_over: bool) -> None:
         """A stand-by is ready to fork servers; ``takes_over``: it wants to, as an upgrade."""
         standby = StandBy(peer, started)
-        self._standbys.add(standby)
+        self.standbys.add(standby)
         self.upgrade.registers(standby, started_here=self._starter.has_started(peer.pid), takes_over=takes_over)
         self._thin_out()
         self.consider()
@@ -152,7 +152,7 @@ class Succession:
 
     def stale(self, peer: Peer) -> None:
         """A stand-by was asked to take over, and has seen that another version is installed by now."""
-        standby = self._standbys.of(peer)
+        standby = self.standbys.of(peer)
         if standby is not None:
             standby.stale = True
             if self._taking is standby:
@@ -227,9 +227,9 @@ class Succession:
 
     def gone(self, peer: Peer) -> None:
         """A process has ended, or its connection where nothing else tells."""
-        standby = self._standbys.of(peer)
+        standby = self.standbys.of(peer)
         if standby is not None:
-            self._standbys.drop(standby)
+            self.standbys.drop(standby)
             if self._taking is standby:
                 self._taking = None
                 self._lost_before_ready("the stand-by ended before it took over")
@@ -277,12 +277,12 @@ class Succession:
     def _thin_out(self) -> None:
         """One stand-by of ours is enough, while somebody serves."""
         if self._starter.ours and self.server is not None and not self.upgrade.going_on:
-            self._standbys.thin_out()
+            self.standbys.thin_out()
 
     def end(self) -> None:
         """The mount has ended; stand-bys have nothing to wait for."""
         self.upgrade.forget()
-        self._standbys.dismiss_all()
+        self.standbys.dismiss_all()
 
     def stop(self, patience_s: float) -> None:
         """End the server, and all stand-bys of ours. Waits."""
@@ -294,6 +294,6 @@ class Succession:
             if not server.wait(patience_s):
                 server.signal(signal.SIGKILL)
                 server.wait(patience_s)
-        self._standbys.dismiss_all()
+        self.standbys.dismiss_all()
         self.upgrade.stop()
         self._starter.stop()
