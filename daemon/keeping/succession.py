@@ -221,7 +221,7 @@ class Succession:
         """The old server answers no more, and waits with its descriptors for the next one."""
         if peer is self.server:
             say("server handed over")
-            self.server = None
+            self._lose()
             self.upgrade.leaves(peer)
             self._loop.after(0, self.consider)
 
@@ -238,16 +238,11 @@ class Succession:
         self.upgrade.gone(peer)
         if peer is not self.server:
             return
-        now = time.monotonic()
-        was_ready, self.server = self.ready, None
-        steady = was_ready and now - self._ready_at >= STEADY_S
+        was_ready, steady = self.ready, self._lose()
         if self.upgrade.waits_for_heir:  # it was asked to finish, and has ended
             self._owner.server_lost()
             self.consider()
             return
-        if steady:
-            self.failures, self.not_before, self.well_at = 0, 0.0, now
-            self.problem = ""
         if was_ready:
             if not steady:
                 self._note_failure()
@@ -255,6 +250,16 @@ class Succession:
             self.consider()
         else:
             self._lost_before_ready("the server ended")
+
+    def _lose(self) -> bool:
+        """Nobody serves now. Whether who did was well: then that is since when somebody may wait."""
+        now = time.monotonic()
+        steady = self.ready and now - self._ready_at >= STEADY_S
+        if steady:
+            self.begin_anew()
+            self.well_at, self.problem = now, ""
+        self.server = None
+        return steady
 
     def _lost_before_ready(self, what: str) -> None:
         if not self.told:
