@@ -99,6 +99,8 @@ class Succession:
                 say(f"stand-by {standby.peer.pid} does not take over")
                 standby.peer.signal(signal.SIGKILL)
                 self.standbys.drop(standby)
+                if self.upgrade.was_taken:
+                    self.upgrade.heir_failed("its stand-by does not take over")
                 self.consider()
 
         self._loop.after(_TAKE_S, look)
@@ -230,6 +232,7 @@ class Succession:
         standby = self.standbys.of(peer)
         if standby is not None:
             self.standbys.drop(standby)
+            self.upgrade.standby_gone(standby)
             if self._taking is standby:
                 self._taking = None
                 self._lost_before_ready("the stand-by ended before it took over")

@@ -158,6 +158,11 @@ class Upgrade:
         if heir is not None and len(self._standbys) > 1:
             self._standbys.dismiss(heir)
 
+    def standby_gone(self, standby: StandBy) -> None:
+        """A stand-by has ended; should it be the heir that is still to serve, somebody else has to."""
+        if self.waits_for_heir and self._handover is not None and self._handover.heir is standby:
+            self.fail("the new version's stand-by has ended before it took over, the old one serves on")
+
     def gone(self, peer: Peer) -> None:
         """A process has ended."""
         if peer is self._leaving:
