@@ -25,7 +25,6 @@ import sys
 import time
 from typing import Any
 
-from daemon.keeping.adoption import Adoption
 from daemon.keeping.conversation import Conversation
 from daemon.keeping.loop import Loop, say
 from daemon.keeping.mounting import detach, mount_table
@@ -63,8 +62,7 @@ class Keeper:
         self._succession.upgrade.possible = self._own_mounts
         self._status = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._adoption = Adoption(self._table, self._refusal, self._succession, lambda peer: self._peers.hello(peer))
-        self._peers = Conversation(self._loop, self._listener, self, self._table, self._succession, self._adoption)
+        self._peers = Conversation(self._loop, self._listener, self, self._table, self._refusal, self._succession)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -92,7 +90,7 @@ class Keeper:
             self._succession.expect_adoption(_GRACE_S)
             self._server_due()
         elif adopt:
-            self._table.careful = self._adoption.awaited = True
+            self._table.careful = self._peers.adoption.awaited = True
             self._succession.not_before = time.monotonic() + _ADOPTION_S  # who serves is about to say so
             self._loop.after(_ADOPTION_S, self._look_for_adoption)
         else:

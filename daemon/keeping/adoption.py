@@ -31,6 +31,7 @@ class Adoption:
         same = server is not None and 0 != server.pid == peer.pid  # it has lost its connection, not its keeper
         if server is not None and not self._succession.ready and not self._table.connections:
             server.signal(signal.SIGKILL)  # it was let in before we heard of one that has everything
+            server.hang_up()  # in another pid namespace it hears no signal
         elif server is not None and not same and server.alive():
             peer.send({"version": peer.version, "error": ANOTHER})
             return
@@ -38,6 +39,7 @@ class Adoption:
         self._succession.restarts = max(self._succession.restarts, int(message.get("restarts", 0)))
         peer.adoption = message
         peer.adopting = int(message.get("connections", 0)) + int(message.get("held", 0))
+        self.awaited = True  # whoever came in between would have a part of it
         if not peer.adopting:
             self._adopted(peer)
 
@@ -59,6 +61,16 @@ class Adoption:
         ready, finished = bool(peer.adoption.get("ready")), bool(peer.adoption.get("finished"))
         peer.send({"version": peer.version, "ok": True})
         self._succession.adopted(peer, ready=ready, finished=finished)
+        self._let_in()
+
+    def broken(self, peer: Peer) -> None:
+        """It has died over it: the next server goes on with what has come, and mounts the rest anew."""
+        if peer.adopting:
+            say(f"server {peer.pid} has ended while it handed over, {peer.adopting} messages before the last")
+            peer.adopting = 0
+            self._let_in()
+
+    def _let_in(self) -> None:
         self.awaited = False
         early, self.early = self.early, []
         for each in early:

@@ -48,6 +48,7 @@ from typing import Any, Protocol
 from daemon.keeping.adoption import Adoption
 from daemon.keeping.loop import Loop, say
 from daemon.keeping.peers import ANOTHER, VERSION, Peer
+from daemon.keeping.refusal import Refusal
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
 
@@ -73,15 +74,15 @@ class Conversation:
         listener: socket.socket,
         owner: Owner,
         table: Table,
+        refusal: Refusal,
         succession: Succession,
-        adoption: Adoption,
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._owner = owner
         self._table = table
         self._succession = succession
-        self._adoption = adoption
+        self.adoption = Adoption(table, refusal, succession, self.hello)
 
     def accept(self) -> None:
         try:
@@ -102,7 +103,7 @@ class Conversation:
             return
         try:
             if peer.adopting:
-                self._adoption.go_on(peer, message, fds)
+                self.adoption.go_on(peer, message, fds)
             else:
                 self._obey(peer, message, fds)
         finally:
@@ -127,6 +128,7 @@ class Conversation:
             self._close(peer)
         elif not peer.gone:
             peer.gone = True
+            self.adoption.broken(peer)
             self._succession.gone(peer)
 
     def drain(self, peer: Peer) -> None:
@@ -173,7 +175,7 @@ class Conversation:
             case "unmounted":
                 self._owner.unmounted(peer)
             case "adopt":
-                self._adoption.begin(peer, message)
+                self.adoption.begin(peer, message)
             case "look":
                 peer.send(self._owner.look())
             case "end":
@@ -185,8 +187,8 @@ class Conversation:
         """A server is there, and wants the descriptors."""
         if self._succession.server is not None:
             self.drain(self._succession.server)
-        if self._adoption.awaited:
-            self._adoption.early.append(peer)
+        if self.adoption.awaited:
+            self.adoption.early.append(peer)
         elif not self._succession.hello(peer):
             peer.send({"version": peer.version, "error": ANOTHER})
 

@@ -55,6 +55,13 @@ class Peer:
         except OSError as error:  # it died while it was answered: the next one asks again
             say(f"answer not delivered: {error}")
 
+    def hang_up(self) -> None:
+        """Have it lose its connection; we hear of that as if it had ended it."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:  # it has ended
+            say(f"pid {self.pid} is gone: {error}")
+
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         """The next message; None when the peer has ended or makes no sense."""
         try:
