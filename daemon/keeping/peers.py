@@ -32,6 +32,7 @@ class Peer:
         self.pid: int = _UCRED.unpack(credentials)[0]
         self.pidfd = self._open_pidfd()
         self.version = 1
+        self.heard = 0  # messages
         self.adoption: dict[str, Any] = {}  # what an adoption began with
         self.adopting = 0  # messages of it that are still to come
         self.closed = False  # its connection has ended
@@ -72,6 +73,7 @@ class Peer:
             return None, []
         for fd in fds:
             os.set_inheritable(fd, False)
+        self.heard += 1
         return (message if isinstance(message, dict) else None), fds
 
     def alive(self) -> bool:

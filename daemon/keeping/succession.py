@@ -20,6 +20,7 @@ STEADY_S = 1.0  # a server that was ready for so long did not fail at its start
 _LONGEST_WAIT_S = 10.0
 _FRESH_AFTER = 3  # servers that failed at their start, one after the other: the next is of what is installed by then
 _TAKE_S = 15.0  # from being told to take over to saying hello
+_SILENT_S = 60.0  # from saying hello to the first word about a connection, which takes a fraction of a second
 _HEIR_S = 1.0  # how long the successor of a server that was finishing may take to show up at a new keeper
 
 
@@ -188,7 +189,15 @@ class Succession:
         self.server, self.ready, self._said_why = peer, False, False
         self.restarts += 1
         self._owner.hand_out(peer)
+        self._loop.after(_SILENT_S, lambda heard=peer.heard: self._look_at_start(peer, heard))  # type: ignore[misc]
         return True
+
+    def _look_at_start(self, server: Peer, heard: int) -> None:
+        """End a server that hangs: while one starts, nobody else answers those who wait."""
+        if self.server is server and not self.ready and server.heard == heard:
+            self.problem, self._said_why = f"the server said nothing for {_SILENT_S:g} s", True
+            say(f"{self.problem}: pid {server.pid} is ended")
+            server.signal(signal.SIGKILL)
 
     def adopted(self, peer: Peer, *, ready: bool, finished: bool) -> None:
         """A server that outlived the keeper before this one has handed everything over."""
