@@ -119,13 +119,9 @@ class Keeper:
         if number == signal.SIGCHLD:
             self._loop.soon(self._succession.look_after_children)
         elif number == signal.SIGHUP:
-            self._loop.soon(self._restart_quietly)
+            self._loop.soon(lambda: self._succession.upgrade.restart(_tell_restart))
         else:
             self._loop.soon(self._loop.stop)
-
-    def _restart_quietly(self) -> None:
-        ours, _other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._succession.upgrade.restart(Peer(ours))
 
     def _look_for_adoption(self) -> None:
         if self._succession.server is None and not self._table.connections:
@@ -251,6 +247,11 @@ class Keeper:
             peer.send({"ok": True})
 
         self._loop.after(0, finish)
+
+
+def _tell_restart(answer: dict[str, Any]) -> None:
+    """After a SIGHUP nobody waits for the answer."""
+    say(f"restart: {answer.get('error', 'another server is ready')}")
 
 
 def _detached() -> None:

@@ -165,7 +165,7 @@ class Conversation:
             case "hold" if fds:
                 self._table.hold(name, fds.pop())
             case "restart":
-                succession.upgrade.restart(peer)
+                succession.upgrade.restart(peer.send)
             case "ready":
                 succession.is_ready(peer)
             case "failed":

@@ -7,13 +7,16 @@ Should that fail, the old stand-by serves again.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from daemon.keeping.loop import Loop, say
 from daemon.keeping.peers import Peer
 from daemon.keeping.standbys import StandBy, StandBys
 from daemon.keeping.starter import Starter
+
+Answer = Callable[[dict[str, Any]], None]
 
 _REGISTER_S = 60.0
 _FINISH_S = 8.0
@@ -34,7 +37,7 @@ class Serving(Protocol):
 class _Handover:
     """``heir`` is who takes over, once it has registered; ``took``: it was asked to."""
 
-    answer_to: list[Peer] = field(default_factory=list)
+    answer_to: list[Answer] = field(default_factory=list)
     heir: StandBy | None = None
     took: bool = False
 
@@ -67,16 +70,16 @@ class Upgrade:
         """The heir was asked to serve, and is not ready yet."""
         return self._handover is not None and self._handover.took
 
-    def restart(self, peer: Peer) -> None:
-        """Have a server of what is installed now take over; the peer is told how that went."""
+    def restart(self, answer: Answer) -> None:
+        """Have a server of what is installed now take over; ``answer`` is told how that went."""
         if not self.possible:
-            peer.send({"error": "the pyfuse3 session cannot hand over: unmount, and mount again"})
+            answer({"error": "the pyfuse3 session cannot hand over: unmount, and mount again"})
         elif not self._starter.ours:
-            peer.send({"error": "its servers are started by others: start the new version's dsfs serve, it takes over"})
+            answer({"error": "its servers are started by others: start the new version's dsfs serve, it takes over"})
         elif self._handover is not None:
-            self._handover.answer_to.append(peer)
+            self._handover.answer_to.append(answer)
         else:
-            self._handover = _Handover([peer])
+            self._handover = _Handover([answer])
             self._start_heir(self._handover)
 
     def _start_heir(self, handover: _Handover) -> None:
@@ -133,7 +136,7 @@ class Upgrade:
         """The next server is."""
         handover, self._handover = self._handover, None
         for each in handover.answer_to if handover else ():
-            each.send({"ok": True})
+            each({"ok": True})
         leaving = self._leaving
         if leaving is None:
             return
@@ -149,7 +152,7 @@ class Upgrade:
         handover, self._handover = self._handover, None
         say(problem)
         for each in handover.answer_to if handover else ():
-            each.send({"error": problem})
+            each({"error": problem})
 
     def heir_failed(self, what: str) -> None:
         """It was asked to serve, and its server ended before it was ready."""
