@@ -132,6 +132,7 @@ class Keeper:
     def _stop(self) -> None:
         """Detach the tree first, so that nobody starts something new in it, then end the server."""
         self._refusal.stop()
+        self._succession.stopping = True  # should its server be dead by now, nobody is to take over
         if self._succession.server is not None:
             self._peers.drain(self._succession.server)
         if self._alone and (self._table.stored or self._succession.server is not None):

@@ -55,6 +55,7 @@ class Succession:
         self._ready_at = 0.0
         self.not_before = 0.0
         self._taking: StandBy | None = None
+        self._unwanted: StandBy | None = None  # was asked to take over when the mount ended
 
     def state(self) -> str:
         """One word for ``dsfs status``."""
@@ -66,7 +67,7 @@ class Succession:
 
     def consider(self) -> None:
         """Have somebody serve, if nobody does and it is time."""
-        if self.stopping or self.server is not None or self._taking is not None:
+        if self.stopping or (self.server or self._taking or self._unwanted) is not None:
             return
         wait_s = self.not_before - time.monotonic()
         if wait_s > 0:
@@ -181,7 +182,7 @@ class Succession:
 
     def hello(self, peer: Peer) -> bool:
         """A server wants the descriptors; False when another one has them."""
-        if self.server is not None and self.server.alive():
+        if self._unwanted is not None or (self.server is not None and self.server.alive()):
             return False
         if self.server is not None:
             self.gone(self.server)
@@ -248,6 +249,9 @@ class Succession:
             elif self.server is not None:
                 self._loop.after(STEADY_S, self._have_a_standby)
         self.upgrade.gone(peer)
+        if self._unwanted is not None and self._unwanted.peer is peer:  # and it has taken its server along
+            self._unwanted = None
+            self.consider()
         if peer is not self.server:
             return
         was_ready, steady = self.ready, self._lose()
@@ -299,6 +303,7 @@ class Succession:
     def end(self) -> None:
         """The mount has ended; stand-bys have nothing to wait for."""
         self.upgrade.forget()
+        self._unwanted, self._taking = self._taking, None
         self.standbys.dismiss_all()
 
     def stop(self, patience_s: float) -> None:
