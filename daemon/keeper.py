@@ -159,11 +159,14 @@ class Keeper:
         self._refusal.stop()
         connections, held = self._table.snapshot()
         hello = {"version": server.version, "restarts": self._succession.restarts}
-        server.send({**hello, "connections": len(connections), "held": len(held)})
-        for name, connection in sorted(connections.items()):
-            server.send(connection.described(name), connection.fd)
-        for name, fd in sorted(held.items()):
-            server.send({"name": name}, fd)
+        messages: list[tuple[dict[str, Any], int | None]] = [
+            ({**hello, "connections": len(connections), "held": len(held)}, None),
+            *((connection.described(name), connection.fd) for name, connection in sorted(connections.items())),
+            *(({"name": name}, fd) for name, fd in sorted(held.items())),
+        ]
+        for message, fd in messages:
+            if not server.send(message, fd):  # each to one that was stopped would wait
+                return
 
     def server_lost(self) -> None:
         if not self._own_mounts:

@@ -50,11 +50,14 @@ class Peer:
             os.set_inheritable(pidfd, False)
         return pidfd
 
-    def send(self, message: dict[str, Any], fd: int | None = None) -> None:
+    def send(self, message: dict[str, Any], fd: int | None = None) -> bool:
+        """Whether it was delivered."""
         try:
             socket.send_fds(self.sock, [json.dumps(message).encode()], [] if fd is None else [fd])
         except OSError as error:  # it died while it was answered: the next one asks again
             say(f"answer not delivered: {error}")
+            return False
+        return True
 
     def hang_up(self) -> None:
         """Have it lose its connection; we hear of that as if it had ended it."""

@@ -16,7 +16,7 @@ from daemon.keeping.peers import Peer
 from daemon.keeping.standbys import StandBy, StandBys
 from daemon.keeping.starter import Starter
 
-Answer = Callable[[dict[str, Any]], None]
+Answer = Callable[[dict[str, Any]], object]
 
 _REGISTER_S = 60.0
 _FINISH_S = 8.0
