@@ -42,6 +42,8 @@ def dead_mounts() -> list[DeadMount]:
         path = mounted.path
         if mounted.type not in TYPES or any(path == place or path.startswith(f"{place}/") for place in served):
             continue
+        if time.monotonic() > deadline:
+            break  # who was not looked at may well be alive; once these are cleared, the next look comes to it
         code = errno_of_look(path, min(_ANSWER_S, deadline - time.monotonic()))
         if code in (errno.ENOTCONN, errno.ECONNABORTED, NO_ANSWER):
             found.append(DeadMount(path, int(mounted.dev.partition(":")[2]), code == NO_ANSWER))

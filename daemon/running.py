@@ -6,12 +6,12 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
 from dataclasses import dataclass
 
+from daemon.keeping.mounting import mount_table
 from dsfs.client import runtime_root
 from dsfs.errors import MountError
 
@@ -94,14 +94,7 @@ def forget_all_but_log(runtime_dir: str) -> None:
 
 def mounted_at(mountpoint: str) -> list[str]:
     """File system types mounted at a place, the outermost first; reads the table, never touches the place."""
-    found = []
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            before, _, after = line.partition(b" - ")
-            place = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
-            if place == os.fsencode(mountpoint):
-                found.append(after.split(b" ")[0].decode())
-    return found
+    return [mounted.type for mounted in mount_table() if mounted.path == mountpoint]
 
 
 def server_answers(running: Running) -> bool:
