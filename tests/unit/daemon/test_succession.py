@@ -1,0 +1,305 @@
+"""Who serves and who is next, over real sockets: a keeper's loop, with peers that are processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.keeping import succession as module
+from daemon.keeping.conversation import Conversation
+from daemon.keeping.loop import Loop
+from daemon.keeping.peers import ANOTHER, Peer
+from daemon.keeping.refusal import Refusal
+from daemon.keeping.succession import Succession
+from daemon.keeping.table import Table
+
+# Says what it is told on its stdin, a line a message, and what it hears on its stdout. A line "hello" is short for one.
+_PEER = """
+import os, select, socket, sys
+link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+link.connect(sys.argv[1])
+while True:
+    ready, _w, _x = select.select([0, link], [], [])
+    if link in ready:
+        raw = link.recv(65536)
+        if not raw:
+            break
+        os.write(1, raw + b"\\n")
+    if 0 in ready:
+        line = os.read(0, 4096)
+        if not line:
+            break
+        for message in line.split(b"\\n")[:-1]:
+            link.send(message)
+"""
+
+
+class Owner:
+    """A keeper that mounts nothing, and notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.reasons: list[dict[str, Any]] = []
+
+    def hand_out(self, server: Peer) -> None:
+        server.send({"version": server.version, "restarts": 0, "connections": 0, "held": 0})
+
+    def server_lost(self) -> None:
+        self.lost += 1
+
+    def first_answer(self, message: dict[str, Any]) -> None:
+        self.reasons.append(message)
+
+    def give_up(self, reason: dict[str, Any]) -> None:
+        self.reasons.append(reason)
+
+    def look(self) -> dict[str, Any]:
+        return {}
+
+    def unmounted(self, peer: Peer) -> None:
+        raise AssertionError("nothing is mounted")
+
+    def end(self, peer: Peer) -> None:
+        raise AssertionError("nobody unmounts")
+
+
+class Another:
+    """A process at the other end."""
+
+    def __init__(self, path: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PEER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def says(self, **message: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+
+    def hears(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        heard: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return heard
+
+    @property
+    def status(self) -> int | None:
+        return self._process.poll()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class Keeping:
+    """``succession`` as in a keeper whose servers are started by others."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.loop = Loop()
+        self.owner = Owner()
+        self.succession = Succession(self.loop, self.owner, None)
+        self.succession.told = True
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(str(path))
+        listener.listen()
+        table = Table()
+        self.conversation = Conversation(self.loop, listener, self.owner, table, Refusal(self.loop), self.succession)
+        self.loop.watch(listener.fileno(), self.conversation.accept)
+        self._listener = listener
+        self._others: list[Another] = []
+
+    def another(self) -> Another:
+        made = Another(self.path)
+        self._others.append(made)
+        return made
+
+    def standby(self, *, takes_over: bool = False) -> Another:
+        """One that has registered."""
+        made = self.another()
+        known = len(self.succession.standbys)
+        made.says(op="standby", version=2, started=time.monotonic(), takes_over=takes_over)
+        self.run_until(lambda: len(self.succession.standbys) > known)
+        return made
+
+    def server(self) -> Another:
+        """One that is ready."""
+        made = self.another()
+        before = self.succession.restarts
+        made.says(op="hello", version=2)
+        made.says(op="ready")
+        self.run_until(lambda: self.succession.restarts > before and self.succession.ready)
+        return made
+
+    def run_until(self, reached: Callable[[], object], within_s: float = 20.0) -> None:
+        deadline = time.monotonic() + within_s
+
+        def look() -> None:
+            assert time.monotonic() < deadline or reached(), "not reached"
+            if reached() or time.monotonic() > deadline:
+                self.loop.stop()
+            else:
+                self.loop.after(0.01, look)
+
+        self.loop.running = True
+        self.loop.after(0, look)
+        self.loop.run()
+        assert reached()
+
+    def close(self) -> None:
+        for other in self._others:
+            other.end()
+        watched = self.loop._selector.get_map()
+        self.run_until(lambda: len(watched) == 2)  # listener and loop: no peer leaves anything
+        self._listener.close()
+        self.loop._selector.close()
+        for fd in (self.loop._wake_r, self.loop.wake_fd):
+            os.close(fd)
+
+
+@pytest.fixture
+def keeping(tmp_path: Path) -> Iterator[Keeping]:
+    made = Keeping(tmp_path / "keeper.sock")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def steady(keeping: Keeping) -> None:
+    """Its server was ready for a while, long after anybody waited."""
+    keeping.succession._ready_at -= 10 * module.STEADY_S
+    keeping.succession.well_at -= 1000.0
+
+
+def test_patience_begins_when_a_server_hands_over(keeping: Keeping) -> None:
+    server = keeping.server()
+    steady(keeping)
+    before = time.monotonic()
+    server.says(op="finished")
+    keeping.run_until(lambda: keeping.succession.server is None)
+    assert keeping.succession.well_at >= before
+
+
+def test_patience_begins_when_a_server_dies_instead_of_handing_over(keeping: Keeping) -> None:
+    server = keeping.server()
+    steady(keeping)
+    before = time.monotonic()
+    keeping.standby(takes_over=True)
+    assert server.hears()["restarts"] == 0
+    assert server.hears() == {"op": "finish"}
+    server.end()
+    keeping.run_until(lambda: keeping.owner.lost)
+    assert keeping.succession.well_at >= before
+
+
+def test_an_heir_that_dies_before_its_turn_is_not_waited_for(keeping: Keeping) -> None:
+    old = keeping.standby()
+    assert old.hears()["op"] == "take"
+    server = keeping.server()
+    heir = keeping.standby(takes_over=True)
+    assert keeping.succession.upgrade.going_on
+    heir.end()
+    keeping.run_until(lambda: not keeping.succession.upgrade.going_on)
+    server.says(op="finished")
+    keeping.run_until(lambda: keeping.succession.server is None)
+    keeping.run_until(lambda: keeping.succession.state() == "starting")
+    assert old.hears()["op"] == "take"
+
+
+def test_a_server_that_says_nothing_is_ended(keeping: Keeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SILENT_S", 0.3)
+    server = keeping.another()
+    server.says(op="hello", version=2)
+    keeping.run_until(lambda: keeping.owner.lost)
+    keeping.run_until(lambda: server.status is not None)
+    assert server.status == -signal.SIGKILL
+    assert "said nothing" in keeping.succession.problem
+    slow = keeping.another()
+    slow.says(op="hello", version=2)
+    slow.says(op="state", name="/", state={})
+    keeping.run_until(lambda: keeping.succession.server is not None)
+    reached = time.monotonic() + 1.0
+    keeping.run_until(lambda: time.monotonic() > reached)
+    assert slow.status is None
+
+
+def test_nobody_is_let_in_while_a_server_hands_everything_over(keeping: Keeping) -> None:
+    adopting = keeping.another()
+    adopting.says(op="adopt", version=2, restarts=3, ready=True, connections=0, held=2)
+    adopting.says(name="one")
+    keeping.run_until(lambda: keeping.conversation.adoption.awaited)
+    early = keeping.another()
+    early.says(op="hello", version=2)
+    keeping.run_until(lambda: keeping.conversation.adoption.early)
+    adopting.says(name="two")
+    assert adopting_says(keeping, adopting) == {"version": 2, "ok": True}
+    assert early.hears()["error"] == ANOTHER
+    assert keeping.succession.restarts == 3
+
+
+def test_a_server_that_dies_over_handing_over_is_not_waited_for(keeping: Keeping) -> None:
+    adopting = keeping.another()
+    adopting.says(op="adopt", version=2, restarts=3, ready=True, connections=0, held=2)
+    keeping.run_until(lambda: keeping.conversation.adoption.awaited)
+    early = keeping.another()
+    early.says(op="hello", version=2)
+    keeping.run_until(lambda: keeping.conversation.adoption.early)
+    adopting.end()
+    keeping.run_until(lambda: keeping.succession.server is not None)
+    assert early.hears()["connections"] == 0
+
+
+def adopting_says(keeping: Keeping, adopting: Another) -> dict[str, Any]:
+    keeping.run_until(lambda: keeping.succession.server is not None)
+    return adopting.hears()
+
+
+def test_a_mount_that_ends_while_a_server_starts_is_not_made_again(keeping: Keeping) -> None:
+    standby = keeping.standby()
+    assert standby.hears()["op"] == "take"
+    keeping.succession.end()
+    assert standby.hears() == {"op": "go"}
+    late = keeping.another()
+    late.says(op="hello", version=2)
+    reached = time.monotonic() + 0.5
+    keeping.run_until(lambda: time.monotonic() > reached)
+    assert "error" in late.hears()
+    standby.end()
+    keeping.server()
+
+
+def test_peers_beyond_1023_descriptors(keeping: Keeping) -> None:
+    """A keeper has a descriptor for each dataset: select() ends at 1024."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("no more than 1024 descriptors are allowed here")
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    many = [socket.socket(socket.AF_UNIX) for _ in range(1100)]
+    try:
+        server = keeping.server()
+        peer = keeping.succession.server
+        assert peer is not None
+        assert peer.sock.fileno() > 1023
+        assert peer.alive()
+        assert not peer.wait(0.01)
+        keeping.conversation.drain(peer)
+        server.end()
+        assert peer.wait(10)
+        keeping.conversation.drain(peer)
+        assert peer.closed
+    finally:
+        for each in many:
+            each.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
