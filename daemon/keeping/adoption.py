@@ -6,17 +6,22 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from daemon.keeping.loop import say
+from daemon.keeping.loop import Loop, say
 from daemon.keeping.peers import ANOTHER, VERSION, Peer
 from daemon.keeping.refusal import Refusal
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
 
+_WHOLE_S = 10.0  # for all connections of a server, of which a thousand take less than one
+
 
 class Adoption:
     """``awaited``: somebody is about to hand over, so servers that say hello (``early``) have to wait for that."""
 
-    def __init__(self, table: Table, refusal: Refusal, succession: Succession, hello: Callable[[Peer], None]) -> None:
+    def __init__(
+        self, loop: Loop, table: Table, refusal: Refusal, succession: Succession, hello: Callable[[Peer], None]
+    ) -> None:
+        self._loop = loop
         self._table = table
         self._refusal = refusal
         self._succession = succession
@@ -42,6 +47,7 @@ class Adoption:
         self.awaited = True  # whoever came in between would have a part of it
         if not peer.adopting:
             self._adopted(peer)
+        self._loop.after(_WHOLE_S, lambda: self.broken(peer))
 
     def go_on(self, peer: Peer, message: dict[str, Any], fds: list[int]) -> None:
         """One connection, or one text."""
@@ -64,9 +70,9 @@ class Adoption:
         self._let_in()
 
     def broken(self, peer: Peer) -> None:
-        """It has died over it: the next server goes on with what has come, and mounts the rest anew."""
+        """It has died over it, or was stopped: the next server goes on with what has come, and mounts the rest anew."""
         if peer.adopting:
-            say(f"server {peer.pid} has ended while it handed over, {peer.adopting} messages before the last")
+            say(f"server {peer.pid} has not handed over everything: {peer.adopting} messages are missing")
             peer.adopting = 0
             self._let_in()
 

@@ -82,7 +82,7 @@ class Conversation:
         self._owner = owner
         self._table = table
         self._succession = succession
-        self.adoption = Adoption(table, refusal, succession, self.hello)
+        self.adoption = Adoption(loop, table, refusal, succession, self.hello)
 
     def accept(self) -> None:
         try:
