@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +49,7 @@ class Operations(pyfuse3.Operations):
         self._tree: WholeTree | DatasetFiles
         self._shown = trio.Event()
         self._open: dict[int, int] = {}  # fh → nodeid; pyfuse3 gives read nothing else
+        self._handles: Counter[int] = Counter()  # nodeid → open handles
         self._next_fh = 1
         self._waiting: dict[object, tuple[int, float]] = {}  # who waits → nodeid, since
         self.initialised = trio.Event()
@@ -136,6 +138,7 @@ class Operations(pyfuse3.Operations):
             files.opened(inode)
             fh, self._next_fh = self._next_fh, self._next_fh + 1
             self._open[fh] = inode
+            self._handles[inode] += 1
             return pyfuse3.FileInfo(fh=fh, keep_cache=True)
 
         return await self._run("open", inode, answer)
@@ -158,7 +161,11 @@ class Operations(pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         inode = self._open.pop(fh, None)
-        if inode is not None and inode not in self._open.values():
+        if inode is None:
+            return
+        self._handles[inode] -= 1
+        if not self._handles[inode]:
+            del self._handles[inode]
             try:
                 files = self._files(inode)
             except OSError:
