@@ -189,8 +189,10 @@ def test_privileges_are_those_that_are_explained() -> None:
         assert pod["automountServiceAccountToken"] is False
         assert not pod.get("hostPID")
         assert not pod.get("hostNetwork")
-    # Only then is the keeper's pod Guaranteed, and the last to be killed when the node has no memory left.
-    assert keeper["resources"]["requests"] == keeper["resources"]["limits"]
+    # Only if that holds for all of its containers is a pod Guaranteed, and the last to be killed when memory runs out.
+    for container in (keeper, probe):
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert container["resources"]["limits"].keys() == {"cpu", "memory"}
 
 
 def test_secrets_are_mounted_where_dsfs_looks_for_them() -> None:
