@@ -70,6 +70,17 @@ def dataset(name: str, uri: str | Path, namespace: str | None = None, type: str 
     }
 
 
+def flip_byte(cache_dir: Path, at_least_bytes: int) -> None:
+    """Change one byte, on the disk, of the only cached object of such a size."""
+    objects = [path for path in (cache_dir / "objects").rglob("*") if path.is_file() and path.suffix != ".map"]
+    (large,) = [path for path in objects if path.stat().st_size >= at_least_bytes]
+    with open(large, "r+b") as file:
+        file.seek(1_500_000)
+        (byte,) = file.read(1)
+        file.seek(1_500_000)
+        file.write(bytes([byte ^ 0x40]))
+
+
 def write_manifests(path: Path, *documents: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("---\n".join(json.dumps(document) + "\n" for document in documents))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests
+from tests.contract.conftest import dataset, flip_byte, one_line_failure, write_manifests
 from tests.contract.guarded import FILES, Guarded, guarded, secret
 from tests.contract.test_clone import read_all, wait_cached
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually
@@ -51,17 +51,6 @@ def facts(root: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def damage(cache_dir: Path, at_least_bytes: int) -> None:
-    """Change one byte of the only cached object of such a size."""
-    objects = [path for path in (cache_dir / "objects").rglob("*") if path.is_file() and path.suffix != ".map"]
-    (large,) = [path for path in objects if path.stat().st_size >= at_least_bytes]
-    with open(large, "r+b") as file:
-        file.seek(1_500_000)
-        (byte,) = file.read(1)
-        file.seek(1_500_000)
-        file.write(bytes([byte ^ 0x40]))
-
-
 def test_into_a_directory_and_a_tar(mounts: Mounts, tree: Path, tmp_path: Path) -> None:
     """With a cached block that the disk has changed: the copy is right all the same."""
     manifest = write_manifests(tmp_path / "m.yaml", dataset("one", tree, "team", readPath="passthrough"))
@@ -70,7 +59,7 @@ def test_into_a_directory_and_a_tar(mounts: Mounts, tree: Path, tmp_path: Path) 
     assert (mount.root / "sub/b.bin").stat().st_size == len((mount.root / "sub/b.bin").read_bytes())
     eventually(lambda: mount.dataset()["cached_bytes"] >= 5_000_000, 10, "it is cached")
     where = f"-m{mount.mountpoint}"
-    damage(mount.cache_dir, 5_000_000)
+    flip_byte(mount.cache_dir, 5_000_000)
     mount.expect_log("corrupt block dropped")
     done = dsfs("export", "team/one", tmp_path / "copy", where)
     assert done.returncode == 0, done.stderr
@@ -156,7 +145,7 @@ def test_a_cache_that_came_from_elsewhere_is_used_once_it_is_checked(
     only_objects.mkdir()
     shutil.copy(image / "version", only_objects)
     shutil.copytree(image / "objects", only_objects / "objects")
-    damage(only_objects, 5_000_000)
+    flip_byte(only_objects, 5_000_000)
     bare = mounts.mount("-f", manifest, cache_dir=only_objects, dataset="team/one")
     bare.expect_log("corrupt block dropped")
     read_all(bare.root)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests
+from tests.contract.conftest import dataset, flip_byte, one_line_failure, write_manifests
 from tests.mounts import DSFS, Mounts, clean_environment, dsfs, eventually, is_mounted, leftovers
 
 MOUNT_SCHEMA = {
@@ -165,17 +165,6 @@ def test_a_file_that_is_open_survives_its_eviction(mounts: Mounts, source: Path)
         os.close(fd)
 
 
-def flip(cache_dir: Path, at_least_bytes: int) -> None:
-    """Change one byte of a cached object, on the disk."""
-    objects = [path for path in (cache_dir / "objects").rglob("*") if path.is_file() and path.suffix != ".map"]
-    (large,) = [path for path in objects if path.stat().st_size >= at_least_bytes]
-    with open(large, "r+b") as file:
-        file.seek(1_500_000)
-        (byte,) = file.read(1)
-        file.seek(1_500_000)
-        file.write(bytes([byte ^ 0x40]))
-
-
 def test_verify(mounts: Mounts, source: Path) -> None:
     mount = mounts.mount(source)
     data = (source / "sub/b.bin").read_bytes()
@@ -185,7 +174,7 @@ def test_verify(mounts: Mounts, source: Path) -> None:
     found = printed("verify", cache, "--json")
     assert found == {"objects": 1, "blocks": 5, "bytes": len(data), "bad": 0}
     # mounted
-    flip(mount.cache_dir, len(data))
+    flip_byte(mount.cache_dir, len(data))
     mount.expect_log("corrupt block dropped")
     done = dsfs("verify", cache, "--json")
     assert done.returncode == 1, done
@@ -198,7 +187,7 @@ def test_verify(mounts: Mounts, source: Path) -> None:
     # and not
     assert mount.unmount().returncode == 0
     assert dsfs("verify", cache).returncode == 0
-    flip(mount.cache_dir, len(data))
+    flip_byte(mount.cache_dir, len(data))
     done = dsfs("verify", cache)
     assert done.returncode == 1
     assert "1 bad" in done.stdout

@@ -7,13 +7,13 @@ import hashlib
 import io
 import re
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from tests.servers.process import HOST
+from tests.servers.threaded import send, serving
 
 
 @dataclass(frozen=True)
@@ -85,29 +85,17 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(206, headers, data[start:stop])
 
     def _send(self, status: int, headers: Mapping[str, str] | None = None, data: bytes = b"") -> None:
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
         if self.command == "GET":
             self.files.sent_bytes += len(data)
-            self.wfile.write(data)
+        send(self, status, data, headers)
 
 
 @contextlib.contextmanager
 def files_server() -> Iterator[FilesServer]:
     handler = type("Handler", (_Handler,), {})
-    with ThreadingHTTPServer((HOST, 0), handler) as server:
-        server.daemon_threads = True
-        handler.files = files = FilesServer(f"http://{HOST}:{server.server_port}/")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield files
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(handler) as port:
+        handler.files = files = FilesServer(f"http://{HOST}:{port}/")
+        yield files
 
 
 def zip_of(files: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

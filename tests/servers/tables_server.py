@@ -10,14 +10,13 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.servers.archive_files import zip_of
-from tests.servers.process import HOST
+from tests.servers.threaded import send, serving
 
 TOKEN = "t0ken-of-mine"
 
@@ -54,11 +53,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._signed(rest)
         if api == "v0":
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return self._send(401, b'{"code": 401, "message": "Unauthorized"}')
+                return send(self, 401, b'{"code": 401, "message": "Unauthorized"}')
             return self._data_world(rest, parse_qs(url.query))
         if self.headers.get("X-Api-Token") != TOKEN:
-            return self._send(
-                400, b'{"quandl_error": {"code": "QEAx01", "message": "We could not recognize your API key"}}'
+            return send(
+                self, 400, b'{"quandl_error": {"code": "QEAx01", "message": "We could not recognize your API key"}}'
             )
         return self._nasdaq(rest.removeprefix("v3/"), parse_qs(url.query))
 
@@ -73,13 +72,13 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("file_download/me/data/"):
             name = path.removeprefix("file_download/me/data/")
             if unquote(name) in state.files:
-                return self._send(302, b"", {"Location": f"{state.url}signed/file/{name}?sig=abc"})
+                return send(self, 302, b"", {"Location": f"{state.url}signed/file/{name}?sig=abc"})
         if path == "sql/me/data":
             table = re.fullmatch(r"SELECT \* FROM (\w+)", query["query"][0])
             if table is None or table[1] not in state.sql or self.headers.get("Accept") != "text/csv":
-                return self._send(400, b'{"code": 400}')
-            return self._send(200, state.sql[table[1]])
-        return self._send(404, b'{"code": 404}')
+                return send(self, 400, b'{"code": 400}')
+            return send(self, 200, state.sql[table[1]])
+        return send(self, 404, b'{"code": 404}')
 
     def _nasdaq(self, path: str, query: Mapping[str, list[str]]) -> None:
         state = self.state
@@ -91,48 +90,33 @@ class _Handler(BaseHTTPRequestHandler):
             file = {"link": link, "status": state.status, "data_snapshot_time": "2026-01-01 00:00:00 UTC"}
             return self._json({"datatable_bulk_download": {"file": file, "datatable": {"last_refreshed_time": ""}}})
         if (kind, vendor, ending) == ("datasets", "DB", "csv") and name in state.series:
-            return self._send(200, state.series[name])
-        return self._send(404, b'{"quandl_error": {"code": "QECx02"}}')
+            return send(self, 200, state.series[name])
+        return send(self, 404, b'{"quandl_error": {"code": "QECx02"}}')
 
     def _signed(self, path: str) -> None:
         # As a cloud's storage does: a signature and a header of another kind are one credential too many.
         if "Authorization" in self.headers or "X-Api-Token" in self.headers:
-            return self._send(400, b"one authentication only")
+            return send(self, 400, b"one authentication only")
         kind, _, name = path.partition("/")
         if kind == "export":
-            return self._send(200, zip_of({f"ACME_{name}.csv": self.state.tables[name]}))
+            return send(self, 200, zip_of({f"ACME_{name}.csv": self.state.tables[name]}))
         data = self.state.files[unquote(name)][0]
         etag = {"ETag": f'"{hashlib.md5(data).hexdigest()}"'} if self.state.etags else {}
         if self.headers.get("If-Match", etag.get("ETag")) != etag.get("ETag"):
-            return self._send(412, b"")
+            return send(self, 412, b"")
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
         assert asked is not None
         start, stop = int(asked[1]), min(int(asked[2]) + 1, len(data))
-        return self._send(206, data[start:stop], {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", **etag})
+        return send(self, 206, data[start:stop], {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", **etag})
 
     def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode())
-
-    def _send(self, status: int, data: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        send(self, 200, json.dumps(value).encode())
 
 
 @contextlib.contextmanager
 def tables_server() -> Iterator[TablesServer]:
     handler = type("Handler", (_Handler,), {})
-    with ThreadingHTTPServer((HOST, 0), handler) as server:
-        server.daemon_threads = True
+    with serving(handler) as port:
         # The API by its address and signed URLs by another name: two origins, as there.
-        handler.state = state = TablesServer(f"http://localhost:{server.server_port}/")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+        handler.state = state = TablesServer(f"http://localhost:{port}/")
+        yield state

@@ -4,13 +4,13 @@ one, and only the newest that was not expired by the test is accepted. Says for 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 from tests.servers.process import HOST
+from tests.servers.threaded import send, serving
 
 DATA = bytes(range(256)) * 1000
 BUCKET = "bucket"
@@ -35,7 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
     state: TokenServer
 
     def log_message(self, format: str, *args: object) -> None:
-        return
+        """Quiet."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -76,26 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: str | bytes, headers: dict[str, str] | None = None) -> None:
         raw = body.encode() if isinstance(body, str) else body
-        self.send_response(status)
-        for name, value in {"ETag": _ETAG, "Last-Modified": _TIME, **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(raw)
+        send(self, status, raw, {"ETag": _ETAG, "Last-Modified": _TIME, **(headers or {})})
 
 
 @contextlib.contextmanager
 def token_server() -> Iterator[TokenServer]:
     state = TokenServer()
-    handler = type("Handler", (_Handler,), {"state": state})
-    with ThreadingHTTPServer((HOST, 0), handler) as server:
-        server.daemon_threads = True
-        state.url = f"http://{HOST}:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(type("Handler", (_Handler,), {"state": state})) as port:
+        state.url = f"http://{HOST}:{port}"
+        yield state
