@@ -10,17 +10,14 @@ else); ``namespace`` is the team's that owns a dataset, so the scrape has to hon
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import dashboard, table
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
-from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from panels import GREEN, RED, Panel, bars, lines, number, share, tiers_colored, variable, with_targets
 
 TARGET = Path(__file__).parent / "dsfs.json"
-SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 NODE = 'node=~"$node"'
 DATASET = f'{NODE}, namespace=~"$namespace", dataset=~"$dataset"'
@@ -28,11 +25,8 @@ FAILED_REQUESTS = f'{DATASET}, outcome!~"ok|cancelled"'
 EACH = "node, instance, namespace, dataset"
 RANGE = "[$__rate_interval]"
 
-TIER_COLORS = {"kernel": "#7c5cff", "node": "#2f7df6", "shared": "#12a594", "origin": "#f08c1a"}
-GREEN, AMBER, RED = "green", "orange", "red"
-
-Panel = timeseries.Panel | stat.Panel | table.Panel | bargauge.Panel
-Queries = Sequence[tuple[str, str]]  # expression, legend
+BY_DATASET = "{{namespace}}/{{dataset}}"  # legends
+BY_NODE = "{{node}} {{instance}}"
 
 
 def rate(metric: str, matchers: str) -> str:
@@ -52,80 +46,14 @@ def read_bytes(by: str = "") -> str:
     return f"{kernel_bytes(by)} + sum{by} ({rate('dsfs_read_bytes_total', DATASET)})"
 
 
+def ten_largest(aggregate: str, expression: str) -> str:
+    """Of all datasets."""
+    return f"topk(10, {aggregate} by (namespace, dataset) ({expression}))"
+
+
 def hit_ratio(by: str = "") -> str:
     """The share of what was read that was not fetched from an origin for it."""
     return f"clamp_min(1 - sum{by} ({rate('dsfs_origin_read_bytes_total', DATASET)}) / ({read_bytes(by)} > 0), 0)"
-
-
-# -- panels ---------------------------------------------------------------------------------------------------------
-
-
-def target(expression: str, legend: str, ref: str, *, instant: bool = False) -> prometheus.Dataquery:
-    query = prometheus.Dataquery().datasource(SOURCE).expr(expression).legend_format(legend).ref_id(ref)
-    return query.instant().format(PromQueryFormat.TABLE) if instant else query.range()
-
-
-def with_targets(panel: Panel, queries: Queries, *, instant: bool = False) -> None:
-    panel.datasource(SOURCE)
-    for number, (expression, legend) in enumerate(queries):
-        panel.with_target(target(expression, legend, chr(ord("A") + number), instant=instant))
-
-
-def number(title: str, expression: str, unit: str, help_text: str, *, bad_from: float | None = None) -> stat.Panel:
-    """One number, with its recent past behind it."""
-    panel = stat.Panel().title(title).description(help_text).unit(unit).span(3).height(4).no_value("-")
-    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-    panel.graph_mode(common_models.BigValueGraphMode.AREA)
-    steps = [models.Threshold(value=None, color=GREEN)]
-    if bad_from is not None:
-        steps.append(models.Threshold(value=bad_from, color=RED))
-    panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
-    with_targets(panel, [(expression, title)])
-    return panel
-
-
-def lines(
-    title: str, queries: Queries, unit: str, help_text: str, *, span: int = 12, stacked: bool = False
-) -> timeseries.Panel:
-    """Lines over time."""
-    panel = timeseries.Panel().title(title).description(help_text).unit(unit).span(span).height(8).min(0)
-    panel.line_width(1.5 if not stacked else 0).fill_opacity(70 if stacked else 8)
-    panel.show_points(common_models.VisibilityMode.NEVER)
-    panel.legend(
-        common.VizLegendOptions()
-        .display_mode(common_models.LegendDisplayMode.LIST)
-        .placement(common_models.LegendPlacement.BOTTOM)
-        .show_legend(True)
-    )
-    panel.tooltip(
-        common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI).sort(common_models.SortOrder.DESCENDING)
-    )
-    if stacked:
-        panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A"))
-    with_targets(panel, queries)
-    return panel
-
-
-def share(panel: timeseries.Panel) -> timeseries.Panel:
-    return panel.max(1).decimals(0)
-
-
-def tiers_colored(panel: timeseries.Panel) -> timeseries.Panel:
-    for tier, color in TIER_COLORS.items():
-        value = {"mode": "fixed", "fixedColor": color}
-        panel.override_by_name(tier, [models.DynamicConfigValue(id_val="color", value=value)])
-    return panel
-
-
-def bars(title: str, queries: Queries, unit: str, help_text: str) -> bargauge.Panel:
-    """A bar for each, largest first."""
-    panel = bargauge.Panel().title(title).description(help_text).unit(unit).span(12).height(8).no_value("-").min(0)
-    panel.orientation(common_models.VizOrientation.HORIZONTAL)
-    panel.display_mode(common_models.BarGaugeDisplayMode.GRADIENT)
-    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-    panel.color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.CONTINUOUS_BL_PU))
-    with_targets(panel, queries)
-    return panel
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -186,7 +114,7 @@ def fleet() -> list[Panel]:
         share(
             lines(
                 "Hit ratio by dataset",
-                [(f"bottomk(10, {hit_ratio(' by (namespace, dataset)')})", "{{namespace}}/{{dataset}}")],
+                [(f"bottomk(10, {hit_ratio(' by (namespace, dataset)')})", BY_DATASET)],
                 "percentunit",
                 "The ten lowest. Share of what was read that was not fetched from the origin for it.",
             )
@@ -206,18 +134,13 @@ def origins() -> list[Panel]:
         ),
         lines(
             "Requests to origins, 99th percentile",
-            [(f"topk(10, histogram_quantile(0.99, {seconds}))", "{{namespace}}/{{dataset}}")],
+            [(f"topk(10, histogram_quantile(0.99, {seconds}))", BY_DATASET)],
             "s",
             "How long one request takes, in seconds.",
         ),
         lines(
             "Bytes from origins by dataset",
-            [
-                (
-                    f"topk(10, sum by ({by}) ({rate('dsfs_origin_read_bytes_total', DATASET)}))",
-                    "{{namespace}}/{{dataset}}",
-                )
-            ],
+            [(ten_largest("sum", rate("dsfs_origin_read_bytes_total", DATASET)), BY_DATASET)],
             "Bps",
             "The ten largest.",
         ),
@@ -248,18 +171,17 @@ def origins() -> list[Panel]:
 def nodes() -> list[Panel]:
     by = "node, instance"
     seconds = f"sum by (le, operation) ({rate('dsfs_operation_seconds_bucket', NODE)})"
-    node = "{{node}} {{instance}}"
     return [
-        lines("Read by node", [(read_bytes(f" by ({by})"), node)], "Bps", "What readers got."),
+        lines("Read by node", [(read_bytes(f" by ({by})"), BY_NODE)], "Bps", "What readers got."),
         share(
             lines(
                 "Cache fill",
                 [
-                    (f"dsfs_cache_bytes{{{NODE}}} / (dsfs_cache_limit_bytes{{{NODE}}} > 0)", "{{tier}} " + node),
+                    (f"dsfs_cache_bytes{{{NODE}}} / (dsfs_cache_limit_bytes{{{NODE}}} > 0)", "{{tier}} " + BY_NODE),
                     (
                         f"sum by ({by}) (dsfs_cache_pinned_bytes{{{NODE}}}) / "
                         f'sum by ({by}) (dsfs_cache_limit_bytes{{{NODE}, tier="node"}} > 0)',
-                        "pinned " + node,
+                        "pinned " + BY_NODE,
                     ),
                 ],
                 "percentunit",
@@ -269,15 +191,15 @@ def nodes() -> list[Panel]:
         lines(
             "Disk under the cache",
             [
-                (f"sum by ({by}) ({rate('dsfs_cache_device_read_bytes_total', NODE)})", "read " + node),
-                (f"sum by ({by}) ({rate('dsfs_cache_device_written_bytes_total', NODE)})", "written " + node),
+                (f"sum by ({by}) ({rate('dsfs_cache_device_read_bytes_total', NODE)})", "read " + BY_NODE),
+                (f"sum by ({by}) ({rate('dsfs_cache_device_written_bytes_total', NODE)})", "written " + BY_NODE),
             ],
             "Bps",
             "Of the device, for whomever: beside the read rate it shows what memory served.",
         ),
         lines(
             "Evicted",
-            [(f"sum by ({by}) ({rate('dsfs_cache_evicted_bytes_total', NODE)})", node)],
+            [(f"sum by ({by}) ({rate('dsfs_cache_evicted_bytes_total', NODE)})", BY_NODE)],
             "Bps",
             "As much as comes from origins, hour after hour: the cache is too small for what is read.",
         ),
@@ -295,21 +217,21 @@ def nodes() -> list[Panel]:
         ),
         lines(
             "Server processor",
-            [(f"{rate('process_cpu_seconds_total', NODE)} and on(instance) dsfs_build_info", node)],
+            [(f"{rate('process_cpu_seconds_total', NODE)} and on(instance) dsfs_build_info", BY_NODE)],
             "percentunit",
             "1 is one processor.",
             span=8,
         ),
         lines(
             "Server memory",
-            [(f"process_resident_memory_bytes{{{NODE}}} and on(instance) dsfs_build_info", node)],
+            [(f"process_resident_memory_bytes{{{NODE}}} and on(instance) dsfs_build_info", BY_NODE)],
             "bytes",
             "Resident; a part of it is shared with the stand-by.",
             span=8,
         ),
         lines(
             "Restarts",
-            [(f"sum by ({by}) (increase(dsfs_server_restarts_total{{{NODE}}}[15m]))", node)],
+            [(f"sum by ({by}) (increase(dsfs_server_restarts_total{{{NODE}}}[15m]))", BY_NODE)],
             "short",
             "In 15 minutes. Mounts go on meanwhile.",
             span=8,
@@ -319,20 +241,19 @@ def nodes() -> list[Panel]:
 
 def shared() -> list[Panel]:
     by = "node, instance"
-    node = "{{node}} {{instance}}"
     return [
         lines(
             "Taken from the shared tier, and given to it",
             [
-                (f"sum by ({by}) ({rate('dsfs_shared_read_bytes_total', DATASET)})", "taken " + node),
-                (f"sum by ({by}) ({rate('dsfs_shared_written_bytes_total', NODE)})", "given " + node),
+                (f"sum by ({by}) ({rate('dsfs_shared_read_bytes_total', DATASET)})", "taken " + BY_NODE),
+                (f"sum by ({by}) ({rate('dsfs_shared_written_bytes_total', NODE)})", "given " + BY_NODE),
             ],
             "Bps",
             "Much taken, little given: nodes profit from each other.",
         ),
         lines(
             "Shared tier in trouble",
-            [(f"max by ({by}) (dsfs_shared_trouble{{{NODE}}})", node)],
+            [(f"max by ({by}) (dsfs_shared_trouble{{{NODE}}})", BY_NODE)],
             "short",
             "1 while a node cannot use it. Reads go on from the node's cache and the origins.",
         ),
@@ -345,7 +266,7 @@ def datasets() -> list[Panel]:
         dataset_table(),
         lines(
             "Read by dataset",
-            [(f"topk(10, {read_bytes(by)})", "{{namespace}}/{{dataset}}")],
+            [(f"topk(10, {read_bytes(by)})", BY_DATASET)],
             "Bps",
             "The ten most read.",
         ),
@@ -365,23 +286,13 @@ def datasets() -> list[Panel]:
         ),
         lines(
             "Waiting requests",
-            [
-                (
-                    f"topk(10, sum by (namespace, dataset) (dsfs_waiting_requests{{{DATASET}}}))",
-                    "{{namespace}}/{{dataset}}",
-                )
-            ],
+            [(ten_largest("sum", f"dsfs_waiting_requests{{{DATASET}}}"), BY_DATASET)],
             "short",
             "Requests of the kernel that have no answer yet.",
         ),
         lines(
             "Longest wait",
-            [
-                (
-                    f"topk(10, max by (namespace, dataset) (dsfs_oldest_request_seconds{{{DATASET}}}))",
-                    "{{namespace}}/{{dataset}}",
-                )
-            ],
+            [(ten_largest("max", f"dsfs_oldest_request_seconds{{{DATASET}}}"), BY_DATASET)],
             "s",
             "How long the oldest request without an answer has waited. A read ends within the read timeout.",
         ),
@@ -402,7 +313,7 @@ def datasets() -> list[Panel]:
                 (
                     f"clamp_min(1 - sum{by} ({rate('dsfs_read_bytes_total', DATASET)}) / "
                     f"(sum{by} ({rate('dsfs_opened_bytes_total', DATASET)}) > 0), 0)",
-                    "{{namespace}}/{{dataset}}",
+                    BY_DATASET,
                 )
             ],
             "percentunit",
@@ -450,12 +361,6 @@ def dataset_table() -> table.Panel:
 
 
 # -- the dashboard --------------------------------------------------------------------------------------------------
-
-
-def variable(name: str, label: str, query: str) -> dashboard.QueryVariable:
-    made = dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(query)
-    made.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
-    return made.multi(True).include_all(True).all_value(".*").current(models.VariableOption(text="All", value="$__all"))
 
 
 def build() -> str:
