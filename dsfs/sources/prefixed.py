@@ -9,6 +9,7 @@ from dsfs.errors import SourceMissing
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source
+from dsfs.sources.digest import Digest, digest_of
 from dsfs.sources.wire import WireRequest, WireSource
 
 
@@ -55,6 +56,9 @@ class PrefixedSource:
         if not isinstance(self._source, WireSource):
             return None
         return self._source.asking(replace(obj, path=self._inner(obj.path)), wanted)
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        return digest_of(self._source, replace(obj, path=self._inner(obj.path)))
 
     async def close(self) -> None:
         await self._source.close()

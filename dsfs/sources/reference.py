@@ -9,6 +9,8 @@ from dsfs.errors import ConfigError
 from dsfs.model import ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, walk
+from dsfs.sources.digest import Digest, digest_of
+from dsfs.sources.wire import WireRequest, WireSource
 
 SCHEME = "dataset://"
 
@@ -54,6 +56,14 @@ class ReferenceSource:
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         await self._source.read(replace(obj, path=self._inner(obj.path)), wanted, sink)
+
+    def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
+        if not isinstance(self._source, WireSource):
+            return None
+        return self._source.asking(replace(obj, path=self._inner(obj.path)), wanted)
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        return digest_of(self._source, replace(obj, path=self._inner(obj.path)))
 
     async def close(self) -> None:
         await self._source.close()

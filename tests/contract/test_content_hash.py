@@ -16,7 +16,9 @@ from tests.servers.archive_files import files_server
 SMALL, LARGE = os.urandom(300_000), os.urandom(9_000_011)
 
 
-def test_a_lie_is_not_served_nor_kept_and_heals(mounts: Mounts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("through", ["itself", "reference", "path"])
+def test_a_lie_is_not_served_nor_kept_and_heals(mounts: Mounts, tmp_path: Path, through: str) -> None:
+    """Whichever dataset shows the file: one that refers to another keeps its bytes in the same place."""
     with files_server() as server:
         listed = []
         for name, data in (("small", SMALL), ("large", LARGE)):
@@ -33,20 +35,24 @@ def test_a_lie_is_not_served_nor_kept_and_heals(mounts: Mounts, tmp_path: Path) 
                 type="HTTP",
                 source={"options": {"list": "true"}},
                 readPath="daemon",
+                mountOptions={"path": "below"} if through == "path" else {},
             ),
+            dataset("lent", "dataset://team/data", "team", type="REFERENCE", readPath="daemon"),
         )
-        mount = mounts.mount("-f", manifest, "--read-timeout=20s", "--cache-size=1GiB", dataset="team/data")
+        name = "team/lent" if through == "reference" else "team/data"
+        mount = mounts.mount("-f", manifest, "--read-timeout=20s", "--cache-size=1GiB", dataset=name)
+        root = mount.root / "below" if through == "path" else mount.root
         mount.expect_log("fetch failed")
         mount.expect_log("what the source sent is not what it lists")
         with pytest.raises(OSError, match="Input/output error"):
-            (mount.root / "small").read_bytes()
+            (root / "small").read_bytes()
         tried = mount.sum_of("dsfs_cache_corrupt_blocks_total")
         assert tried > 0
-        (mount.root / "large").read_bytes()  # all that can be said before its end is that it is of one version
+        (root / "large").read_bytes()  # all that can be said before its end is that it is of one version
         eventually(lambda: mount.sum_of("dsfs_cache_corrupt_blocks_total") > tried, 20, "the large lie is dropped")
         eventually(lambda: _kept(mount.cache_dir) == [], 10, "nothing is kept")
         server.lies.clear()
-        assert (mount.root / "small").read_bytes() == SMALL
+        assert (root / "small").read_bytes() == SMALL
         assert _kept(mount.cache_dir) != []
 
 
