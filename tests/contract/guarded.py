@@ -1,12 +1,16 @@
-"""A web server that gives files to who shows a token that it knows, and says which requests came with which."""
+"""A web server that gives files to who shows a token that it knows, and says what came with which; its datasets."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from tests.contract.conftest import dataset
+from tests.mounts import Mount, eventually
 from tests.servers import hostile as web
 
 FILES = {
@@ -65,3 +69,28 @@ def guarded() -> Iterator[Guarded]:
 def secret(namespace: str, name: str = "web", **values: str) -> dict[str, Any]:
     metadata: Mapping[str, str] = {"name": name, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values}
+
+
+def web_dataset(origin: Guarded, name: str, namespace: str, **spec: object) -> dict[str, object]:
+    return dataset(name, origin.url, namespace, type="HTTP", **{"secretRef": "web", **spec})
+
+
+def read_all(root: Path) -> None:
+    for name, data in FILES.items():
+        assert (root / name).read_bytes() == data, name
+
+
+def errno_of(root: Path, name: str = "a.txt") -> int:
+    """Of a read that the kernel has no pages for; 0 when it succeeds."""
+    try:
+        with open(root / name, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert file.read() == FILES[name]
+        return 0
+    except OSError as error:
+        return error.errno or -1
+
+
+def wait_cached(mount: Mount, name: str) -> None:
+    total = sum(map(len, FILES.values()))
+    eventually(lambda: mount.dataset(name)["cached_bytes"] == total, 15, f"all of {name} is cached")

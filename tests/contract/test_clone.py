@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import dataset, one_line_failure, write_manifests
-from tests.contract.guarded import FILES, Guarded, guarded, secret
-from tests.mounts import Mount, Mounts, dsfs, eventually
+from tests.contract.guarded import FILES, Guarded, errno_of, guarded, read_all, secret, wait_cached, web_dataset
+from tests.mounts import Mounts, dsfs, eventually
 from tests.servers import hostile as web
 
 SESSIONS = ["direct", "pyfuse3"]
@@ -22,31 +22,6 @@ SESSIONS = ["direct", "pyfuse3"]
 def origin() -> Iterator[Guarded]:
     with guarded() as server:
         yield server
-
-
-def web_dataset(origin: Guarded, name: str, namespace: str, **spec: object) -> dict[str, object]:
-    return dataset(name, origin.url, namespace, type="HTTP", **{"secretRef": "web", **spec})
-
-
-def read_all(root: Path) -> None:
-    for name, data in FILES.items():
-        assert (root / name).read_bytes() == data, name
-
-
-def errno_of(root: Path, name: str = "a.txt") -> int:
-    """Of a read that the kernel has no pages for; 0 when it succeeds."""
-    try:
-        with open(root / name, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            assert file.read() == FILES[name]
-        return 0
-    except OSError as error:
-        return error.errno or -1
-
-
-def wait_cached(mount: Mount, name: str) -> None:
-    total = sum(map(len, FILES.values()))
-    eventually(lambda: mount.dataset(name)["cached_bytes"] == total, 15, f"all of {name} is cached")
 
 
 @pytest.mark.parametrize("session", SESSIONS)

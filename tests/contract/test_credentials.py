@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
-from tests.contract.guarded import FILES, Guarded, guarded, secret
-from tests.contract.test_clone import errno_of, read_all
+from tests.contract.guarded import FILES, Guarded, errno_of, guarded, read_all, secret, web_dataset
 from tests.mounts import Mount, Mounts, dsfs, eventually, processes_of, runtime_dir_of
 
 SESSIONS = ["direct", "pyfuse3"]
@@ -37,9 +36,7 @@ def test_a_credential_is_used_without_a_remount(mounts: Mounts, origin: Guarded,
     """One that is missing, a right one, a wrong one, a right one again; over restarts of the server."""
     origin.allow("fake-token-a", "fake-token-b")
     how = {"readPath": "daemon"} if session == "direct" else {}
-    manifest = write_manifests(
-        tmp_path / "m.yaml", dataset("one", origin.url, "team", type="HTTP", secretRef="nowhere", **how)
-    )
+    manifest = write_manifests(tmp_path / "m.yaml", web_dataset(origin, "one", "team", secretRef="nowhere", **how))
     mount = mounts.mount("-f", manifest, session=session, dataset="team/one")
     mount.expect_log("cannot be used|listing failed|fetch failed|resync failed")
     assert "nowhere" in mount.wait_phase("FAILED")["message"]
@@ -70,7 +67,7 @@ def test_it_wins_over_secret_ref_until_it_is_taken_back(mounts: Mounts, origin: 
     origin.allow("fake-token-own", "fake-token-secret")
     manifest = write_manifests(
         tmp_path / "m.yaml",
-        dataset("one", origin.url, "team", type="HTTP", secretRef="web", share=True, readPath="daemon"),
+        web_dataset(origin, "one", "team", share=True, readPath="daemon"),
         dataset("ref", "dataset://team/one", "other", type="REFERENCE", readPath="daemon"),
         secret("team", token="fake-token-secret"),
     )

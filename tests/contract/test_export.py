@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import dataset, flip_byte, one_line_failure, write_manifests
-from tests.contract.guarded import FILES, Guarded, guarded, secret
-from tests.contract.test_clone import read_all, wait_cached
+from tests.contract.guarded import FILES, Guarded, guarded, read_all, secret, wait_cached, web_dataset
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually
 
 TIME_NS = 1_700_000_000_123_456_789
@@ -124,7 +123,7 @@ def test_a_cache_that_came_from_elsewhere_is_used_once_it_is_checked(
     origin.allow("fake-token-a")
     manifest = write_manifests(
         tmp_path / "m.yaml",
-        dataset("one", origin.url, "team", type="HTTP", secretRef="web"),
+        web_dataset(origin, "one", "team"),
         secret("team", token="fake-token-a"),
     )
     mount = mounts.mount("-f", manifest, dataset="team/one")
