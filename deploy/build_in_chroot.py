@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,13 +107,19 @@ class Tree:
         self.upper = layer / "upper"
         options = f"lowerdir={lower},upperdir={self.upper},workdir={layer / 'work'}"
         run(["mount", "-t", "overlay", "overlay", "-o", options, place])
+        try:
+            self._furnish()
+        except BaseException:
+            self.close()  # this machine's /dev must not stay in a directory that somebody will remove
+            raise
+
+    def _furnish(self) -> None:
         for name in ("dev", "proc", "sys"):
-            run(["mount", "--rbind", "--make-rslave", f"/{name}", place / name])
-        run(["mount", "-t", "tmpfs", "tmpfs", place / "run"])
-        shutil.copy("/etc/resolv.conf", place / "run/resolv.conf")
-        shutil.copy(BUNDLE, place / "run/ca.crt")
-        (place / "etc/resolv.conf").unlink(missing_ok=True)
-        shutil.copy("/etc/resolv.conf", place / "etc/resolv.conf")
+            run(["mount", "--rbind", "--make-rslave", f"/{name}", self.place / name])
+        run(["mount", "-t", "tmpfs", "tmpfs", self.place / "run"])
+        shutil.copy(BUNDLE, self.place / "run/ca.crt")
+        (self.place / "etc/resolv.conf").unlink(missing_ok=True)
+        shutil.copy("/etc/resolv.conf", self.place / "etc/resolv.conf")
 
     def chroot(self, argv: list[str], stage: Stage, user: str) -> int:
         environment = {
@@ -168,16 +175,17 @@ def copy(words: list[str], tree: Tree, trees: dict[str, Tree]) -> None:
 def main(arguments: list[str]) -> int:
     if not arguments:
         raise SystemExit(__doc__)
-    own, _, command = " ".join(map(shlex.quote, arguments)).partition(" -- ")
-    words, command_words = shlex.split(own), shlex.split(command)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    words, command_words = arguments[:end], arguments[end + 1 :]
     directory = Path(words[0]).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     trees: dict[str, Tree] = {}
-    try:
+    with ExitStack() as mounted:
         for number, stage in enumerate(stages(DOCKERFILE.read_text())):
             tree = Tree(
                 directory / (stage.name or "image"), base(directory, stage.release), directory / f"layer{number}"
             )
+            mounted.callback(tree.close)
             trees[stage.name] = tree
             build(stage, tree, trees)
         used = subprocess.run(["du", "-sm", tree.upper], capture_output=True, text=True, check=True).stdout.split()[0]
@@ -185,9 +193,6 @@ def main(arguments: list[str]) -> int:
         entrypoint = [] if "--entrypoint=none" in words else stage.entrypoint
         user = "0:0" if command_words else stage.user
         return tree.chroot([*entrypoint, *(command_words or stage.command)], stage, user)
-    finally:
-        for tree in reversed(trees.values()):
-            tree.close()
 
 
 if __name__ == "__main__":
