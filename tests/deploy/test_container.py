@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -51,6 +52,8 @@ def test_every_package_is_locked_by_hash(lock: str) -> None:
 def test_the_lock_has_all_that_is_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     text = (ROOT / "deploy" / "requirements.lock").read_text()
-    locked = {normal(match[1]) for match in re.finditer(r"^([\w.-]+)==", text, re.MULTILINE)}
-    asked = {normal(re.split(r"[\[<>=!~ ;]", each)[0]) for each in project["dependencies"]}
-    assert asked <= locked, "run deploy/lock.sh"
+    locked = {normal(match[1]): match[2] for match in re.finditer(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)}
+    for asked in map(Requirement, project["dependencies"]):
+        found = locked.get(normal(asked.name))
+        assert found is not None, f"{asked}: run deploy/lock.sh"
+        assert asked.specifier.contains(found), f"{asked}, not {found}: run deploy/lock.sh"
