@@ -9,7 +9,8 @@ import trio
 
 from daemon.building import MANUAL_URI
 from dsfs.bridge import Bridge
-from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import CATALOG
 from dsfs.errors import ConfigError, SourceError
 from dsfs.fetch.entitlement import Unread
 from dsfs.manifest.names import check_dataset_name, check_namespace

@@ -14,7 +14,8 @@ import trio
 
 from dsfs import metrics
 from dsfs.catalog.lookup import ROOT_INO, Catalog
-from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import CATALOG
 from dsfs.errors import ConfigError, DsfsError, SourceChanged
 from dsfs.fetch.flights import DISK
 from dsfs.fetch.origin import RemoteFile

@@ -20,9 +20,9 @@ from dsfs.cache.mapfile import stored_checksums
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import Verified, verify, verify_one
 from dsfs.catalog.lookup import Catalog
-from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
-from dsfs.datasets.selection import matching
+from dsfs.datasets.selection import CATALOG, matching
 from dsfs.errors import ConfigError, DsfsError, PinRefused
 from dsfs.fetch.flights import DISK
 from dsfs.fetch.shared_disk import SharedDisk

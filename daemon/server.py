@@ -42,8 +42,9 @@ from dsfs.cache.index import open_index
 from dsfs.cache.layout import Layout, open_layout, trust_id
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import rebuild_index
-from dsfs.datasets.dataset import CATALOG, Dataset
+from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
+from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import AnotherServes, CacheDirectoryBusy, DsfsError, MountError
 from dsfs.fetch.flights import DISK, Flights

@@ -19,8 +19,9 @@ from daemon.wanted import CREDENTIALS, HANDED_OVER, Wanted, to_text
 from daemon.warming import Warming
 from dsfs.bridge import Bridge
 from dsfs.datasets.access import visible
-from dsfs.datasets.dataset import CATALOG, Dataset, DatasetStatus
+from dsfs.datasets.dataset import Dataset, DatasetStatus
 from dsfs.datasets.proofs import ProofOfDataset, Proofs
+from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import ConfigError, MountError
 from dsfs.fetch.origin import Origin

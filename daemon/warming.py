@@ -21,8 +21,8 @@ import trio
 
 from dsfs.cache.node import NodeTier
 from dsfs.catalog.lookup import Catalog
-from dsfs.datasets.dataset import CATALOG, Dataset
-from dsfs.datasets.selection import Batches, Totals, measure
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import CATALOG, Batches, Totals, measure
 from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
 from dsfs.fetch.flights import DISK
 from dsfs.fetch.origin import RemoteFile

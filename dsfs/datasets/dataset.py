@@ -1,26 +1,25 @@
-"""One dataset while it is mounted: its revision, its phase, and how a name that is not known yet becomes known."""
+"""One dataset while it is mounted: the revision that it shows, from the first listing through every resync."""
 
 from __future__ import annotations
 
-import errno
 import os
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 import trio
 
 from dsfs.bridge import Bridge
-from dsfs.catalog import crawl
-from dsfs.catalog.diff import Changes, adopt_numbers, changes
-from dsfs.catalog.lookup import Catalog, Row, join
+from dsfs.catalog.diff import Changes
+from dsfs.catalog.lookup import Catalog, Row
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.datasets.once import Once
+from dsfs.datasets.listing import list_all, list_beside, new_catalog
+from dsfs.datasets.names import Names
 from dsfs.datasets.rounds import Rounds
-from dsfs.datasets.selection import remote_file
-from dsfs.datasets.store import DatasetStore, new_revision
+from dsfs.datasets.selection import CATALOG
+from dsfs.datasets.source_in_use import SourceInUse
+from dsfs.datasets.store import DatasetStore, remove_catalog
 from dsfs.errors import (
     CatalogError,
     ConfigError,
@@ -31,23 +30,15 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.fetch.origin import Origin, RemoteFile
-from dsfs.fetch.patience import patiently
 from dsfs.manifest.schema import Manifest, SourceType
-from dsfs.model import Kind, Phase, SourceObject
+from dsfs.model import Phase, SourceObject
 from dsfs.sources.base import Source
 
 log = structlog.get_logger()
 
-_T = TypeVar("_T")
-
 _MANUAL_SYNC_S = 10.0  # how soon a file that somebody puts into a MANUAL dataset is seen
-_OLDER_REVISIONS = 16  # whose open files can still be read, unless their bytes are gone
 _CLOSE_S = 2.0
-_OLD_SOURCES = 8  # replaced, not closed yet
 _RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
-_TOLD_NAMES = 10_000  # more changes than that are told as "a lot"
-CATALOG = trio.CapacityLimiter(2)  # threads that scan catalogs
-_SIBLINGS = 256  # files whose size is asked for together with the one that somebody looks at
 _RETRY_CRAWL_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -84,7 +75,9 @@ class Dataset:
         self.manifest = manifest
         self.slot = slot
         self.origin = origin
-        self.answered = trio.Event()
+        self._names = Names(manifest.id, origin, bridge, timeout_s)
+        self._sources = SourceInUse(bridge, origin, renew_source)
+        self.answered = self._names.answered
         """Set once the source has answered, well or badly, or an older revision is shown in its place."""
         self.settled = trio.Event()
         """Set once the revision is sealed, or the first crawl has failed."""
@@ -102,18 +95,10 @@ class Dataset:
         """Set when another revision is shown than the one that was when somebody took hold of this event."""
         self._store = store
         self._bridge = bridge
-        self._renew_source = renew_source
-        self._timeout_s = timeout_s
         self._phase = Phase.PENDING
         self._message = ""
-        self._catalog: Catalog | None = None
-        self._older: list[Catalog] = []
         self._rounds = Rounds()
-        self._closing: list[Source] = []
         self._asked_by_change_s = -_RESYNC_PAUSE_S
-        self._writer: CatalogWriter | None = None
-        self._listing = Once()
-        self._resolving = Once()
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -121,27 +106,23 @@ class Dataset:
         """Begin with a new listing, or go on with the revisions that an earlier server has shown, latest first."""
         directory = self._store.directory_of(self.manifest)
         known = [path for name in shown_before if os.path.exists(path := f"{directory}/{name}.sqlite")]
+        names = self._names
         if known:
-            self._catalog, self._older = Catalog(known[0]), [Catalog(path) for path in known[1:]]
+            names.open(known[0], known[1:])
         else:
-            self._writer = self._new_writer()
-            self._catalog = Catalog(self._writer.file)
-        if self._catalog.sealed:
+            names.writer = new_catalog(directory)
+            names.open(names.writer.file)
+        if names.catalog.sealed:
             self._shown(Phase.READY)
-        elif self._writer is None:
-            self._writer = CatalogWriter(self._catalog.file)
+        elif names.writer is None:
+            names.writer = CatalogWriter(names.catalog.file)
         if known:
             self.answered.set()  # readers have seen this revision: it stays, whatever the source says now
 
     def open_sealed(self, file: str) -> None:
         """Show one revision for good: what ``<dataset>@<revision>`` is."""
-        self._catalog = Catalog(file)
+        self._names.open(file)
         self._shown(Phase.READY)
-
-    def _new_writer(self) -> CatalogWriter:
-        now_s = time.time()
-        name = new_revision(now_s)
-        return CatalogWriter.create(f"{self._store.directory_of(self.manifest)}/{name}.sqlite", name, int(now_s * 1e9))
 
     async def run(self) -> None:
         """List the first revision, then the next one whenever somebody asks for it."""
@@ -159,12 +140,12 @@ class Dataset:
     async def _list_first(self) -> None:
         """Crawl until the revision is sealed; try again, ever more slowly, while the source fails."""
         attempt = 0
-        while self._writer is not None:
+        while (writer := self._names.writer) is not None:
             if self._phase is not Phase.FAILED:
                 self._phase = Phase.PROCESSING
             self._rounds.begin()
             try:
-                await self._guarded(self._crawl, self._writer)
+                await list_all(self._bridge, self.manifest.id, self.origin.source, writer, self._answered_soon)
             except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
                 if isinstance(error, SourceError):
                     self.origin.note_error(error)
@@ -184,7 +165,7 @@ class Dataset:
                 if isinstance(error, SourceRefused | SourceUnsupported):
                     await self.renew()
                 continue
-            self._writer = None
+            self._names.writer = None
             self.catalog.refresh()
             self.origin.last_error = None
             self._shown(Phase.READY)
@@ -195,19 +176,11 @@ class Dataset:
     async def renew(self) -> None:
         """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
         try:
-            source = await self._bridge.call(self._renew_source)
+            source = await self._sources.another()
         except ConfigError as error:
             self._message = str(error)
             return
-        await self._use(source)
-
-    async def _use(self, source: Source) -> None:
-        """Read through another source from now on. The old one is closed when nothing can be under way on it."""
-        self._closing.append(self.origin.source)
-        self.origin.source = source
-        self.origin.entitlement.begin_anew()  # its credentials may be others than those of the old one
-        if len(self._closing) > _OLD_SOURCES:
-            await self._bridge.call(self._closing.pop(0).close)
+        await self._sources.use(source)
 
     def fail(self, message: str) -> None:
         """Something that nobody expected has ended ``run``: what is shown stays, and says so."""
@@ -219,41 +192,29 @@ class Dataset:
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
         now_s = trio.current_time()
-        if self._writer is None and now_s - self._asked_by_change_s > _RESYNC_PAUSE_S:
+        if self._names.writer is None and now_s - self._asked_by_change_s > _RESYNC_PAUSE_S:
             self._asked_by_change_s = now_s
             self.ask_for_resync()
 
-    async def _guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
-        """A listing on the network side; what a source was not expected to raise counts as its failure."""
-        try:
-            await self._bridge.call(work, *args)
-        except (DsfsError, trio.Cancelled):
-            raise
-        except Exception as error:
-            log.exception("listing failed unexpectedly", dataset=self.manifest.id)
-            reason = f"{self.manifest.id}: {type(error).__name__} in the daemon (see its log)"
-            raise SourceUnavailable(reason) from error
-
-    async def _crawl(self, writer: CatalogWriter) -> None:
-        await crawl.crawl(self.origin.source, writer, lambda: self._bridge.soon(self.answered.set))
+    def _answered_soon(self) -> None:
+        self._bridge.soon(self.answered.set)
 
     async def _show_older(self, error: DsfsError) -> bool:
         """The source does not answer and nobody has seen anything yet: show what it had last, if that is known."""
         older = await trio.to_thread.run_sync(self._store.newest_sealed, self.manifest, limiter=CATALOG)
         if older is None:
             return False
-        if self._writer is not None:
-            await trio.to_thread.run_sync(self._writer.close, limiter=CATALOG)
-            self._writer = None
-        self.catalog.close()
-        self._catalog = Catalog(older)
+        if self._names.writer is not None:
+            await trio.to_thread.run_sync(self._names.writer.close, limiter=CATALOG)
+            self._names.writer = None
+        self._names.show_instead(older)
         log.warning(
             "source does not answer, its last revision is shown",
             dataset=self.manifest.id,
-            revision=self._catalog.revision,
+            revision=self.catalog.revision,
             reason=str(error),
         )
-        self._shown(Phase.READY, f"showing revision {self._catalog.revision}, as the source fails: {error}")
+        self._shown(Phase.READY, f"showing revision {self.catalog.revision}, as the source fails: {error}")
         self.on_listed()
         return True
 
@@ -292,36 +253,26 @@ class Dataset:
             self._rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:
-        source = await self._bridge.call(self._renew_source)
-        writer = self._new_writer()
-        shown = self.catalog
+        source = await self._sources.another()
+        directory = self._store.directory_of(self.manifest)
         try:
-            await self._guarded(crawl.crawl, source, writer, _ignored)
-            first_free = max(catalog.next_ino() for catalog in (shown, *self._older))
-            await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
-            found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
-        except BaseException:  # a cancel too: nothing of a round that did not end stays behind
-            writer.close()
-            _remove_catalog(writer.file)
+            file, found = await list_beside(self._bridge, self.manifest.id, source, directory, self._names.known)
+        except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await self._bridge.call(source.close)
             raise
-        await self._use(source)
+        await self._sources.use(source)
         if found is not None and not found:
-            await trio.to_thread.run_sync(_remove_catalog, writer.file, limiter=CATALOG)
+            await trio.to_thread.run_sync(remove_catalog, file, limiter=CATALOG)
             return  # nothing has changed: what is shown is the next revision
         try:
-            await self.before_swap(writer.file)
+            await self.before_swap(file)
         except BaseException:
-            _remove_catalog(writer.file)
+            remove_catalog(file)
             raise
         # No await between these lines: from here on the tree is the new one.
-        self._older.insert(0, shown)
-        self._catalog = Catalog(writer.file)
-        log.info("revision swapped", dataset=self.manifest.id, revision=self._catalog.revision, changed=bool(found))
-        for forgotten in self._older[_OLDER_REVISIONS:]:
-            forgotten.close()
-        del self._older[_OLDER_REVISIONS:]
+        self._names.show_next(file)
+        log.info("revision swapped", dataset=self.manifest.id, revision=self.catalog.revision, changed=bool(found))
         self.on_listed()
         swapped, self.swapped = self.swapped, trio.Event()
         swapped.set()
@@ -330,25 +281,23 @@ class Dataset:
 
     async def close_sources(self) -> None:
         """Give back the connections of sources that were replaced, and of the one in use. The last thing to call."""
-        for source in (*self._closing, self.origin.source):
-            await self._bridge.call(source.close)
+        await self._sources.close()
 
     async def clean(self) -> None:
         """Remove catalogs that nobody will look at again."""
-        used = [catalog.file for catalog in (self.catalog, *self._older)]
+        used = [catalog.file for catalog in self._names.known]
         await trio.to_thread.run_sync(self._store.clean, self.manifest, used, limiter=CATALOG)
 
     # -- looking --------------------------------------------------------------------------------------------------
 
     @property
     def catalog(self) -> Catalog:
-        if self._catalog is None:
-            raise ConfigError(f"{self.manifest.id}: no revision is open")
-        return self._catalog
+        """The revision that is shown."""
+        return self._names.catalog
 
     def shown(self) -> list[str]:
         """Names of the catalogs that readers may have seen numbers of, the one that is shown first."""
-        return [catalog.name for catalog in (self.catalog, *self._older)]
+        return [catalog.name for catalog in self._names.known]
 
     async def status(self) -> DatasetStatus:
         catalog = self.catalog
@@ -370,110 +319,26 @@ class Dataset:
         return self._message
 
     async def list_directory(self, ino: int) -> None:
-        """Have every name of a directory in the catalog. Raises SourceError."""
-        await self.answered.wait()
-        if not self.catalog.is_listed(ino):
-            await self._listing.do(ino, lambda: self._list(ino))
+        """See ``Names``, as of all below."""
+        await self._names.list_directory(ino)
 
     async def find(self, parent: int, name: bytes) -> Row | None:
-        """One name of a directory, known or not; None when it is certain that there is none. Raises SourceError."""
-        await self.answered.wait()
-        row = self.catalog.lookup(parent, name)
-        if self.catalog.is_listed(parent):
-            if row is not None and row.size is None:
-                await self.resolve(row)
-                row = self.catalog.lookup(parent, name)
-            return row
-        try:
-            path = join(self.catalog.directory_path(parent), name)
-            path.encode("utf-8", "surrogateescape")
-        except UnicodeError:
-            return None
-        writer = self._writer
-        if writer is not None and await self._patiently(lambda: self._find(writer, path)) is None:
-            return None
-        return self.catalog.lookup(parent, name)
-
-    async def resolve(self, row: Row) -> None:
-        """Learn size and version of a file of which only the name is known; of its siblings too. Raises SourceError."""
-        await self._resolving.do(row.ino, lambda: self._resolve(row))
-
-    async def _list(self, ino: int) -> None:
-        writer = self._writer
-        if writer is not None:
-            path = self.catalog.directory_path(ino)
-            scope = trio.CancelScope()
-
-            def progressed() -> None:
-                scope.deadline = trio.current_time() + self._timeout_s  # a huge directory may take its time
-
-            async def work() -> None:
-                await self._bridge.call(
-                    crawl.list_directory, self.origin.source, writer, path, lambda: self._bridge.soon(progressed)
-                )
-
-            await patiently(self.origin, work, self._timeout_s, scope)
-
-    async def _find(self, writer: CatalogWriter, path: str) -> SourceObject | None:
-        return await self._bridge.call(crawl.find, self.origin.source, writer, path)
-
-    async def _resolve(self, row: Row) -> None:
-        writer = self._writer
-        if writer is None:
-            return
-        directory = self.catalog.directory_path(row.parent)
-        paths = await trio.to_thread.run_sync(
-            crawl.sibling_paths, writer, row.parent, directory, row.name, _SIBLINGS, limiter=CATALOG
-        )
-        await self._patiently(lambda: self._bridge.call(crawl.resolve, self.origin.source, writer, paths))
-
-    async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        return await patiently(self.origin, call, self._timeout_s)
+        return await self._names.find(parent, name)
 
     def row(self, ino: int) -> Row | None:
-        """An entry of the revision that is shown, or of one before it that somebody may have open."""
-        for catalog in (self.catalog, *self._older):
-            row = catalog.row(ino)
-            if row is not None:
-                return row
-        return None
+        return self._names.row(ino)
 
     def children(self, parent: int, after_ino: int, limit: int) -> list[Row]:
-        """Entries of a directory in order of name, behind the one with a number (0: from the start).
-
-        The revision may have been swapped since that one was listed: its name is looked for in older ones too, so that
-        a readdir under way goes on and never ends early. Raises OSError (ESTALE) for a number that nobody knows.
-        """
-        after = b""
-        if after_ino:
-            names = (catalog.name_of(after_ino) for catalog in (self.catalog, *self._older))
-            known = next((name for name in names if name is not None), None)
-            if known is None:
-                raise OSError(errno.ESTALE, "a directory position of a revision that is not known any more")
-            after = known
-        return self.catalog.children(parent, after, limit)
+        return self._names.children(parent, after_ino, limit)
 
     def path_of(self, ino: int) -> str:
-        """Where an entry is, or was. Raises CatalogError for a number that was never shown."""
-        for catalog in self._older:
-            if self.catalog.row(ino) is None and catalog.row(ino) is not None:
-                return catalog.path_of(ino)
-        return self.catalog.path_of(ino)
+        return self._names.path_of(ino)
 
     def any_file(self) -> SourceObject | None:
-        """A file with at least one byte in it, if there is one. Scans the catalog: not for the loop."""
-        catalog = Catalog(self.catalog.file)
-        try:
-            for path, row in catalog.files():
-                if row.kind == Kind.FILE and row.size:
-                    return remote_file(self.origin, path, row).obj
-            return None
-        finally:
-            catalog.close()
+        return self._names.any_file()
 
     def remote_file(self, row: Row) -> RemoteFile:
-        """What the cache and the source call a file."""
-        return remote_file(self.origin, self.path_of(row.ino), row)
+        return self._names.remote_file(row)
 
 
 def _totals_of(file: str) -> tuple[int, int, int]:
@@ -483,16 +348,6 @@ def _totals_of(file: str) -> tuple[int, int, int]:
         return catalog.totals()
     finally:
         catalog.close()
-
-
-def _remove_catalog(file: str) -> None:
-    for path in (file, f"{file}-wal", f"{file}-shm"):
-        if os.path.exists(path):
-            os.unlink(path)
-
-
-def _ignored() -> None:
-    return
 
 
 def _nobody_to_call() -> None:

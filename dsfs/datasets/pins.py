@@ -18,8 +18,8 @@ import trio
 
 from dsfs.cache.node import NodeTier, whole_space
 from dsfs.catalog.lookup import Row
-from dsfs.datasets.dataset import CATALOG, Dataset
-from dsfs.datasets.selection import matching, named
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import CATALOG, matching, named
 from dsfs.errors import CacheDirectoryError, PinRefused
 
 log = structlog.get_logger()

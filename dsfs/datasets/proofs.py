@@ -15,7 +15,7 @@ import structlog
 import trio
 from cachetools import LRUCache
 
-from dsfs.datasets.dataset import CATALOG
+from dsfs.datasets.selection import CATALOG
 from dsfs.errors import ConfigError
 
 log = structlog.get_logger()

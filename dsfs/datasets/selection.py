@@ -8,10 +8,15 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
 
+import trio
+
 from dsfs.cache.node import map_space, space_of
 from dsfs.catalog.lookup import Catalog, Row
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.model import Kind, SourceObject
+
+CATALOG = trio.CapacityLimiter(2)
+"""Threads that scan catalogs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,15 +114,20 @@ class DatasetStore:
             if sealed and kept < KEPT_REVISIONS:
                 kept += 1
                 continue
-            for leftover in (path, f"{path}-wal", f"{path}-shm"):
-                if os.path.exists(leftover):
-                    os.unlink(leftover)
+            remove_catalog(path)
 
     def _catalogs(self, manifest: Manifest) -> list[str]:
         directory = self.directory_of(manifest)
         return [
             f"{directory}/{name}" for name in sorted(os.listdir(directory), reverse=True) if name.endswith(".sqlite")
         ]
+
+
+def remove_catalog(path: str) -> None:
+    """A catalog that nobody looks at, with what SQLite has put beside it."""
+    for leftover in (path, f"{path}-wal", f"{path}-shm"):
+        if os.path.exists(leftover):
+            os.unlink(leftover)
 
 
 def dataset_key(manifest: Manifest) -> str:

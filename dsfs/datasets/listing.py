@@ -1,0 +1,73 @@
+"""Listing a source whole: the first time while it is looked at, later beside the revision that is shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from dsfs.bridge import Bridge
+from dsfs.catalog.crawl import crawl
+from dsfs.catalog.diff import Changes, adopt_numbers, changes
+from dsfs.catalog.lookup import Catalog
+from dsfs.catalog.writer import CatalogWriter
+from dsfs.datasets.selection import CATALOG
+from dsfs.datasets.store import new_revision, remove_catalog
+from dsfs.errors import DsfsError, SourceUnavailable
+from dsfs.sources.base import Source
+
+log = structlog.get_logger()
+
+_TOLD_NAMES = 10_000  # more changes than that are told as "a lot"
+
+
+def new_catalog(directory: str) -> CatalogWriter:
+    """The catalog of a revision that begins now."""
+    now_s = time.time()
+    name = new_revision(now_s)
+    return CatalogWriter.create(f"{directory}/{name}.sqlite", name, int(now_s * 1e9))
+
+
+async def list_all(
+    bridge: Bridge, dataset: str, source: Source, writer: CatalogWriter, answered: Callable[[], None]
+) -> None:
+    """Crawl and seal; what a source was not expected to raise counts as its failure. Raises SourceError, CatalogError.
+
+    ``answered`` is called on the network side, when there is something to look at.
+    """
+    try:
+        await bridge.call(crawl, source, writer, answered)
+    except (DsfsError, trio.Cancelled):
+        raise
+    except Exception as error:
+        log.exception("listing failed unexpectedly", dataset=dataset)
+        reason = f"{dataset}: {type(error).__name__} in the daemon (see its log)"
+        raise SourceUnavailable(reason) from error
+
+
+async def list_beside(
+    bridge: Bridge, dataset: str, source: Source, directory: str, known: Sequence[Catalog]
+) -> tuple[str, Changes | None]:
+    """The catalog of the next revision, sealed, and what it changes in the one that is shown; None for "a lot".
+
+    ``known`` are the revisions whose numbers readers may know, the one that is shown first: what is unchanged keeps its
+    number, and none is given a second time. Raises DsfsError; then nothing of it stays behind.
+    """
+    shown = known[0]
+    writer = await trio.to_thread.run_sync(new_catalog, directory, limiter=CATALOG)
+    try:
+        await list_all(bridge, dataset, source, writer, _nobody_looks)
+        first_free = max(catalog.next_ino() for catalog in known)
+        await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
+        found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
+    except BaseException:  # a cancel too: nothing of a round that did not end stays behind
+        writer.close()
+        remove_catalog(writer.file)
+        raise
+    return writer.file, found
+
+
+def _nobody_looks() -> None:
+    return

@@ -1,0 +1,182 @@
+"""What a dataset's names stand for: looked up in the revisions that readers have seen, or asked of the source."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from dsfs.bridge import Bridge
+from dsfs.catalog import crawl
+from dsfs.catalog.lookup import Catalog, Row, join
+from dsfs.catalog.writer import CatalogWriter
+from dsfs.datasets.once import Once
+from dsfs.datasets.selection import CATALOG, remote_file
+from dsfs.errors import ConfigError
+from dsfs.fetch.origin import Origin, RemoteFile
+from dsfs.fetch.patience import patiently
+from dsfs.model import Kind, SourceObject
+
+_T = TypeVar("_T")
+
+_OLDER_REVISIONS = 16  # whose open files can still be read, unless their bytes are gone
+_SIBLINGS = 256  # files whose size is asked for together with the one that somebody looks at
+
+
+class Names:
+    """File side only. ``answered`` is set once there is something to look at, or the source has failed."""
+
+    def __init__(self, dataset: str, origin: Origin, bridge: Bridge, timeout_s: float) -> None:
+        self.answered = trio.Event()
+        self.writer: CatalogWriter | None = None
+        """Of the first revision, until it is sealed: it takes what the source is asked for meanwhile."""
+        self._dataset = dataset
+        self._origin = origin
+        self._bridge = bridge
+        self._timeout_s = timeout_s
+        self._catalog: Catalog | None = None
+        self._older: list[Catalog] = []
+        self._listing = Once()
+        self._resolving = Once()
+
+    # -- which revisions ------------------------------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> Catalog:
+        """The revision that is shown."""
+        if self._catalog is None:
+            raise ConfigError(f"{self._dataset}: no revision is open")
+        return self._catalog
+
+    @property
+    def known(self) -> tuple[Catalog, ...]:
+        """The revisions that readers may have seen numbers of, the one that is shown first."""
+        return (self.catalog, *self._older)
+
+    def open(self, file: str, older: Sequence[str] = ()) -> None:
+        """Begin with the catalog of a revision, and of those that were shown before it, latest first."""
+        self._catalog, self._older = Catalog(file), [Catalog(path) for path in older]
+
+    def show_instead(self, file: str) -> None:
+        """Show another revision in place of one that nobody has seen anything of."""
+        self.catalog.close()
+        self._catalog = Catalog(file)
+
+    def show_next(self, file: str) -> None:
+        """Show another revision; the one before it can still be looked at by its numbers."""
+        self._older.insert(0, self.catalog)
+        self._catalog = Catalog(file)
+        for forgotten in self._older[_OLDER_REVISIONS:]:
+            forgotten.close()
+        del self._older[_OLDER_REVISIONS:]
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    async def list_directory(self, ino: int) -> None:
+        """Have every name of a directory in the catalog. Raises SourceError."""
+        await self.answered.wait()
+        if not self.catalog.is_listed(ino):
+            await self._listing.do(ino, lambda: self._list(ino))
+
+    async def find(self, parent: int, name: bytes) -> Row | None:
+        """One name of a directory, known or not; None when it is certain that there is none. Raises SourceError."""
+        await self.answered.wait()
+        row = self.catalog.lookup(parent, name)
+        if self.catalog.is_listed(parent):
+            if row is not None and row.size is None:
+                await self.resolve(row)
+                row = self.catalog.lookup(parent, name)
+            return row
+        try:
+            path = join(self.catalog.directory_path(parent), name)
+            path.encode("utf-8", "surrogateescape")
+        except UnicodeError:
+            return None
+        writer = self.writer
+        if writer is not None and await self._patiently(lambda: self._find(writer, path)) is None:
+            return None
+        return self.catalog.lookup(parent, name)
+
+    async def resolve(self, row: Row) -> None:
+        """Learn size and version of a file of which only the name is known; of its siblings too. Raises SourceError."""
+        await self._resolving.do(row.ino, lambda: self._resolve(row))
+
+    async def _list(self, ino: int) -> None:
+        writer = self.writer
+        if writer is not None:
+            path = self.catalog.directory_path(ino)
+            scope = trio.CancelScope()
+
+            def progressed() -> None:
+                scope.deadline = trio.current_time() + self._timeout_s  # a huge directory may take its time
+
+            async def work() -> None:
+                await self._bridge.call(
+                    crawl.list_directory, self._origin.source, writer, path, lambda: self._bridge.soon(progressed)
+                )
+
+            await patiently(self._origin, work, self._timeout_s, scope)
+
+    async def _find(self, writer: CatalogWriter, path: str) -> SourceObject | None:
+        return await self._bridge.call(crawl.find, self._origin.source, writer, path)
+
+    async def _resolve(self, row: Row) -> None:
+        writer = self.writer
+        if writer is None:
+            return
+        directory = self.catalog.directory_path(row.parent)
+        paths = await trio.to_thread.run_sync(
+            crawl.sibling_paths, writer, row.parent, directory, row.name, _SIBLINGS, limiter=CATALOG
+        )
+        await self._patiently(lambda: self._bridge.call(crawl.resolve, self._origin.source, writer, paths))
+
+    async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        return await patiently(self._origin, call, self._timeout_s)
+
+    def row(self, ino: int) -> Row | None:
+        """An entry of the revision that is shown, or of one before it that somebody may have open."""
+        for catalog in self.known:
+            row = catalog.row(ino)
+            if row is not None:
+                return row
+        return None
+
+    def children(self, parent: int, after_ino: int, limit: int) -> list[Row]:
+        """Entries of a directory in order of name, behind the one with a number (0: from the start).
+
+        The revision may have been swapped since that one was listed: its name is looked for in older ones too, so that
+        a readdir under way goes on and never ends early. Raises OSError (ESTALE) for a number that nobody knows.
+        """
+        after = b""
+        if after_ino:
+            names = (catalog.name_of(after_ino) for catalog in self.known)
+            known = next((name for name in names if name is not None), None)
+            if known is None:
+                raise OSError(errno.ESTALE, "a directory position of a revision that is not known any more")
+            after = known
+        return self.catalog.children(parent, after, limit)
+
+    def path_of(self, ino: int) -> str:
+        """Where an entry is, or was. Raises CatalogError for a number that was never shown."""
+        if self._older and self.catalog.row(ino) is None:
+            for catalog in self._older:
+                if catalog.row(ino) is not None:
+                    return catalog.path_of(ino)
+        return self.catalog.path_of(ino)
+
+    def any_file(self) -> SourceObject | None:
+        """A file with at least one byte in it, if there is one. Scans the catalog: not for the loop."""
+        catalog = Catalog(self.catalog.file)
+        try:
+            for path, row in catalog.files():
+                if row.kind == Kind.FILE and row.size:
+                    return remote_file(self._origin, path, row).obj
+            return None
+        finally:
+            catalog.close()
+
+    def remote_file(self, row: Row) -> RemoteFile:
+        """What the cache and the source call a file."""
+        return remote_file(self._origin, self.path_of(row.ino), row)
