@@ -183,11 +183,11 @@ class Dataset:
         await self._sources.use(source)
 
     def fail(self, message: str) -> None:
-        """Something that nobody expected has ended ``run``: what is shown stays, and says so."""
+        """``run`` has ended, or ends now: what is shown stays, and says so; who waits for a listing is told."""
         self._phase, self._message = Phase.FAILED, message
         self.answered.set()
         self.settled.set()
-        self._rounds.end(CatalogError(message))
+        self._rounds.stop(CatalogError(message))
 
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""

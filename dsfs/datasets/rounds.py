@@ -15,6 +15,7 @@ class Rounds:
         self._begun = self._ended = 0
         self._end_of_one = trio.Event()
         self._error: DsfsError | None = None
+        self._stopped = False
 
     def ask(self) -> None:
         """Have a round begin, soon."""
@@ -35,6 +36,11 @@ class Rounds:
         ended, self._end_of_one = self._end_of_one, trio.Event()
         ended.set()
 
+    def stop(self, error: DsfsError) -> None:
+        """There is no round any more: ``error`` is what all get who wait for one now, or later."""
+        self._stopped = True
+        self.end(error)
+
     async def one_more(self) -> None:
         """Ask, and wait for the end. Raises the error of the round.
 
@@ -42,7 +48,7 @@ class Rounds:
         """
         wanted = self._begun + 1
         self.ask()
-        while self._ended < wanted:
+        while self._ended < wanted and not self._stopped:
             await self._end_of_one.wait()
         if self._error is not None:
             raise self._error
