@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from daemon.cache_device import CacheDevice
+from daemon.changes import Changes
 from daemon.hints import Hints
 from daemon.settings import Settings
 from daemon.shown import Shown
@@ -43,6 +44,7 @@ class Node:
         tier: NodeTier,
         boot: bytes,
         shown: Shown,
+        changes: Changes,
         warming: Warming,
         pins: Pins,
         hints: Hints,
@@ -53,6 +55,7 @@ class Node:
         self._tier = tier
         self._boot = boot
         self._shown = shown
+        self._changes = changes
         self._warming = warming
         self._shared = shared
         self._pins = pins
@@ -223,13 +226,13 @@ class Node:
 
     async def apply(self, text: str) -> dict[str, list[str]]:
         """Take in manifests."""
-        return {"done": await self._shown.apply(text)}
+        return {"done": await self._changes.apply(text)}
 
     async def delete(self, selector: str) -> dict[str, str]:
         """Show a dataset no longer."""
         dataset = self._select_whole(selector)
         labels = self._last_info.pop(dataset.manifest.id, None)
-        await self._shown.delete(dataset.manifest.id)
+        await self._changes.delete(dataset.manifest.id)
         await self._pins.forget(dataset.manifest.id)
         self._hints.forget(dataset.manifest.id)
         if labels is not None:
@@ -242,7 +245,7 @@ class Node:
         """Show a dataset under a second name too."""
         dataset = self._select_whole(selector)
         namespace, _, name = new.rpartition("/")
-        made = await self._shown.clone(dataset.manifest.id, namespace or dataset.manifest.namespace, name)
+        made = await self._changes.clone(dataset.manifest.id, namespace or dataset.manifest.namespace, name)
         return {"cloned": dataset.manifest.id, "dataset": made}
 
     async def set_credential(self, selector: str, values: object) -> dict[str, Any]:
@@ -250,7 +253,7 @@ class Node:
         dataset = self._select_whole(selector)
         if not isinstance(values, dict):
             raise ConfigError(f"{dataset.manifest.id}: a credential is an object of keys and values")
-        keys = await self._shown.set_credential(dataset.manifest.id, values)
+        keys = await self._shown.credentials.set(dataset.manifest.id, values)
         return {"dataset": dataset.manifest.id, "keys": keys}
 
     async def checksums(self, selector: str, paths: Sequence[str]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ import trio
 from prometheus_client import disable_created_metrics
 
 from daemon import logs, standby
+from daemon.building import Builder
+from daemon.changes import Changes
 from daemon.control.listen import control_interface
 from daemon.hints import Hints, Room
 from daemon.node import Node
@@ -108,7 +110,9 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
     tree = None if wanted.single else _tree(settings)
     session = _session(settings, keeper, tree)
     warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
-    shown = Shown(settings, wanted, bridge, store, reader, background, session, tree, keeper, warming)
+    builder = Builder(settings, wanted)
+    shown = Shown(settings, builder, bridge, store, reader, background, session, tree, keeper, warming)
+    changes = Changes(settings, builder, bridge, store, reader, background, shown)
     stack.push_async_callback(shown.close)
     await warming.remember()
     if settings.count_opens and isinstance(session, DirectSession):
@@ -122,11 +126,11 @@ async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack
         lambda: Room(memory_limit_bytes(), settings.cache_limit()),
         lambda dataset: settings.mountpoint if wanted.single else f"{settings.mountpoint}/{dataset.manifest.id}",
     )
-    node = Node(settings, keeper, tier, boot, shown, warming, pins, hints, disk)
+    node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, disk)
     await background.start(control_interface, settings, node, bridge)
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
-    background.start_soon(_every, _SECRETS_S, "secrets", shown.look_at_secrets)
+    background.start_soon(_every, _SECRETS_S, "secrets", shown.credentials.look_at_all)
     background.start_soon(node.keep_pins)
     if not tier.index.was_clean:
         background.start_soon(_rebuild, tier, boot)

@@ -1,0 +1,157 @@
+"""What is asked of a mount while it runs: manifests to take in, datasets to clone and to delete."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+
+from daemon.building import Builder
+from daemon.cloning import check_same_source, clone_of
+from daemon.settings import Settings
+from daemon.shown import Shown
+from dsfs.bridge import Bridge
+from dsfs.datasets.access import visible
+from dsfs.datasets.selection import CATALOG
+from dsfs.datasets.store import DatasetStore
+from dsfs.errors import ConfigError
+from dsfs.fetch.reader import Reader
+from dsfs.manifest.documents import parse_documents
+from dsfs.manifest.schema import Manifest, SourceType
+from dsfs.sources.reference import parse_reference
+
+_IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache")
+"""What is another dataset when it has changed; the rest of a manifest is followed by the one that is shown."""
+
+
+class Changes:
+    """File side only. One change at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        builder: Builder,
+        bridge: Bridge,
+        store: DatasetStore,
+        reader: Reader,
+        nursery: trio.Nursery,
+        shown: Shown,
+    ) -> None:
+        self._settings = settings
+        self._builder = builder
+        self._bridge = bridge
+        self._store = store
+        self._reader = reader
+        self._nursery = nursery
+        self._shown = shown
+
+    async def apply(self, text: str) -> list[str]:
+        """Take in manifests while running: new datasets are added, a higher or lower dataSyncRound asks for a resync,
+        anything else that changed is shown anew. What was done, a line each. Raises ConfigError before anything is."""
+        documents = parse_documents(text, "applied manifest")
+        if not self._shown.is_many:
+            raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
+        for manifest in documents.manifests:
+            self._check_source(manifest)
+        done: list[str] = []
+        async with self._shown.changing:
+            self._builder.secrets.add(documents.secrets)
+            self._builder.known.update({manifest.id: manifest for manifest in documents.manifests})
+            try:
+                done += [await self._apply(manifest) for manifest in documents.manifests]
+                await self._follow_references({manifest.id for manifest in documents.manifests})
+            finally:
+                await self._shown.hand_over()  # also of what was done before something failed
+            for showing in self._shown.all.values():
+                manifest = showing.dataset.manifest
+                if (manifest.namespace, manifest.secret_ref) in documents.secrets:
+                    showing.dataset.ask_for_resync()  # with the new credentials
+        return done
+
+    def _check_source(self, manifest: Manifest) -> None:
+        showing = self._shown.all.get(manifest.id)
+        before = showing.dataset.manifest.source if showing else manifest.source
+        if before.type != manifest.source.type or before.uri != manifest.source.uri:
+            raise ConfigError(f"{manifest.id}: the source of a dataset cannot be changed (delete it, then apply)")
+
+    async def _apply(self, manifest: Manifest) -> str:
+        showing = self._shown.all.get(manifest.id)
+        if not visible(manifest, self._settings.namespaces):
+            if showing is not None:
+                await self._shown.remove(manifest.id)
+            return f"{manifest.id} is not visible here"
+        if showing is None:
+            await (await self._shown.prepare(manifest))()
+            return f"{manifest.id} added"
+        before = showing.dataset.manifest
+        if any(getattr(before, field) != getattr(manifest, field) for field in _IDENTITY):
+            await self._shown.show_anew(manifest)
+            return f"{manifest.id} changed"
+        await self._shown.follow(manifest)
+        if before.data_sync_round != manifest.data_sync_round:
+            return f"{manifest.id} resyncs"
+        if before.preheat is not manifest.preheat:
+            return f"{manifest.id} changed"
+        return f"{manifest.id} unchanged"
+
+    async def _follow_references(self, changed: set[str]) -> None:
+        """A REFERENCE to what is not shared any more, or is now, is shown as what it has become."""
+        for showing in list(self._shown.all.values()):
+            manifest = showing.dataset.manifest
+            if manifest.source.type is not SourceType.REFERENCE:
+                continue
+            namespace, target, _path = parse_reference(manifest.source.uri)
+            if f"{namespace}/{target}" in changed:
+                await self._shown.show_anew(manifest)
+
+    async def clone(self, name: str, namespace: str, new: str) -> str:
+        """Show a dataset a second time, under another name: same source, revision and cached bytes; its id.
+
+        In another namespace the clone has that one's Secret, and must be able to read the source with it before a
+        single name of it is shown there. Raises DsfsError; then there is no clone.
+        """
+        if not self._shown.is_many:
+            raise ConfigError(f"{name} is all that is mounted (mount it with -f to clone it)")
+        async with self._shown.changing:
+            original = self._shown.all[name].dataset
+            manifest = clone_of(original.manifest, namespace, new)
+            if manifest.id in self._builder.known or manifest.id in self._shown.all:
+                raise ConfigError(f"{manifest.id} is there already (choose another name, or delete it first)")
+            if not visible(manifest, self._settings.namespaces):
+                raise ConfigError(f"{manifest.id} would not be visible in this mount (see its --namespace)")
+            if not original.catalog.sealed:
+                raise ConfigError(f"{name} is not wholly listed (clone it when dsfs status shows READY)")
+            same_namespace = manifest.namespace == original.manifest.namespace
+            if same_namespace and name in self._builder.own:
+                self._builder.own[manifest.id] = self._builder.own[name]
+            try:
+                build = partial(self._builder.build, manifest)
+                timeout_s = None if same_namespace else self._settings.read_timeout_s
+                await check_same_source(self._bridge, build, manifest, original, timeout_s)
+                catalog = original.catalog.file
+                revision = await trio.to_thread.run_sync(self._store.adopt, catalog, manifest, limiter=CATALOG)
+                self._builder.known[manifest.id] = manifest
+                mount = await self._shown.prepare(manifest, [revision])
+            except BaseException:
+                self._builder.known.pop(manifest.id, None)
+                self._builder.own.pop(manifest.id, None)
+                raise
+            entitlement = self._shown.all[manifest.id].dataset.origin.entitlement
+            if original.origin.entitlement.proven or not same_namespace:
+                entitlement.note(entitlement.epoch)
+            await self._shown.credentials.hand_over()
+            await self._shown.hand_over()
+            await mount()
+            self._nursery.start_soon(self._reader.count_for, name, manifest.id)
+        return manifest.id
+
+    async def delete(self, name: str) -> None:
+        """Show a dataset no longer. Its cached bytes stay until the space is wanted."""
+        if not self._shown.is_many:
+            raise ConfigError(f"{name} is all that is mounted (use dsfs unmount)")
+        async with self._shown.changing:
+            await self._shown.remove(name)
+            self._builder.known.pop(name, None)
+            if self._builder.own.pop(name, None) is not None:
+                await self._shown.credentials.hand_over()
+            await self._shown.hand_over()
