@@ -1,78 +1,33 @@
-"""The server: builds the rooms, starts them in order, stops them in the other.
+"""The server: the life of its process, from the stand-by that forks it to its exit status.
 
 python -m daemon.server RUNTIME_DIR            a stand-by (daemon/standby.py) that forks servers when it is told to
 python -m daemon.server RUNTIME_DIR --serve    as `dsfs serve`: it waits for its keeper, and ends with its server
-python -m daemon.server RUNTIME_DIR --check    whether it could start
-
 """
 
 from __future__ import annotations
 
-import gc
-import importlib
-import math
 import os
 import resource
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import structlog
 import trio
 from prometheus_client import disable_created_metrics
 
 from daemon import logs, standby
-from daemon.building import Builder
-from daemon.changes import Changes
-from daemon.control.listen import control_interface
-from daemon.hints import Hints, Room
-from daemon.node import Node
-from daemon.opens import Opens
-from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
-from daemon.shown import Shown
-from daemon.wanted import Wanted, read_wanted
-from daemon.warming import Warming
-from dsfs import metrics
-from dsfs.bridge import network_side
-from dsfs.cache.index import open_index
-from dsfs.cache.layout import Layout, open_layout, trust_id
-from dsfs.cache.node import NodeTier
-from dsfs.cache.verify import rebuild_index
-from dsfs.datasets.dataset import Dataset
-from dsfs.datasets.pins import Pins
-from dsfs.datasets.selection import CATALOG
-from dsfs.datasets.store import DatasetStore
-from dsfs.errors import AnotherServes, CacheDirectoryBusy, DsfsError, MountError
-from dsfs.fetch.flights import DISK, Flights
-from dsfs.fetch.queue import FetchQueue, Limits
-from dsfs.fetch.reader import Reader
-from dsfs.fetch.shared import SharedTier
-from dsfs.fetch.shared_disk import SharedDisk
-from dsfs.filesystem.tree import NamespaceTree
-from dsfs.filesystem.whole import WholeTree
-from dsfs.fuse import capabilities
-from dsfs.fuse.direct import DirectSession, SessionOptions
-from dsfs.fuse.keeper_client import KeeperClient, connect
+from daemon.preload import preload
+from daemon.rooms import open_rooms
+from daemon.settings import Settings
+from dsfs.errors import AnotherServes, DsfsError
+from dsfs.fuse.keeper_client import connect
 from dsfs.fuse.patience import kernel_patience_s, within_patience
-from dsfs.model import Phase
-
-if TYPE_CHECKING:
-    from dsfs.fuse.pyfuse3 import PortableSession
 
 log = structlog.get_logger()
-
-_FIRST_ANSWERS_S = 0.5  # how long a mount of many datasets waits for their sources before it says "ready"
-_SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "ready" means it
-_PREDECESSOR_S = 2.0
-_UPKEEP_S = 1.0
-_GAUGES_S = 5.0
-_SECRETS_S = 5.0  # a kubelet takes a minute to update one
 
 
 async def serve(settings: Settings) -> None:
@@ -82,7 +37,7 @@ async def serve(settings: Settings) -> None:
         async with AsyncExitStack() as stack:
             keeper = await stack.enter_async_context(connect(settings.keeper_socket, _keeper_starter(settings)))
             try:
-                await _serve(settings, keeper, stack, signals)
+                await open_rooms(settings, keeper, stack, signals)
             except DsfsError as error:
                 await keeper.failed(str(error))
                 raise
@@ -91,236 +46,6 @@ async def serve(settings: Settings) -> None:
                 if expected is not None:
                     await keeper.failed(str(_first(expected)))
                 raise
-
-
-async def _serve(settings: Settings, keeper: KeeperClient, stack: AsyncExitStack, signals: AsyncIterator[int]) -> None:
-    metrics.SERVER_RESTARTS.inc(keeper.restarts)
-    metrics.BUILD.info({"version": version("dsfs"), "session": settings.session})
-    bridge = await stack.enter_async_context(network_side())
-    wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts)
-    tier, boot = await stack.enter_async_context(_node_tier(settings))
-    background = await stack.enter_async_context(trio.open_nursery())
-    stack.callback(background.cancel_scope.cancel)
-    queue = FetchQueue(Limits(fetch_memory_bytes()))
-    shared_tier = await _shared_tier(settings, background)
-    longest_s = within_patience(math.inf, kernel_patience_s())
-    flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier, longest_s)
-    reader = Reader(tier, flights)
-    store = DatasetStore(tier.layout.catalogs)
-    tree = None if wanted.single else _tree(settings)
-    session = _session(settings, keeper, tree)
-    warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
-    builder = Builder(settings, wanted)
-    shown = Shown(settings, builder, bridge, store, reader, background, session, tree, keeper, warming)
-    changes = Changes(settings, builder, bridge, store, reader, background, shown)
-    stack.push_async_callback(shown.close)
-    await warming.remember()
-    if settings.count_opens and isinstance(session, DirectSession):
-        session.watcher = opens = Opens(session.note_use)
-        background.start_soon(_optional, "counting of opens", opens.run)
-    disk = shared_tier.disk if shared_tier else None
-    pins = await trio.to_thread.run_sync(Pins, tier.layout.pins, tier)
-    hints = Hints(
-        reader,
-        background,
-        lambda: Room(memory_limit_bytes(), settings.cache_limit()),
-        lambda dataset: settings.mountpoint if wanted.single else f"{settings.mountpoint}/{dataset.manifest.id}",
-    )
-    node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, disk)
-    await background.start(control_interface, settings, node, bridge)
-    background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
-    background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
-    background.start_soon(_every, _SECRETS_S, "secrets", shown.credentials.look_at_all)
-    background.start_soon(node.keep_pins)
-    if not tier.index.was_clean:
-        background.start_soon(_rebuild, tier, boot)
-    async with trio.open_nursery() as serving:
-        serving.start_soon(_stop_on_signal, serving, signals)
-        serving.start_soon(_stop_when_asked, serving, keeper)
-        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming)
-
-
-def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -> DirectSession | PortableSession:
-    if settings.session == "direct":
-        return DirectSession(_session_options(settings), keeper, tree)
-    from dsfs.fuse.pyfuse3 import PortableSession  # imports libfuse, which the direct session does without
-
-    return PortableSession(settings.mountpoint, tree)
-
-
-async def _show(
-    serving: trio.Nursery,
-    settings: Settings,
-    wanted: Wanted,
-    session: DirectSession | PortableSession,
-    shown: Shown,
-    keeper: KeeperClient,
-    warming: Warming,
-) -> None:
-    """Mount, say when it is ready, serve; what ends the session ends the server."""
-    async with trio.open_nursery() as nursery:
-        prepared = [await shown.prepare(manifest) for manifest in wanted.manifests]
-        await nursery.start(_run_session, session, serving, keeper)
-        for mount in prepared:
-            try:
-                await mount()
-            except MountError as error:
-                if wanted.single:
-                    raise
-                log.error("dataset cannot be mounted", reason=str(error))
-        if isinstance(session, DirectSession):
-            await session.drop_unserved()
-        await shown.hand_over()
-        datasets = shown.datasets.values()
-        await _first_answers(datasets, settings.read_timeout_s if wanted.single else _FIRST_ANSWERS_S)
-        if wanted.single and keeper.restarts == 0:
-            for dataset in datasets:
-                if dataset.phase is Phase.FAILED:
-                    raise MountError(dataset.message)
-        gc.collect()
-        gc.freeze()  # what lives as long as the server needs no look from the collector
-        await keeper.ready()
-        await trio.to_thread.run_sync(_note_modules, f"{settings.runtime_dir}/modules", limiter=DISK)
-        log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
-        for dataset in datasets:
-            nursery.start_soon(dataset.clean)
-        warming.resume()
-
-
-async def _run_session(
-    session: DirectSession | PortableSession,
-    serving: trio.Nursery,
-    keeper: KeeperClient,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    await session.run(task_status=task_status)
-    await keeper.unmounted()
-    serving.cancel_scope.cancel()
-
-
-async def _first_answers(datasets: Collection[Dataset], patience_s: float) -> None:
-    with trio.move_on_after(patience_s):
-        for dataset in datasets:
-            await dataset.answered.wait()
-    with trio.move_on_after(_SMALL_CRAWL_S):
-        for dataset in datasets:
-            await dataset.settled.wait()
-
-
-@asynccontextmanager
-async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]]:
-    layout = await _locked_layout(settings.cache_dir)
-    try:
-        index = open_index(layout.index)
-        boot = trust_id(layout.root)
-        tier = NodeTier(layout, index, settings.cache_limit, boot, least_free=settings.least_free)
-        await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
-        try:
-            yield tier, boot
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                await trio.to_thread.run_sync(index.close, time.time(), limiter=DISK)
-    finally:
-        layout.release()
-
-
-async def _shared_tier(settings: Settings, background: trio.Nursery) -> SharedTier | None:
-    """What several nodes have in common; one that does not answer is tried again while the server runs."""
-    if settings.shared_cache is None:
-        return None
-    disk = SharedDisk(settings.shared_cache, settings.shared_cache_limit)
-    await disk.open()
-    shared = SharedTier(disk)
-    background.start_soon(disk.run)
-    background.start_soon(shared.run)
-    return shared
-
-
-async def _locked_layout(directory: str) -> Layout:
-    """The cache directory, once a server that is just ending has let go of it."""
-    deadline = trio.current_time() + _PREDECESSOR_S
-    while True:
-        try:
-            return open_layout(directory)
-        except CacheDirectoryBusy:
-            if trio.current_time() > deadline:
-                raise
-        await trio.sleep(0.1)
-
-
-def _tree(settings: Settings) -> WholeTree:
-    made_ns = os.stat(f"{settings.runtime_dir}/settings.json").st_mtime_ns  # the same for every server of this mount
-    return WholeTree(NamespaceTree(made_ns, settings.uid, settings.gid))
-
-
-def _session_options(settings: Settings) -> SessionOptions:
-    overlay = _file_system_of(settings.cache_dir) == "overlay"
-    return SessionOptions(
-        settings.mountpoint,
-        f"{settings.runtime_dir}/journal",
-        capabilities.look().passthrough,
-        2 if overlay else 1,
-        memory_limit_bytes(),
-    )
-
-
-def _file_system_of(path: str) -> str:
-    """The type of the file system under a path, from the mount table."""
-    wanted = os.stat(path).st_dev
-    name = f"{os.major(wanted)}:{os.minor(wanted)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
-        for line in table:
-            before, _, after = line.partition(" - ")
-            if before.split(" ")[2] == name:
-                return after.split(" ")[0]
-    return ""
-
-
-async def _every(interval_s: float, what: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do something again and again; what goes wrong is logged, and does not end the server."""
-    while True:
-        await trio.sleep(interval_s)
-        try:
-            await work()
-        except Exception:
-            log.exception("background work failed", work=what)
-
-
-async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do what the server can do without; what goes wrong is logged."""
-    try:
-        await work()
-    except Exception:
-        log.exception("background work failed", work=what)
-
-
-async def _upkeep(tier: NodeTier) -> None:
-    try:
-        await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
-    except OSError as error:
-        tier.note_trouble(error)
-
-
-async def _rebuild(tier: NodeTier, boot: bytes) -> None:
-    try:
-        await trio.to_thread.run_sync(rebuild_index, tier, boot, limiter=CATALOG)
-    except Exception:  # what is not in the index is found again by whoever reads it
-        log.exception("index of the cache could not be rebuilt")
-
-
-async def _stop_on_signal(serving: trio.Nursery, signals: AsyncIterator[int]) -> None:
-    async for number in signals:
-        log.info("stopping", signal=signal.Signals(number).name)
-        serving.cancel_scope.cancel()
-        return
-
-
-async def _stop_when_asked(serving: trio.Nursery, keeper: KeeperClient) -> None:
-    """Another server takes over, or the mount ends."""
-    await keeper.asked.wait()
-    log.info("stopping", finish=keeper.asked_to_finish)
-    serving.cancel_scope.cancel()
 
 
 def _keeper_starter(settings: Settings) -> Callable[[], Awaitable[None]] | None:
@@ -350,30 +75,12 @@ def main(runtime_dir: str, *flags: str) -> int:
             log_fd = int(flag.removeprefix("--log="))
             os.dup2(log_fd, 2)
             os.close(log_fd)
-    known = f"{runtime_dir}/modules" if standby.NOTHING_MORE not in flags else os.devnull
-    return standby.run(
-        settings.keeper_socket, partial(run, runtime_dir), partial(_preload, known), foreground="--serve" in flags
-    )
+    import_more = _nothing_more if standby.NOTHING_MORE in flags else partial(preload, runtime_dir)
+    return standby.run(settings.keeper_socket, partial(run, runtime_dir), import_more, foreground="--serve" in flags)
 
 
-def _preload(known: str) -> None:
-    """Import what a server before this one has imported by the time that it was ready: which sources, for example."""
-    try:
-        with open(known, encoding="utf-8") as file:
-            names = file.read().split()
-    except FileNotFoundError:
-        return
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError:  # of another version, or what it needs has been removed: who needs it says so
-            continue
-
-
-def _note_modules(known: str) -> None:
-    names = sorted(name for name in sys.modules if name.startswith(("daemon.", "dsfs.")))
-    with open(known, "w", encoding="utf-8") as file:
-        file.write("\n".join(names))
+def _nothing_more() -> None:
+    return
 
 
 def run(runtime_dir: str) -> int:
