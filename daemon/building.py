@@ -102,19 +102,30 @@ class Builder:
         """The dataset whose source is read: another one's for a REFERENCE."""
         return self._resolved(manifest)[0]
 
+    def refers_to(self, manifest: Manifest) -> list[str]:
+        """The ids of all datasets on the way from a REFERENCE to the files that it shows; none for other types."""
+        return [name for name, _path in self._way(manifest)]
+
     def _resolved(self, manifest: Manifest) -> tuple[Manifest, str]:
         """The dataset whose files are shown, and which path in it: another one's for a REFERENCE."""
         prefix = ""
-        for _step in range(_LONGEST_CHAIN):
-            if manifest.source.type is not SourceType.REFERENCE:
-                break
-            namespace, name, path = parse_reference(manifest.source.uri)
+        for name, path in self._way(manifest):
             prefix = f"{path}/{prefix}" if path else prefix
-            target = self.known.get(f"{namespace}/{name}")
-            if target is None:
-                break
-            manifest = target
+            manifest = self.known.get(name, manifest)
         return manifest, prefix
+
+    def _way(self, manifest: Manifest) -> list[tuple[str, str]]:
+        """Id and path of each dataset that a REFERENCE goes through; the last one may not be there."""
+        way: list[tuple[str, str]] = []
+        target: Manifest | None = manifest
+        while target is not None and target.source.type is SourceType.REFERENCE and len(way) < _LONGEST_CHAIN:
+            try:
+                namespace, name, path = parse_reference(target.source.uri)
+            except ConfigError:  # ``build`` says so
+                break
+            way.append((f"{namespace}/{name}", path))
+            target = self.known.get(way[-1][0])
+        return way
 
     def credentials(self, manifest: Manifest) -> Mapping[str, str] | None:
         """What it was given by hand, else what its Secret says now; None when that is not there. Reads files."""

@@ -17,8 +17,7 @@ from dsfs.datasets.store import DatasetStore
 from dsfs.errors import ConfigError
 from dsfs.fetch.reader import Reader
 from dsfs.manifest.documents import parse_documents
-from dsfs.manifest.schema import Manifest, SourceType
-from dsfs.sources.reference import parse_reference
+from dsfs.manifest.schema import Manifest
 
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache")
 """What is another dataset when it has changed; the rest of a manifest is followed by the one that is shown."""
@@ -51,15 +50,17 @@ class Changes:
         documents = parse_documents(text, "applied manifest")
         if not self._shown.is_many:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
-        for manifest in documents.manifests:
-            self._check_source(manifest)
         done: list[str] = []
         async with self._shown.changing:
+            for manifest in documents.manifests:
+                self._check_source(manifest)
+            known = self._builder.known
+            changed = {manifest.id for manifest in documents.manifests if known.get(manifest.id) != manifest}
             self._builder.secrets.add(documents.secrets)
             self._builder.known.update({manifest.id: manifest for manifest in documents.manifests})
             try:
                 done += [await self._apply(manifest) for manifest in documents.manifests]
-                await self._follow_references({manifest.id for manifest in documents.manifests})
+                await self._follow_references(changed)
             finally:
                 await self._shown.hand_over()  # also of what was done before something failed
             for showing in self._shown.all.values():
@@ -90,18 +91,13 @@ class Changes:
         await self._shown.follow(manifest)
         if before.data_sync_round != manifest.data_sync_round:
             return f"{manifest.id} resyncs"
-        if before.preheat is not manifest.preheat:
-            return f"{manifest.id} changed"
-        return f"{manifest.id} unchanged"
+        return f"{manifest.id} {'unchanged' if before == manifest else 'changed'}"
 
     async def _follow_references(self, changed: set[str]) -> None:
-        """A REFERENCE to what is not shared any more, or is now, is shown as what it has become."""
+        """A REFERENCE to what is not shared any more, or is now, is shown as what it has become; so is one to that."""
         for showing in list(self._shown.all.values()):
             manifest = showing.dataset.manifest
-            if manifest.source.type is not SourceType.REFERENCE:
-                continue
-            namespace, target, _path = parse_reference(manifest.source.uri)
-            if f"{namespace}/{target}" in changed:
+            if changed.intersection(self._builder.refers_to(manifest)):
                 await self._shown.show_anew(manifest)
 
     async def clone(self, name: str, namespace: str, new: str) -> str:
@@ -113,7 +109,7 @@ class Changes:
         if not self._shown.is_many:
             raise ConfigError(f"{name} is all that is mounted (mount it with -f to clone it)")
         async with self._shown.changing:
-            original = self._shown.all[name].dataset
+            original = self._shown.one(name).dataset
             manifest = clone_of(original.manifest, namespace, new)
             if manifest.id in self._builder.known or manifest.id in self._shown.all:
                 raise ConfigError(f"{manifest.id} is there already (choose another name, or delete it first)")
@@ -152,6 +148,7 @@ class Changes:
         async with self._shown.changing:
             await self._shown.remove(name)
             self._builder.known.pop(name, None)
+            await self._follow_references({name})
             if self._builder.own.pop(name, None) is not None:
                 await self._shown.credentials.hand_over()
             await self._shown.hand_over()

@@ -62,7 +62,9 @@ class Credentials:
         Raises ConfigError when no source can be made with them; then nothing has changed.
         """
         async with self._changing:
-            showing = self._shown()[name]
+            showing = self._shown().get(name)
+            if showing is None:
+                raise ConfigError(f"{name} is not shown any more")
             manifest = showing.dataset.manifest
             checked = check_secret_values(values, manifest.source.type)
             before = self._builder.own.pop(name, None)

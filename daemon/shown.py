@@ -90,6 +90,12 @@ class Shown:
     def datasets(self) -> dict[str, Dataset]:
         return {name: showing.dataset for name, showing in self.all.items()}
 
+    def one(self, name: str) -> Showing:
+        """Raises ConfigError for what is not shown: it may have been deleted while somebody waited for his turn."""
+        if name not in self.all:
+            raise ConfigError(f"{name} is not shown any more")
+        return self.all[name]
+
     @property
     def is_many(self) -> bool:
         """Whether datasets can come and go: not in a mount of a single one."""
@@ -131,7 +137,7 @@ class Shown:
             log.exception("dataset cannot be used", dataset=manifest.id)
             reason = f"{manifest.id}: {type(error).__name__} in the daemon (see its log)"
             source = UnusableSource(manifest.source.uri, reason)
-        prefix = "" if isinstance(source, UnusableSource) else self._builder.key_prefix(manifest)
+        prefix = self._builder.key_prefix(manifest)  # of an unusable source too: it may become one that is not
         quota = manifest.cache.quota
         area = self._builder.shared_area(manifest, source)
         origin = Origin(
@@ -184,7 +190,7 @@ class Shown:
         """What a manifest says now of a dataset that is shown, as far as that needs no other dataset."""
         showing = self.all[manifest.id]
         dataset, before = showing.dataset, showing.dataset.manifest
-        dataset.manifest = manifest
+        dataset.follow(manifest)
         dataset.origin.shared_area = self._builder.shared_area(manifest, dataset.origin.source)
         if before.preheat is not manifest.preheat:
             self._preheating.follow(showing)
@@ -200,7 +206,8 @@ class Shown:
 
     async def remove(self, name: str) -> None:
         """Show a dataset no longer. Others must not change what is shown meanwhile."""
-        showing = self.all.pop(name)
+        showing = self.one(name)
+        del self.all[name]
         manifest = showing.dataset.manifest
         assert self._tree is not None
         showing.preheating.cancel()

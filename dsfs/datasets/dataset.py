@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class Dataset:
         self._phase = Phase.PENDING
         self._message = ""
         self._rounds = Rounds()
+        self._interval_changed = trio.Event()
         self._asked_by_change_s = -_RESYNC_PAUSE_S
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -128,11 +130,7 @@ class Dataset:
         """List the first revision, then the next one whenever somebody asks for it."""
         await self._list_first()
         async with trio.open_nursery() as nursery:
-            interval_s = self.manifest.sync_interval_s
-            if interval_s is None and self.manifest.source.type is SourceType.MANUAL:
-                interval_s = _MANUAL_SYNC_S
-            if interval_s is not None:
-                nursery.start_soon(self._ask_by_the_clock, interval_s)
+            nursery.start_soon(self._ask_by_the_clock)
             while True:
                 await self._rounds.asked()
                 await self._resync()
@@ -181,6 +179,13 @@ class Dataset:
             self._message = str(error)
             return
         await self._sources.use(source)
+
+    def follow(self, manifest: Manifest) -> None:
+        """The manifest has changed, in nothing that makes another dataset of it."""
+        before, self.manifest = self.manifest, manifest
+        if before.sync_interval_s != manifest.sync_interval_s:
+            changed, self._interval_changed = self._interval_changed, trio.Event()
+            changed.set()
 
     def fail(self, message: str) -> None:
         """``run`` has ended, or ends now: what is shown stays, and says so; who waits for a listing is told."""
@@ -235,10 +240,18 @@ class Dataset:
         await self._rounds.one_more()
         return self.catalog.revision
 
-    async def _ask_by_the_clock(self, interval_s: float) -> None:
+    async def _ask_by_the_clock(self) -> None:
         while True:
-            await trio.sleep(interval_s)
-            self.ask_for_resync()
+            with trio.move_on_after(self._sync_interval_s()) as pause:
+                await self._interval_changed.wait()
+            if pause.cancelled_caught:
+                self.ask_for_resync()
+
+    def _sync_interval_s(self) -> float:
+        interval_s = self.manifest.sync_interval_s
+        if interval_s is None:
+            interval_s = _MANUAL_SYNC_S if self.manifest.source.type is SourceType.MANUAL else math.inf
+        return interval_s
 
     async def _resync(self) -> None:
         """One round. What is shown stays until the next revision is whole, and for good if that fails."""

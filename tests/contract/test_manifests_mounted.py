@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -265,3 +266,43 @@ def test_a_claim_belongs_to_its_namespace(mounts: Mounts, tmp_path: Path) -> Non
     alone = write_manifests(tmp_path / "one.yaml", dataset("loose", "pvc://loose", "green"))
     single = mounts.mount("-f", alone, f"--pvc-root={root}", dataset="green/loose")
     assert (single.root / "f").read_bytes() == b"inside"
+
+
+def test_references_follow_what_they_refer_to_however_far_away(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    """What is shared no longer, or deleted, is shown through no REFERENCE; an applied syncInterval counts."""
+
+    def documents(*, share: bool, **spec: Any) -> tuple[dict[str, Any], ...]:
+        return (
+            dataset("own", source, "one", share=share, **spec),
+            dataset("mid", "dataset://one/own", "two", type="REFERENCE", share=True),
+            dataset("end", "dataset://two/mid", "three", type="REFERENCE"),
+        )
+
+    manifest = write_manifests(tmp_path / "m.yaml", *documents(share=True))
+    mount = mounts.mount("-f", manifest)
+    mount.expect_log("dataset cannot be used|listing failed")
+    end = mount.mountpoint / "three/end"
+    assert (end / "a.txt").read_bytes() == b"first"
+
+    def applied(*changed: dict[str, Any]) -> list[str]:
+        done = dsfs("dataset", "apply", "-f", write_manifests(tmp_path / "n.yaml", *changed), f"-m{mount.mountpoint}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    device = os.stat(end).st_dev
+    assert applied(*documents(share=True)) == ["one/own unchanged", "two/mid unchanged", "three/end unchanged"]
+    assert os.stat(end).st_dev == device, "nothing has changed, so nothing was mounted anew"
+    assert applied(dataset("own", source, "one", share=True, syncInterval="1s")) == ["one/own changed"]
+    (source / "new").write_bytes(b"new")
+    eventually(lambda: (mount.mountpoint / "one/own/new").exists(), 20, "the source is listed by the clock")
+
+    assert applied(dataset("own", source, "one", share=False)) == ["one/own changed"]
+    for name in ("mid", "end"):
+        assert "not shared" in mount.wait_phase("FAILED", name)["message"]
+    with pytest.raises(OSError):  # noqa: PT011
+        os.listdir(end)
+    applied(*documents(share=True))
+    eventually(lambda: (end / "a.txt").exists(), 20, "it is shared again")
+    assert dsfs("dataset", "delete", "one/own", f"-m{mount.mountpoint}").returncode == 0
+    for name in ("mid", "end"):
+        assert "not there" in mount.wait_phase("FAILED", name)["message"]
