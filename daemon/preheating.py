@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import structlog
 import trio
 
 from daemon.showing import Showing
+from daemon.wanted import SEEN
 from daemon.warming import Warming
 from dsfs.datasets.dataset import Dataset, DatasetStatus
 from dsfs.errors import MountError
-from dsfs.manifest.schema import Preheat
+from dsfs.fuse.keeper_client import KeeperClient
+from dsfs.manifest.schema import Manifest, Preheat
 from dsfs.model import Phase
 
 log = structlog.get_logger()
@@ -20,8 +23,10 @@ log = structlog.get_logger()
 class Preheating:
     """File side only. ``changing`` is held by whoever changes what is shown."""
 
-    def __init__(self, warming: Warming, nursery: trio.Nursery, changing: trio.Lock) -> None:
+    def __init__(self, warming: Warming, nursery: trio.Nursery, changing: trio.Lock, keeper: KeeperClient) -> None:
         self._warming = warming
+        self._keeper = keeper
+        self._seen: set[str] = set(json.loads(keeper.texts.get(SEEN, "[]")))
         self._nursery = nursery
         self._changing = changing
 
@@ -33,6 +38,19 @@ class Preheating:
         if self._warming.preheat_failed(dataset):
             return Phase.FAILED, f"not visible before it is warm; {line}"
         return Phase.PROCESSING, f"not visible before it is warm; {line}" if line else status.message
+
+    def hides(self, manifest: Manifest) -> bool:
+        """Whether a dataset that begins now must not be seen yet. What a server before has shown was warm."""
+        return manifest.preheat is Preheat.REQUIRED and manifest.id not in self._seen
+
+    async def forget(self, name: str) -> None:
+        """A dataset is shown no longer: one of its name that comes later is another."""
+        if name in self._seen:
+            self._seen.discard(name)
+            await self._hold()
+
+    async def _hold(self) -> None:
+        await self._keeper.hold(SEEN, json.dumps(sorted(self._seen)))
 
     def follow(self, showing: Showing) -> None:
         """Begin what the manifest says now about being warm; end what it said before."""
@@ -58,6 +76,9 @@ class Preheating:
         """Show what was to be warm first. Others must not change what is shown meanwhile."""
         unhide, showing.unhide = showing.unhide, None
         if unhide is not None:
+            # Before it is in the tree: a server that dies in between must not leave one that hides it again.
+            self._seen.add(showing.dataset.manifest.id)
+            await self._hold()
             try:
                 await unhide()
             except MountError as error:

@@ -82,7 +82,7 @@ class Shown:
         self.changing = trio.Lock()
         """Held by whoever changes what is shown: one change at a time."""
         self.credentials = Credentials(builder, bridge, store, keeper, nursery, lambda: self.all, self.changing)
-        self._preheating = Preheating(warming, nursery, self.changing)
+        self._preheating = Preheating(warming, nursery, self.changing, keeper)
         self._comings: dict[str, int] = {}
         self._removed: list[Dataset] = []  # whose sources are not closed yet: files of theirs may be open
 
@@ -152,7 +152,7 @@ class Shown:
         scope = trio.CancelScope()
         showing = self.all[manifest.id] = Showing(dataset, scope, credentials)
         self._nursery.start_soon(_run, dataset, scope)
-        if manifest.preheat is Preheat.REQUIRED and self._tree is not None and not shown_before:
+        if self._preheating.hides(manifest) and self._tree is not None and not shown_before:
             showing.unhide = lambda: self._enter(dataset)()
         dataset.on_worth_completing = partial(self._warming.complete, dataset)
         self._preheating.follow(showing)
@@ -211,6 +211,7 @@ class Shown:
         manifest = showing.dataset.manifest
         assert self._tree is not None
         showing.preheating.cancel()
+        await self._preheating.forget(name)
         if showing.unhide is None:
             gone, changed = self._tree.remove(manifest.namespace, manifest.name)
             await self._session.remove(name, gone, changed)

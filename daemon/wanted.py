@@ -15,7 +15,9 @@ from dsfs.manifest.uri import manifest_from_uri
 
 HANDED_OVER = "manifests"
 CREDENTIALS = "credentials"
-"""Under these names the keeper holds, in memory, what the next server is to show, and which credentials were set."""
+SEEN = "seen"
+"""Under these names the keeper holds, in memory, what the next server is to show, which credentials were set, and which
+datasets that were to be warm first have been seen."""
 
 
 @dataclass(frozen=True, slots=True)
