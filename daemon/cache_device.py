@@ -6,6 +6,7 @@ import os
 
 import structlog
 
+from daemon.keeping.mounting import mount_table
 from dsfs import metrics
 
 log = structlog.get_logger()
@@ -49,19 +50,11 @@ def _stat_file_of(directory: str) -> str | None:
     looked up in the mount table."""
     device = os.stat(directory).st_dev
     if os.major(device) == 0:
-        source = _source_of(f"{os.major(device)}:{os.minor(device)}")
+        name = f"{os.major(device)}:{os.minor(device)}"
+        source = next((mounted.source for mounted in mount_table() if mounted.dev == name), "")
         try:
             device = os.stat(source).st_rdev
         except OSError:
             return None
     path = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat"
     return path if os.path.exists(path) else None
-
-
-def _source_of(device: str) -> str:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            before, _, after = line.partition(" - ")
-            if before.split(" ")[2] == device:
-                return after.split(" ")[1]
-    return ""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import time
 from collections.abc import Iterator
+
+from daemon.keeping.mounting import TYPES, mount_table
 
 _DEEPEST, _MOST_NAMES = 4, 64
 
@@ -84,14 +85,9 @@ def _look(path: str, tell: int) -> None:
 
 def _mounts_below(path: str) -> list[str]:
     """Where dsfs has mounted at or below a path, from the mount table: nothing is entered."""
-    places, inside = [], path.rstrip("/") + "/"
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            before, _, after = line.partition(b" - ")
-            place = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), before.split(b" ")[4]))
-            if after.startswith((b"fuse.dsfs ", b"fuse.fuse.dsfs ")) and (place == path or place.startswith(inside)):
-                places.append(place)
-    return places
+    inside = path.rstrip("/") + "/"
+    ours = (mounted.path for mounted in mount_table() if mounted.type in TYPES)
+    return [place for place in ours if place == path or place.startswith(inside)]
 
 
 def _tell(pipe: int, line: str) -> None:

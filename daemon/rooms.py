@@ -20,6 +20,7 @@ from daemon.building import Builder
 from daemon.changes import Changes
 from daemon.control.listen import control_interface
 from daemon.hints import Hints, Room
+from daemon.keeping.mounting import mount_table
 from daemon.node import Node
 from daemon.opens import Opens
 from daemon.preload import note_modules
@@ -59,6 +60,7 @@ log = structlog.get_logger()
 _FIRST_ANSWERS_S = 0.5  # how long a mount of many datasets waits for their sources before it says "ready"
 _SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "ready" means it
 _PREDECESSOR_S = 2.0
+_LOCK_AGAIN_S = 0.02  # readers wait for as long
 _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
 _SECRETS_S = 5.0  # a kubelet takes a minute to update one
@@ -220,7 +222,7 @@ async def _locked_layout(directory: str) -> Layout:
         except CacheDirectoryBusy:
             if trio.current_time() > deadline:
                 raise
-        await trio.sleep(0.1)
+        await trio.sleep(_LOCK_AGAIN_S)
 
 
 def _tree(settings: Settings) -> WholeTree:
@@ -229,7 +231,9 @@ def _tree(settings: Settings) -> WholeTree:
 
 
 def _session_options(settings: Settings) -> SessionOptions:
-    overlay = _file_system_of(settings.cache_dir) == "overlay"
+    device = os.stat(settings.cache_dir).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    overlay = any(mounted.type == "overlay" for mounted in mount_table() if mounted.dev == name)
     return SessionOptions(
         settings.mountpoint,
         f"{settings.runtime_dir}/journal",
@@ -237,18 +241,6 @@ def _session_options(settings: Settings) -> SessionOptions:
         2 if overlay else 1,
         memory_limit_bytes(),
     )
-
-
-def _file_system_of(path: str) -> str:
-    """The type of the file system under a path, from the mount table."""
-    wanted = os.stat(path).st_dev
-    name = f"{os.major(wanted)}:{os.minor(wanted)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
-        for line in table:
-            before, _, after = line.partition(" - ")
-            if before.split(" ")[2] == name:
-                return after.split(" ")[0]
-    return ""
 
 
 async def _every(interval_s: float, what: str, work: Callable[[], Awaitable[None]]) -> None:

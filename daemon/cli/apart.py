@@ -21,7 +21,6 @@ from dsfs.fuse.patience import kernel_patience_s, within_patience
 from dsfs.manifest.durations import parse_duration
 
 _LOOK_S = 2.0
-_PYTHON = [sys.executable, "-P", "-m"]  # -P: a folder named "daemon" in the current directory is not ours
 
 
 def keeper(
@@ -51,7 +50,7 @@ def keeper(
             f"{path}: another keeper listens there (pid {os.pread(lock, 20, 0).decode().strip()})"
         ) from None
     os.close(lock)
-    os.execv(sys.executable, [*_PYTHON, "daemon.keeper", "--alone", path, str(patience_s)])
+    os.execv(sys.executable, [*mount.PYTHON, "daemon.keeper", "--alone", path, str(patience_s)])
 
 
 def serve(
@@ -95,7 +94,7 @@ def serve(
         keeper=path,
     )
     _prepare(settings, path)
-    os.execv(sys.executable, [*_PYTHON, "daemon.server", settings.runtime_dir, "--serve"])
+    os.execv(sys.executable, [*mount.PYTHON, "daemon.server", settings.runtime_dir, "--serve"])
 
 
 def _prepare(settings: Settings, socket: str) -> None:

@@ -37,6 +37,7 @@ from dsfs.fuse.patience import kernel_patience_s, within_patience
 from dsfs.manifest.durations import parse_duration
 from dsfs.manifest.sizes import parse_size_or_percent
 
+PYTHON = [sys.executable, "-P", "-m"]  # -P: a folder named "daemon" in the current directory is not ours
 _UNMOUNT_S = 20.0
 _RESTART_S = 90.0
 _LOOK_S = 2.0
@@ -287,12 +288,11 @@ def _detach_all(place: str) -> None:
 
 def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.Popen[bytes], dict[str, object]]:
     """The keeper, and how the start went."""
-    python = [sys.executable, "-P", "-m"]  # -P: a folder named "daemon" in the current directory is not ours
     with open(f"{settings.runtime_dir}/keeper.json", "w", encoding="utf-8") as file:
         json.dump(
             {
                 "mountpoint": settings.mountpoint,
-                "server_argv": [*python, "daemon.server"],
+                "server_argv": [*PYTHON, "daemon.server"],
                 "own_mounts": settings.session == "direct",
                 # of who waits while no server can be started
                 "patience_s": within_patience(settings.read_timeout_s, kernel_patience_s()),
@@ -306,7 +306,7 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
     if not foreground:
         log_fd = os.open(f"{settings.runtime_dir}/server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     keeper = subprocess.Popen(
-        [*python, "daemon.keeper", settings.runtime_dir, str(ready_w)],
+        [*PYTHON, "daemon.keeper", settings.runtime_dir, str(ready_w)],
         stdin=subprocess.DEVNULL,
         stdout=log_fd,
         stderr=log_fd,
