@@ -17,7 +17,7 @@ from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG
 from dsfs.errors import ConfigError, DsfsError, SourceChanged
-from dsfs.fetch.flights import DISK
+from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader

@@ -25,7 +25,7 @@ from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.selection import CATALOG, matching
 from dsfs.errors import ConfigError, DsfsError, PinRefused
-from dsfs.fetch.flights import DISK
+from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
 

@@ -39,7 +39,8 @@ from dsfs.datasets.pins import Pins
 from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import CacheDirectoryBusy, MountError
-from dsfs.fetch.flights import DISK, Flights
+from dsfs.fetch.disk import DISK
+from dsfs.fetch.flights import Flights
 from dsfs.fetch.queue import FetchQueue, Limits
 from dsfs.fetch.reader import Reader
 from dsfs.fetch.shared import SharedTier

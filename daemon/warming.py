@@ -24,7 +24,7 @@ from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG, Batches, Totals, measure
 from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
-from dsfs.fetch.flights import DISK
+from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.reader import Reader
 from dsfs.fetch.warm import WarmUp

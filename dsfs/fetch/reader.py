@@ -14,7 +14,10 @@ from dsfs.cache.complete import CachedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceTimeout, SourceUnavailable
-from dsfs.fetch.flights import DISK, Flight, Flights
+from dsfs.fetch.disk import DISK
+from dsfs.fetch.filling import fill
+from dsfs.fetch.flight import Flight
+from dsfs.fetch.flights import Flights
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.model import Tier
@@ -149,7 +152,7 @@ class Reader:
         What it has just fetched itself has proven that already. Raises the SourceError that says it is not.
         """
         if not file.origin.entitlement.proven and file.size_bytes:
-            await file.origin.entitlement.prove(lambda: self._flights.knock(file))
+            await file.origin.entitlement.prove(lambda: self._flights.from_origin.knock(file))
 
     async def _landed(self, file: RemoteFile, flight: Flight, block: int, asked_s: float) -> tuple[memoryview, Tier]:
         """One block of a flight, and where it came from.
@@ -217,7 +220,9 @@ class Reader:
         """Have all that is missing of a file brought in, when nothing better is to be done."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is not None:
-            self._flights.fill(file, lambda: obj.absent(ByteRange(0, file.size_bytes)))
+            self._flights.nursery.start_soon(
+                fill, self._flights, file, lambda: obj.absent(ByteRange(0, file.size_bytes))
+            )
 
     def note_use(self, file: RemoteFile) -> None:
         """Somebody read an object without asking here."""

@@ -9,7 +9,7 @@ It needs room in the cache for all that is missing; without, flights ask for the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +27,7 @@ from dsfs.fetch.carry import Carrier
 from dsfs.fetch.fresh import Fresh
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
+from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink
 from dsfs.ranges import ByteRange, block_range
 from dsfs.sources.answers import WholeAnswer
@@ -67,20 +68,20 @@ class Streams:
         nursery: trio.Nursery,
         bridge: Bridge,
         tier: NodeTier,
+        room: Room,
         carrier: Carrier,
         buffers: Buffers,
         fresh: Fresh,
         deadline_s: float,
-        reserve: Callable[[Origin, str, int], Awaitable[bool]],
     ) -> None:
         self._nursery = nursery
         self._bridge = bridge
         self._tier = tier
+        self._room = room
         self._carrier = carrier
         self._buffers = buffers
         self._fresh = fresh
         self._deadline_s = deadline_s
-        self._reserve = reserve
         self._by_key: dict[str, _Stream] = {}
         self._followers: dict[str, list[tuple[trio.CancelScope, float, float]]] = {}
 
@@ -238,7 +239,7 @@ class Streams:
         try:
             with stream.scope:
                 space = space_of(file.size_bytes - stream.target.present_bytes())
-                if not await self._reserve(origin, file.key, space):
+                if not await self._room.reserve(origin, file.key, space):
                     stream.refused = True
                     return
                 try:

@@ -13,7 +13,9 @@ from functools import partial
 import trio
 
 from dsfs.errors import CacheFull, DsfsError, SourceError, SourceRefused, SourceUnavailable
-from dsfs.fetch.flights import DISK, LONGEST_RUN_BLOCKS, SMALL_BLOCKS
+from dsfs.fetch.disk import DISK
+from dsfs.fetch.flight import SMALL_BLOCKS
+from dsfs.fetch.flights import LONGEST_RUN_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 from dsfs import metrics
 from dsfs.catalog.lookup import Row
 from dsfs.datasets.dataset import Dataset
-from dsfs.fetch.flights import SMALL_BLOCKS
+from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader

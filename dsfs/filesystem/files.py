@@ -12,7 +12,7 @@ from dsfs.catalog.diff import Changes
 from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
 from dsfs.datasets.dataset import Dataset
 from dsfs.errors import DsfsError, SourceChanged, SourceError, SourceUnavailable
-from dsfs.fetch.flights import SMALL_BLOCKS
+from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader

@@ -74,7 +74,7 @@ def test_a_large_lie_is_dropped_behind_its_readers(run: Callable[..., None], lie
         file = there.file(LARGE)
         await there.reader.fetch_whole(file, Priority.WARM)
         await there.idle()
-        while there.flights._hashing:  # noqa: ASYNC110  # nothing says when it ends but that it is over
+        while there.flights.checks.under_way:  # noqa: ASYNC110  # nothing says when it ends but that it is over
             await trio.sleep(0.01)
         assert there.tier.holds_all(file.key, LARGE, "") is not lies
         assert dropped() - before == lies

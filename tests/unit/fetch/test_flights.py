@@ -23,7 +23,8 @@ from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceChanged, SourceError, SourceRefused, SourceTimeout, SourceUnavailable
-from dsfs.fetch.flights import LONGEST_RUN_BLOCKS, SMALL_BLOCKS, Flights
+from dsfs.fetch.flight import SMALL_BLOCKS
+from dsfs.fetch.flights import LONGEST_RUN_BLOCKS, Flights
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import ATTEMPTS
 from dsfs.fetch.queue import FetchQueue, Limits, Priority

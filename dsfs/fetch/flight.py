@@ -1,0 +1,90 @@
+"""One flight: blocks of one object on their way, and those of them that have landed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from dsfs.cache.shared_file import Group
+from dsfs.errors import SourceError
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.queue import Ticket
+from dsfs.fetch.shared import Bringing
+from dsfs.model import Tier
+from dsfs.ranges import ByteRange, block_count, block_range
+
+SMALL_BLOCKS = 4
+"""An object of up to so many blocks is fetched whole on first use and stored as two renamed files."""
+
+
+def range_of(file: RemoteFile, blocks: range, block_bytes: int) -> ByteRange:
+    """The bytes of consecutive blocks, of which there is one at least."""
+    first = block_range(blocks.start, file.size_bytes, block_bytes)
+    last = block_range(blocks.stop - 1, file.size_bytes, block_bytes)
+    return ByteRange(first.start, last.stop)
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """Blocks of one object on their way. ``data`` holds those that have landed, until the flight is forgotten."""
+
+    file: RemoteFile
+    blocks: range
+    block_bytes: int
+    ticket: Ticket
+    started_s: float
+    """On trio's clock."""
+    first: int
+    """The block that was asked for: it is fetched before those that come along with it."""
+    group: Group | None = None
+    """What these blocks are in the shared tier, if they may go through it."""
+    bringing: Bringing | None = None
+    """The right to bring them there, while this node has it."""
+    tier: Tier = Tier.ORIGIN
+    """Where its blocks come from."""
+    waited_s: float = 0.0
+    """For other nodes."""
+    patient: bool = True
+    """Whether it would wait for another node."""
+    data: dict[int, memoryview] = field(default_factory=dict)
+    error: SourceError | None = None
+    done: bool = False
+    changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    joined: bool = False
+    """Whether somebody else asked for it too."""
+
+    @property
+    def wanted(self) -> ByteRange:
+        """The bytes of its blocks."""
+        return range_of(self.file, self.blocks, self.block_bytes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of a small object, which is stored as a whole."""
+        total = block_count(self.file.size_bytes, self.block_bytes)
+        return len(self.blocks) == total <= SMALL_BLOCKS
+
+    def show(self, landed: Mapping[int, memoryview]) -> None:
+        """Give blocks to those who wait for them."""
+        self.data.update(landed)
+        if self.bringing is not None:
+            self.bringing.landed = len(self.data)
+        self.changed.unpark_all()
+
+    async def block(self, block: int) -> memoryview:
+        """Wait for one block. Raises the SourceError that ended the flight."""
+        while block not in self.data:
+            if self.error is not None:
+                raise self.error
+            await self.changed.park()
+        return self.data[block]
+
+    async def end(self) -> None:
+        """Wait until all of it is stored, or could not be. Raises the SourceError that ended the flight."""
+        while not self.done:
+            await self.changed.park()
+        if self.error is not None:
+            raise self.error

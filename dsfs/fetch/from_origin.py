@@ -1,0 +1,148 @@
+"""How a flight gets its blocks from the origin: whole, as ranges, or from a stream where the server has no ranges."""
+
+from __future__ import annotations
+
+import trio
+
+from dsfs.bridge import Bridge
+from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.node import NodeTier
+from dsfs.fetch.buffers import Buffers
+from dsfs.fetch.carry import Carrier
+from dsfs.fetch.content import ContentChecks
+from dsfs.fetch.entitlement import Unread
+from dsfs.fetch.flight import Flight, range_of
+from dsfs.fetch.fresh import Fresh
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.patience import patiently
+from dsfs.fetch.room import Room
+from dsfs.fetch.sink import BlockSink, WholeSink
+from dsfs.fetch.stream import Streams
+from dsfs.ranges import ByteRange, MiB, block_range
+from dsfs.sources.answers import WholeAnswer
+
+_FRESH_BYTES = 64 * MiB
+
+
+class FromOrigin:
+    """File side only; ``nursery`` outlives every reader."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        bridge: Bridge,
+        tier: NodeTier,
+        room: Room,
+        checks: ContentChecks,
+        deadline_s: float,
+    ) -> None:
+        self._bridge = bridge
+        self._tier = tier
+        self._room = room
+        self._checks = checks
+        self._deadline_s = deadline_s
+        self._carrier = Carrier(bridge, tier)
+        self._buffers = Buffers(tier.block_bytes, _FRESH_BYTES // tier.block_bytes)
+        self.fresh = Fresh(_FRESH_BYTES, tier.block_bytes)
+        self.streams = Streams(nursery, bridge, tier, room, self._carrier, self._buffers, self.fresh, deadline_s)
+
+    async def bring(self, flight: Flight) -> None:
+        """Show all blocks of a flight, and put them into the node tier if it has room. Raises the SourceError."""
+        async with self._room.held(flight) as room:
+            if flight.is_whole:
+                await self._bring_whole(flight, keep=room)
+            else:
+                target = self._room.target(flight.file) if room else None
+                if await self._bring_blocks(flight, target):
+                    return
+            flight.file.origin.count_fetched(flight.wanted.length)
+
+    async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
+        file, tier = flight.file, self._tier
+        sink = WholeSink(file)
+        epoch = file.origin.entitlement.epoch
+
+        async def bring() -> tuple[memoryview, OSError | None]:
+            nonlocal epoch
+            epoch = file.origin.entitlement.epoch
+            return await self._carrier.whole(file, sink, keep=keep)
+
+        data, trouble = await patiently(file.origin, bring, self._deadline_s - flight.waited_s)
+        file.origin.entitlement.note(epoch)
+        if trouble is not None:
+            tier.note_trouble(trouble)
+        elif keep:
+            tier.note_success()
+        places = {block: block_range(block, file.size_bytes, tier.block_bytes) for block in flight.blocks}
+        flight.show({block: data[place.start : place.stop] for block, place in places.items()})
+
+    async def _bring_blocks(self, flight: Flight, target: BlockMap | None) -> bool:
+        """As ranges, or from a stream where the server has no ranges; whether a stream brought (and counted) them."""
+        file = flight.file
+        fits = target is not None and file.size_bytes <= self._tier.room_bytes
+        if target is not None and fits:
+            try:
+                async with self.streams.first_range(file.origin):
+                    if not self.streams.rangeless(file.origin):
+                        await self._bring_ranges(flight, target, refuse_whole=True)
+                        return False
+            except WholeAnswer:
+                self.streams.note_rangeless(file.origin)
+            if await self._from_stream(flight, target):
+                return True
+        await self._bring_ranges(flight, target, refuse_whole=False)
+        return False
+
+    async def _from_stream(self, flight: Flight, target: BlockMap) -> bool:
+        def landed(block: int, data: memoryview) -> None:  # whose credentials brought it, the stream notes
+            flight.show({block: data})
+
+        left = [block for block in flight.blocks if block not in flight.data]
+        brought = await self.streams.bring(flight.file, left, target, landed)
+        self._checks.once_complete(flight.file, target)
+        return brought
+
+    async def _bring_ranges(self, flight: Flight, target: BlockMap | None, *, refuse_whole: bool) -> None:
+        file = flight.file
+        deadline_s = trio.current_time() + self._deadline_s - flight.waited_s
+        epoch = file.origin.entitlement.epoch
+
+        def landed(block: int, data: memoryview) -> None:
+            file.origin.entitlement.note(epoch)
+            if file.origin.first_range is not None:
+                file.origin.first_range.set()
+            if target is not None:
+                self.fresh.add(file.key, block, data)
+            flight.show({block: data})
+
+        for part in (range(flight.first, flight.blocks.stop), range(flight.blocks.start, flight.first)):
+            if part:
+                sink = BlockSink(
+                    self._bridge,
+                    self._tier,
+                    file,
+                    range_of(file, part, self._tier.block_bytes),
+                    target,
+                    landed,
+                    self._buffers,
+                    refuse_whole=refuse_whole,
+                )
+
+                async def carry(sink: BlockSink = sink) -> None:  # a retry goes on where the last try ended
+                    nonlocal epoch
+                    epoch = file.origin.entitlement.epoch
+                    await self._carrier.blocks(file, sink)
+
+                await patiently(file.origin, carry, deadline_s - trio.current_time())
+                if sink.keep:
+                    self._tier.note_success()
+        self._checks.once_complete(file, target)
+
+    async def knock(self, file: RemoteFile) -> None:
+        """Have the source give one byte of a file to this dataset's own credentials. Raises the SourceError if not."""
+
+        async def read_a_byte() -> None:
+            await self._bridge.call(file.origin.source.read, file.obj, ByteRange(0, 1), Unread())
+
+        await patiently(file.origin, read_a_byte, self._deadline_s)
+        file.origin.count_fetched(1)

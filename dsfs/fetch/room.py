@@ -1,0 +1,59 @@
+"""Room in the node tier for what is fetched, and where it goes there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.node import NodeTier, map_space, space_of
+from dsfs.errors import CacheFull
+from dsfs.fetch.disk import DISK
+from dsfs.fetch.flight import Flight
+from dsfs.fetch.origin import Origin, RemoteFile
+
+
+class Room:
+    """File side only."""
+
+    def __init__(self, tier: NodeTier) -> None:
+        self._tier = tier
+
+    @asynccontextmanager
+    async def held(self, flight: Flight) -> AsyncIterator[bool]:
+        """Whether the node tier has room for a flight; held as long as the context lasts."""
+        file, tier = flight.file, self._tier
+        space = space_of(flight.wanted.length) + map_space(file.size_bytes, tier.block_bytes)
+        reserved = await self.reserve(file.origin, file.key, space)
+        try:
+            yield reserved
+        finally:
+            if reserved:
+                tier.release(space)
+
+    async def reserve(self, origin: Origin, key: str, space: int) -> bool:
+        """Room in the node tier; False: what comes is served without being kept."""
+        quota = origin.quota_bytes
+        # A dataset beyond its quota keeps what it has. Read in a new order each epoch, a part that stays is hit
+        # quota/size of the time, where one that turns over is hit hardly ever.
+        if quota is not None and self._tier.index.owner_bytes(origin.id) + space > quota:
+            return False
+        if self._tier.reserve(space):
+            return True
+        try:
+            await trio.to_thread.run_sync(self._tier.make_room, space, key, limiter=DISK)
+        except (CacheFull, OSError):
+            return False
+        return True
+
+    def target(self, file: RemoteFile) -> BlockMap | None:
+        """Where the blocks of a large object are stored; None: nowhere, the disk refuses."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        if obj is None:
+            try:
+                obj = self._tier.create(file.key, file.size_bytes)
+            except OSError as error:
+                self._tier.note_trouble(error)
+        return obj if isinstance(obj, BlockMap) else None
