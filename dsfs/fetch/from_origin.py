@@ -64,7 +64,8 @@ class FromOrigin:
 
         async def bring() -> tuple[memoryview, OSError | None]:
             nonlocal epoch
-            epoch = file.origin.entitlement.epoch
+            if sink.rest.length:  # else nothing is asked of the source, and nothing proven
+                epoch = file.origin.entitlement.epoch
             return await self._carrier.whole(file, sink, keep=keep)
 
         data, trouble = await patiently(file.origin, bring, self._deadline_s - flight.waited_s)
