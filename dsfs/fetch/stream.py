@@ -18,12 +18,13 @@ import structlog
 import trio
 
 from dsfs.bridge import Bridge
-from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier, space_of
 from dsfs.errors import SourceError, SourceUnavailable
 from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.carry import Carrier
+from dsfs.fetch.disk import DISK
 from dsfs.fetch.fresh import Fresh
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
@@ -168,9 +169,10 @@ class Streams:
         place = block_range(block, file.size_bytes, self._tier.block_bytes)
         buffer = bytearray(place.length)
         try:
-            there = await trio.to_thread.run_sync(target.read, place, memoryview(buffer))
-        except OSError as error:
-            self._tier.note_trouble(error)
+            there = await trio.to_thread.run_sync(target.read, place, memoryview(buffer), limiter=DISK)
+        except (DamagedObject, OSError) as error:
+            if isinstance(error, OSError):
+                self._tier.note_trouble(error)
             self._tier.drop(file.key)  # a block that cannot be read is a block that is not here
             raise SourceUnavailable(f"{file.origin.id}: a cached block cannot be read, and was dropped") from error
         return memoryview(buffer).toreadonly() if there else None
