@@ -116,20 +116,22 @@ class Reader:
         """Missing blocks from flights, the others from ``obj``; None when one of those went away."""
         asked_s = trio.current_time()
         flights = self._flights.ensure(file, missing, Priority.DEMAND)
+        absent = frozenset(missing)  # a flight may bring what is here too, and nobody has to wait for that
         pieces: list[Buffer] = []
+        read: list[tuple[Tier, int]] = []  # counted once it is given out: a round that fails is done again
         position = wanted.start
         for block in blocks_of(wanted, self._tier.block_bytes):
             place = block_range(block, file.size_bytes, self._tier.block_bytes)
             part = ByteRange(max(position, place.start), min(place.stop, wanted.stop))
             if part.length == 0:
                 continue  # read together with the block before
-            if block in flights:
+            if block in absent:
                 data, tier = await self._landed(file, flights[block], block, asked_s)
                 pieces.append(data[part.start - place.start : part.stop - place.start])
-                file.origin.count_read(tier, part.length)
+                read.append((tier, part.length))
             elif (data_here := self._flights.fresh.block(file.key, block)) is not None:
                 pieces.append(data_here[part.start - place.start : part.stop - place.start])
-                file.origin.count_read(Tier.NODE, part.length)
+                read.append((Tier.NODE, part.length))
             else:
                 assert obj is not None
                 following = next((later for later in missing if later > block), None)
@@ -141,9 +143,11 @@ class Reader:
                 if not await self._read_node(obj, part, memoryview(buffer)):
                     return None
                 pieces.append(buffer)
-                file.origin.count_read(Tier.NODE, part.length)
+                read.append((Tier.NODE, part.length))
             position = part.stop
         await self._prove(file)
+        for tier, size_bytes in read:
+            file.origin.count_read(tier, size_bytes)
         return pieces
 
     async def _prove(self, file: RemoteFile) -> None:

@@ -1,0 +1,91 @@
+"""What a reader is given when something happens between its asking and its reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from dsfs import metrics
+from dsfs.cache.blockmap import BlockMap
+from dsfs.errors import SourceUnavailable
+from dsfs.model import SourceObject
+from dsfs.ranges import ByteRange
+from dsfs.sources.base import Sink
+from tests.unit.fetch.test_flights import (  # noqa: F401  # pytest finds fixtures by their names
+    BLOCK,
+    FAST,
+    LARGE,
+    SMALL,
+    FakeSource,
+    World,
+    _quiet_log,
+    in_full,
+    run,
+    when_let,
+)
+
+
+def read_bytes() -> float:
+    samples = metrics.READ_BYTES.collect()[0].samples
+    return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+
+
+def in_cache(there: World) -> BlockMap:
+    """The large file, with nothing of it in memory."""
+    file = there.file(LARGE)
+    obj = there.tier.open(file.key, LARGE, "")
+    assert isinstance(obj, BlockMap)
+    for block in range(LARGE // BLOCK + 1):
+        there.flights.fresh.drop(file.key, block)
+    return obj
+
+
+def test_a_round_that_is_done_again_is_counted_once(run: Callable[..., None]) -> None:  # noqa: F811
+    async def test(there: World) -> None:
+        await there.read(LARGE, BLOCK, 2 * BLOCK)
+        await there.idle()
+        obj, before = in_cache(there), read_bytes()
+        there.source.plans = [when_let]
+        there.source.reached = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.read, LARGE, 0, 2 * BLOCK)
+            await there.source.reached.wait()
+            there.tier.drop_bad_block(obj, 1)
+            await there.bridge.call(there.source.open_gate)
+        assert len(there.source.reads) == 3, (
+            "the block that went away was not fetched again: another round was not needed"
+        )
+        assert read_bytes() - before == 2 * BLOCK
+
+    run(test)
+
+
+def test_bytes_that_came_for_old_credentials_prove_nothing_for_new_ones(run: Callable[..., None]) -> None:  # noqa: F811
+    async def test(there: World) -> None:
+        async def all_of_it(source: FakeSource, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+            await in_full(source, obj, wanted, sink)
+            await source.bridge.on_file_side(there.origin.entitlement.begin_anew)
+            raise SourceUnavailable("reset behind the last byte")
+
+        there.source.plans = [all_of_it]
+        await there.read(SMALL, 0, SMALL)
+        assert there.source.reads == [ByteRange(0, SMALL), ByteRange(0, 1)], "the new credentials were not asked"
+
+    run(test, rate=FAST)
+
+
+def test_a_stream_finds_a_cached_block_cut_off(run: Callable[..., None], tmp_path: Path) -> None:  # noqa: F811
+    async def test(there: World) -> None:
+        await there.read(LARGE, 0, BLOCK)
+        await there.idle()
+        file, obj = there.file(LARGE), in_cache(there)
+        (tmp_path / "objects" / file.key[:2] / file.key).write_bytes(b"")
+        with pytest.raises(SourceUnavailable, match="was dropped"):
+            await there.flights.streams.bring(file, [0], obj, lambda _block, _data: None)
+        await there.read(LARGE, 0, BLOCK)
+
+    run(test)
