@@ -97,7 +97,7 @@ class Wire:
     def __init__(self) -> None:
         self._scratch = _Scratch()
         self._lock = threading.Lock()  # guards _idle
-        self._idle: dict[tuple[str, int], list[tuple[socket.socket, float]]] = {}
+        self._idle: dict[tuple[str, int], list[tuple[socket.socket, float]]] = {}  # the oldest first
 
     @contextlib.contextmanager
     def get(self, request: WireRequest, wanted: ByteRange, stop: Stop) -> Iterator[Body]:
@@ -173,20 +173,20 @@ class Wire:
         raise SourceUnavailable(f"{request.what}: cannot be reached ({type(last).__name__})") from last
 
     def _take(self, request: WireRequest) -> socket.socket | None:
+        """The one that was used last, so that those that are not needed grow old. Old ones go, of whichever server."""
         oldest = time.monotonic() - IDLE_MAX_S
+        old: list[socket.socket] = []
         with self._lock:
-            connections = self._idle.get((request.host, request.port))
-            if not connections:
-                return None
-            connection, since = connections.pop()  # the latest, so that those that are not needed grow old
-            stale = connections if since >= oldest else [*connections, (connection, since)]
-            stale = [kept for kept in stale if kept[1] < oldest]
-            for kept in stale:
-                if kept in connections:
-                    connections.remove(kept)
-        for old, _since in stale:
-            old.close()
-        return connection if since >= oldest else None
+            for server, connections in list(self._idle.items()):
+                while connections and connections[0][1] < oldest:
+                    old.append(connections.pop(0)[0])
+                if not connections:
+                    del self._idle[server]
+            kept = self._idle.get((request.host, request.port))
+            taken = kept.pop()[0] if kept else None
+        for connection in old:
+            connection.close()
+        return taken
 
     def _keep(self, request: WireRequest, connection: socket.socket) -> None:
         with self._lock:

@@ -99,6 +99,20 @@ def test_a_server_that_closes_without_an_answer_is_not_asked_for_ever() -> None:
         read(Wire(), port)
 
 
+def test_connections_to_a_server_that_nobody_asks_any_more_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer_and_see_the_end(connection: socket.socket) -> None:
+        answers(HEAD + RIGHT)(connection)
+        assert asked(connection) == b""
+
+    wire = Wire()
+    with server(answer_and_see_the_end) as first:
+        assert read(wire, first) == RIGHT
+        monkeypatch.setattr("dsfs.sources.wire.IDLE_MAX_S", 0.0)
+        with server(answers(HEAD + RIGHT)) as second:
+            assert read(wire, second) == RIGHT
+    wire.close()
+
+
 @pytest.mark.parametrize(
     "left_over", [HEAD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + RIGHT, HEAD + RIGHT + b"more"]
 )
