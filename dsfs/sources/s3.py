@@ -194,13 +194,12 @@ class S3Source:
         return page
 
     async def _head(self, path: str) -> SourceObject | None:
-        if self._at is not None:
-            async for page in self._pages(Prefix=self._key(path)):
-                for item in page["Contents"]:
-                    if item["Key"] == self._key(path):
-                        return self._object(item)
-            return None
         key = self._key(path)
+        if self._at is not None:
+            async for page in self._pages(Prefix=key):
+                for item in page["Contents"]:  # in the order of keys: it is the first, or was not there
+                    return self._object(item) if item["Key"] == key else None
+            return None
         try:
             item = await self._call("head_object", f"s3://{self._bucket}/{key}", Key=key, **self._connection.sse)
         except SourceMissing:
