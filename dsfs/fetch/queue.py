@@ -140,6 +140,8 @@ class FetchQueue:
         self.bytes_in_flight -= ticket.size_bytes
         self.in_flight -= 1
         self._per_source[ticket.source] -= 1
+        if not self._per_source[ticket.source]:
+            del self._per_source[ticket.source]  # it may be a dataset that is gone by now
         self._flying.discard(ticket)
         self._grant()
 
