@@ -209,12 +209,12 @@ class DatasetFiles:
     def try_read(self, nodeid: int, offset: int, into: memoryview) -> int | None:
         """Fill ``into`` from ``offset`` on without waiting for anything; how many bytes that made, None: wait."""
         file = self.file(nodeid)
-        self.opened(nodeid)
         wanted = ByteRange(offset, offset + len(into)).clipped(file.size_bytes)
         if wanted.length == 0:
             return 0
         if not self._reader.try_read(file, wanted, into[: wanted.length]):
-            return None
+            return None  # ``read`` is next, and counts it
+        self.opened(nodeid)
         if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
             self._look_ahead(nodeid, file, wanted)
         return wanted.length
