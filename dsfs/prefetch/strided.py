@@ -13,7 +13,7 @@ _JOIN_BYTES = 4 * KiB
 class Strides:
     """One reader of one file. What a program reads at once the kernel may ask for in pieces: they make one run."""
 
-    __slots__ = ("_asked", "_asked_bytes", "_distance", "_equal", "_start", "_steps", "_stop")
+    __slots__ = ("_asked", "_asked_bytes", "_distance", "_equal", "_missed_bytes", "_start", "_steps", "_stop")
 
     def __init__(self) -> None:
         self._start = self._stop = -1
@@ -22,6 +22,7 @@ class Strides:
         self._steps = 1
         self._asked: int | None = None  # start of the last run that was asked for
         self._asked_bytes = 0
+        self._missed_bytes = 0  # asked for in a row that ended before it was come to
 
     def used_bytes(self) -> int:
         """Of what was asked for, how much was come to."""
@@ -29,10 +30,10 @@ class Strides:
 
     def unread_bytes(self) -> int:
         """Of what was asked for, how much was not come to."""
-        if self._asked is None or not self._distance:
-            return 0
-        steps = max(0, (self._asked - self._start) // self._distance)
-        return min(self._asked_bytes, steps * (self._stop - self._start))
+        steps = 0
+        if self._asked is not None and self._distance:
+            steps = max(0, (self._asked - self._start) // self._distance)
+        return min(self._asked_bytes, self._missed_bytes + steps * (self._stop - self._start))
 
     def on_read(self, wanted: ByteRange, size_bytes: int) -> list[ByteRange]:
         """A range was read; what to bring in for the next steps, nearest first."""
@@ -41,10 +42,13 @@ class Strides:
             return []
         distance, length = wanted.start - self._start, self._stop - self._start
         first = self._start < 0
+        ends = distance != self._distance or not 0 < length <= _LARGEST_RUN_BYTES
+        if ends:
+            self._missed_bytes = self.unread_bytes()
         self._start, self._stop = wanted
         if first:
             return []
-        if distance != self._distance or not 0 < length <= _LARGEST_RUN_BYTES:
+        if ends:
             self._distance, self._equal, self._steps, self._asked = distance, 1, 1, None
             return []
         self._equal += 1

@@ -49,6 +49,16 @@ def test_the_fourth_step_and_those_behind_it_were_asked_for(direction: int, leng
     assert strides.used_bytes() + strides.unread_bytes() == sum(each.length for each in asked)
 
 
+def test_what_was_asked_for_in_a_row_that_ended_was_not_used() -> None:
+    strides = Strides()
+    asked = [found for run in runs(0, 16 * MiB, MiB, 6) for found in strides.on_read(run, SIZE)]
+    ahead = sum(each.length for each in asked if each.start > 5 * 16 * MiB)
+    assert strides.unread_bytes() == ahead > 0
+    strides.on_read(ByteRange(3 * 1024 * MiB, 3 * 1024 * MiB + 100), SIZE)
+    assert strides.unread_bytes() == ahead
+    assert strides.used_bytes() == sum(each.length for each in asked) - ahead
+
+
 @given(st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=30)
 def test_random_reads_ask_for_nothing(rng: random.Random) -> None:
