@@ -215,7 +215,7 @@ def epoch(loader: Loader, root: Path, number: int) -> tuple[float, float]:
                 break
             if any(worker.exitcode for worker in workers):
                 raise RuntimeError("a reader ended with an error")
-        time.sleep(loader.step_s)
+        time.sleep(loader.step_s)  # this is the accelerator: busy with a batch, without the processor
         busy_s += loader.step_s
     took_s = time.perf_counter() - started_s
     for worker in workers:

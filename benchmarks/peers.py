@@ -110,7 +110,7 @@ def rclone(origin: Origin, work: Path) -> Iterator[Path]:
         while not os.path.ismount(mountpoint):
             if process.poll() is not None:
                 raise RuntimeError("rclone mount did not start")
-            time.sleep(0.05)
+            time.sleep(0.05)  # in the foreground, where its end is seen, rclone tells nobody that it has mounted
         yield mountpoint
     finally:
         subprocess.run(["umount", "-l", mountpoint], check=True)

@@ -67,7 +67,7 @@ def measure(root: Path, names: bool) -> Iterator[tuple[str, float]]:
 def _settle() -> None:
     """Let writes that a cold pass left behind reach the disk, so that the next row is not slowed by them."""
     os.sync()
-    time.sleep(2)
+    time.sleep(2)  # for what peers still do behind their last answer, which none of them tells the end of
 
 
 @contextmanager
