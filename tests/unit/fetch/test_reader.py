@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,18 +12,26 @@ import trio.testing
 
 from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.shared_layout import PUBLIC
 from dsfs.errors import SourceUnavailable
+from dsfs.fetch.flights import Flights
+from dsfs.fetch.queue import FetchQueue, Limits
+from dsfs.fetch.reader import Reader
+from dsfs.fetch.shared import SharedTier
+from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.model import SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink
 from tests.unit.fetch.test_flights import (  # noqa: F401  # pytest finds fixtures by their names
     BLOCK,
+    DEADLINE_S,
     FAST,
     LARGE,
     SMALL,
     FakeSource,
     World,
     _quiet_log,
+    content,
     in_full,
     run,
     when_let,
@@ -89,3 +98,35 @@ def test_a_stream_finds_a_cached_block_cut_off(run: Callable[..., None], tmp_pat
         await there.read(LARGE, 0, BLOCK)
 
     run(test)
+
+
+def test_of_a_group_on_its_way_only_what_is_not_here_is_waited_for(
+    run: Callable[..., None],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async def one_block_and_the_rest_when_let(
+        source: FakeSource, obj: SourceObject, wanted: ByteRange, sink: Sink
+    ) -> None:
+        await in_full(source, obj, ByteRange(wanted.start, wanted.start + BLOCK), sink)
+        await source.gate.wait()
+        await in_full(source, obj, ByteRange(wanted.start + BLOCK, wanted.stop), sink)
+
+    async def test(there: World) -> None:
+        size = 16 * BLOCK
+        await there.read(size, BLOCK, 2 * BLOCK)
+        await there.idle()
+        os.mkdir(tmp_path / "shared")
+        disk = SharedDisk(str(tmp_path / "shared"), lambda _root: 1 << 30)
+        await disk.open()
+        there.origin.shared_area = PUBLIC
+        queue = FetchQueue(Limits(64 * BLOCK, 8, 8))
+        async with trio.open_nursery() as nursery:
+            flights = Flights(nursery, there.bridge, there.tier, queue, DEADLINE_S, SharedTier(disk))
+            there.source.plans = [one_block_and_the_rest_when_let]
+            with trio.fail_after(10):
+                pieces = await Reader(there.tier, flights).read(there.file(size), ByteRange(0, 2 * BLOCK))
+            assert b"".join(pieces) == content(size)[: 2 * BLOCK]
+            assert there.source.reads[1:] == [ByteRange(0, 8 * BLOCK)]
+            await there.bridge.call(there.source.open_gate)
+
+    run(test, rate=1.0)
