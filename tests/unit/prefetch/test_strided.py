@@ -59,9 +59,10 @@ def test_what_was_asked_for_in_a_row_that_ended_was_not_used() -> None:
     assert strides.used_bytes() == sum(each.length for each in asked) - ahead
 
 
-@given(st.randoms(use_true_random=False))
+@given(st.integers(0, 2**64))
 @settings(deadline=None, max_examples=30)
-def test_random_reads_ask_for_nothing(rng: random.Random) -> None:
+def test_random_reads_ask_for_nothing(seed: int) -> None:
+    rng = random.Random(seed)  # not Hypothesis' own: it would find places at equal distances, and they are no chance
     strides = Strides()
     for _read in range(300):
         start = rng.randrange(SIZE - MiB)
