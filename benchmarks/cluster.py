@@ -65,9 +65,11 @@ def main() -> None:
         with VOLUMES[asked.shared](work, asked.nodes) as places, hostile.hostile() as origin, closing(mounts):
             files = {f"small{number}": random.Random(number).randbytes(SMALL_BYTES) for number in range(asked.small)}
             files["large"] = b"".join(random.Random(f"large{part}").randbytes(MIB) for part in range(asked.large))
-            report(measure(mounts, work, places, origin, files, kill=asked.kill), asked)
+            found = measure(mounts, work, places, origin, files, kill=asked.kill)
+            report(found, asked)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    sys.exit(1 if found["files with wrong bytes"] or found["readers that failed"] else 0)
 
 
 def measure(

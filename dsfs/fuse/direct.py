@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,8 +113,7 @@ class DirectSession:
         if self._root is not None:
             await self._root.forget((), changed)
         self._files[name] = files
-        await self._start(name, path, f"dsfs:{name}", make)
-        await self._remember(name, _STATE_SHOWN, files.dataset.shown())
+        await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: files.dataset.shown()})
 
     def note_use(self, name: str, nodeid: int) -> None:
         """A file was opened lately, of which no request tells."""
@@ -148,7 +147,9 @@ class DirectSession:
         path: str,
         source: str,
         make: Callable[[Held, Device, Callable[[int], None]], Connection],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
+        """``state`` is what the next server must know: it is told before the kernel can learn a number from us."""
         assert self._nursery is not None
         nursery = self._nursery
         held = self._keeper.held.pop(name, None)
@@ -165,6 +166,8 @@ class DirectSession:
         if not resume:
             self._forget_journal(name, held)  # of a connection that had this device number before
         connection = make(held, Device(held.fd), on_init)
+        for key, value in (state or {}).items():
+            await self._remember(name, key, value)
         await nursery.start(self._serve, name, connection, resume)
         if not (resume and _STATE_OFFERED in held.state):
             with trio.move_on_after(_INIT_S) as scope:
