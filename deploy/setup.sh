@@ -53,7 +53,8 @@ if [ -n "$extras" ] && [ ! -x .venv/bin/promtool ]; then
   aside="$(mktemp -d)"
   (
     cd "$aside"
-    apt-get download -qq prometheus || { "${as_root[@]}" apt-get update -qq && apt-get download -qq prometheus; }
+    fetch=(apt-get -o APT::Sandbox::User="$(id -un)" download -qq prometheus)  # the directory is ours alone
+    "${fetch[@]}" || { "${as_root[@]}" apt-get update -qq && "${fetch[@]}"; }
     dpkg-deb -x prometheus_*.deb .
   ) >&2
   install -m 755 "$aside"/usr/bin/prometheus "$aside"/usr/bin/promtool .venv/bin/
