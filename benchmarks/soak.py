@@ -1,10 +1,11 @@
 """Reads at random under faults at random, for as long as is asked, and compares every byte with the truth.
 
-    python -m benchmarks.soak --minutes 60 [--readers N] [--faults kill-server,kill-keeper,…] [--seed N]
+    python -m benchmarks.soak --minutes 60 [--readers N] [--storm N] [--faults kill-server,kill-keeper,…] [--seed N]
 
 One mount shows datasets on all read paths of the direct session: a directory, a web server and an S3 server that never
 fail, and a web server behind a relay that does. Exit status 1 if one byte was wrong, or one operation failed that no
 fault of its origin explains. In the last third no process is killed, so that the growth of a server can be seen.
+A storm is N more processes whose requests all reach the server, as many as it can answer (``soak_storm.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.soak_reader import SLOT, UNTIL
+from benchmarks.soak_watch import Watch
 from tests.lab.wire import Mode, Wire, wire_to
 from tests.mounts import Mount, Mounts, clean_environment, dsfs
 from tests.servers.http_server import nginx
@@ -51,25 +53,14 @@ class Fault:
     ended_s: float = 0.0
 
 
-@dataclass
-class Growth:
-    """Of one server, in the last third: resident bytes and descriptors, first and last."""
-
-    pid: int = 0
-    rss_bytes: list[int] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
-
-
 class Soak:
-    def __init__(self, directory: Path, mount: Mount, wire: Wire, rng: random.Random) -> None:
+    def __init__(self, directory: Path, mount: Mount, wire: Wire, watch: Watch, rng: random.Random) -> None:
         self._directory = directory
         self._mount = mount
         self._wire = wire
         self._rng = rng
         self.faults: list[Fault] = []
-        self.requests = 0.0
-        self._last_requests: tuple[int, float] = (0, 0.0)
-        self.growth = Growth()
+        self._watch = watch
         (directory / "until").write_bytes(UNTIL.pack(0.0))
         with (directory / "until").open("r+b") as file:
             self._until = mmap.mmap(file.fileno(), 0)
@@ -105,6 +96,7 @@ class Soak:
             os.kill(pid, signal.SIGCONT)
 
     def _restart(self) -> None:
+        self._watch.look()
         done = dsfs("restart", self._mount.mountpoint)
         if done.returncode != 0:
             print(f"restart: {done.stderr.strip()}", file=sys.stderr)
@@ -142,26 +134,11 @@ class Soak:
     def _may_fail_until(self, when_s: float) -> None:
         UNTIL.pack_into(self._until, 0, when_s)
 
-    # -- watching -------------------------------------------------------------------------------------------------
-
     def _server(self) -> int:
+        self._watch.look()  # the last that is heard of it
         return self._mount.server_pid
 
-    def look(self, *, calm: bool) -> None:
-        """Count requests; in the calm part, look at what the server holds."""
-        try:
-            pid, requests = self._server(), sum(self._mount.operations().values())
-        except (OSError, AssertionError, ValueError):
-            return  # just being replaced
-        last_pid, last = self._last_requests
-        self.requests += requests - (last if pid == last_pid and requests >= last else 0.0)
-        self._last_requests = pid, requests
-        if calm:
-            if self.growth.pid != pid:
-                self.growth = Growth(pid)
-            status = Path(f"/proc/{pid}/statm").read_text().split()
-            self.growth.rss_bytes.append(int(status[1]) * os.sysconf("SC_PAGE_SIZE"))
-            self.growth.descriptors.append(len(os.listdir(f"/proc/{pid}/fd")))
+    # -- the schedule ---------------------------------------------------------------------------------------------
 
     def run(self, minutes: float, wanted: set[str], report: Callable[[], None]) -> None:
         killing = {"kill-server", "kill-keeper", "stop-server", "restart"}
@@ -169,6 +146,8 @@ class Soak:
         end = started + minutes * 60
         while time.monotonic() < end:
             calm = time.monotonic() > started + minutes * 40
+            if calm:
+                self._watch.calm()
             kinds = sorted(wanted - killing if calm else wanted)
             if kinds:
                 fault = Fault(self._rng.choice(kinds), time.monotonic())
@@ -176,7 +155,6 @@ class Soak:
                 fault.ended_s = time.monotonic()
                 self.faults.append(fault)
             time.sleep(min(self._rng.uniform(*PAUSE_S), max(0.0, end - time.monotonic())))
-            self.look(calm=calm)
             if time.monotonic() - reported > 60:
                 reported = time.monotonic()
                 report()
@@ -242,8 +220,10 @@ class Totals(NamedTuple):
     rough_s: float
 
 
-def totals(counters: mmap.mmap, readers: int) -> Totals:
-    slots = [SLOT.unpack_from(counters, number * SLOT.size) for number in range(readers)]
+def totals(counters: mmap.mmap, numbers: range) -> Totals:
+    if not numbers:
+        return Totals(0, 0, 0, 0, 0, 0.0, 0.0)
+    slots = [SLOT.unpack_from(counters, number * SLOT.size) for number in numbers]
     sums = [sum(slot[at] for slot in slots) for at in range(5)]
     return Totals(*sums[:5], max(slot[5] for slot in slots), max(slot[6] for slot in slots))  # type: ignore[call-arg]
 
@@ -268,6 +248,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--readers", type=int, default=4)
+    parser.add_argument("--storm", type=int, default=0, help="processes whose requests all reach the server")
     parser.add_argument("--faults", default="", help="comma-separated; all of them if not given")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -299,13 +280,19 @@ def main() -> None:
         mount = mounts.mount("-f", place, *flags, session="direct", cache_dir=disk / "cache", env=keys)
         for dataset in ("dir", "web", "s3", "flaky"):
             mount.wait_phase("READY", dataset)
-        soak = Soak(directory, mount, wire, random.Random(arguments.seed))
+        watch = Watch(mount)
+        soak = Soak(directory, mount, wire, watch, random.Random(arguments.seed))
         wanted = set(filter(None, arguments.faults.split(","))) or set(soak.kinds)
         if unknown := wanted - set(soak.kinds):
             parser.error(f"no such fault: {', '.join(sorted(unknown))} (there are: {', '.join(soak.kinds)})")
         plan = {
             "datasets": [
-                {"root": f"{mount.mountpoint}/{name}", "truth": str(root), "rough": name.startswith("rough")}
+                {
+                    "root": f"{mount.mountpoint}/{name}",
+                    "truth": str(root),
+                    "rough": name.startswith("rough"),
+                    "direct": name in ("calm/web", "calm/s3"),  # an open handle's reads reach the server
+                }
                 for name, root in truth.items()
             ],
             "counters": str(directory / "counters"),
@@ -313,52 +300,66 @@ def main() -> None:
             "slow": str(directory / "slow"),
         }
         (directory / "plan.json").write_text(json.dumps(plan))
-        (directory / "counters").write_bytes(bytes(SLOT.size * arguments.readers))
+        everybody = range(arguments.readers + arguments.storm)
+        readers, storm = everybody[: arguments.readers], everybody[arguments.readers :]
+        (directory / "counters").write_bytes(bytes(SLOT.size * len(everybody)))
         with (directory / "counters").open("r+b") as file:
             counters = mmap.mmap(file.fileno(), 0)
-        argv = [sys.executable, str(Path(__file__).with_name("soak_reader.py")), str(directory / "plan.json")]
-        readers = [
-            subprocess.Popen([*argv, str(seed)], stdin=subprocess.PIPE, env=clean_environment())
-            for seed in range(arguments.readers)
+        processes = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    f"benchmarks.{'soak_storm' if number in storm else 'soak_reader'}",
+                    str(directory / "plan.json"),
+                    str(number),
+                ],
+                stdin=subprocess.PIPE,
+                env=clean_environment(),
+                cwd=Path(__file__).parent.parent,
+            )
+            for number in everybody
         ]
         console = Console()
         started = time.monotonic()
 
         def report() -> None:
-            now = totals(counters, arguments.readers)
+            now, seconds = totals(counters, everybody), time.monotonic() - started
+            operations, requests = totals(counters, readers).operations, watch.requests
             console.print(
-                f"{(time.monotonic() - started) / 60:5.1f} min  {now.operations:,} operations  {now.bytes / 1e9:.1f} GB"
+                f"{seconds / 60:5.1f} min  {operations:,} operations  {now.bytes / 1e9:.1f} GB"
                 f"  {now.wrong} wrong  {now.failed} failed  {now.explained} failed with their origin"
-                f"  longest {now.calm_s:.2f} s  {soak.requests:,.0f} requests",
+                f"  longest {now.calm_s:.2f} s  {requests:,.0f} requests ({requests / seconds:,.0f} a second)",
                 soft_wrap=True,
             )
 
         try:
-            soak.run(arguments.minutes, wanted, report)
+            with watch.running():
+                soak.run(arguments.minutes, wanted, report)
         finally:
-            for reader in readers:
-                assert reader.stdin is not None
-                reader.stdin.close()
-            ended = [reader.wait(60) for reader in readers]
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.close()
+            ended = [process.wait(60) for process in processes]
+        watch.look()
         report()
-        soak.look(calm=True)
-        end = totals(counters, arguments.readers)
+        end = totals(counters, everybody)
         table = Table("fault", "times", "longest pause, median", "longest pause, worst")
-        for kind, found in sorted(pauses(soak, directory, arguments.readers).items()):
+        for kind, found in sorted(pauses(soak, directory, len(everybody)).items()):
             found.sort()
             table.add_row(kind, str(len(found)), f"{found[len(found) // 2]:.2f} s", f"{found[-1]:.2f} s")
         console.print(table)
-        growth = soak.growth
-        if len(growth.rss_bytes) > 1:
-            early = len(growth.rss_bytes) // 4
-            console.print(
-                f"server in the last third: RSS {growth.rss_bytes[early] / 1e6:.0f} -> {growth.rss_bytes[-1] / 1e6:.0f}"
-                f" MB, descriptors {growth.descriptors[early]} -> {growth.descriptors[-1]}"
-            )
+        console.print(
+            f"requests: {watch.requests:,.0f} by the count of {len(watch.servers)} servers, each until the last look at"
+            f" it; {totals(counters, storm).operations:,} of the storm by its own",
+            soft_wrap=True,
+        )
+        for line in watch.growth():
+            console.print(line, soft_wrap=True)
         console.print(f"longest where the origin failed: {end.rough_s:.2f} s (--read-timeout {READ_TIMEOUT_S:g} s)")
         bad = end.wrong + end.failed + sum(code != 0 for code in ended)
         if any(ended):
-            console.print(f"readers ended with {ended}")
+            console.print(f"processes ended with {ended}")
         sys.exit(1 if bad or not end.operations else 0)
 
 

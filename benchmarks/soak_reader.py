@@ -1,9 +1,10 @@
 """One reader of the soak: random reads of random files, compared with the truth, for ever. Standard library only.
 
-    python soak_reader.py PLAN.json SEED      ends when its standard input does
+    python -m benchmarks.soak_reader PLAN.json SEED      ends when its standard input does
 
-PLAN names the datasets (``root`` in the mount, ``truth`` on disk, ``rough``: its origin may fail), the file of counters
-(one slot of ``SLOT`` a reader), and the file with the time until which the rough origin may fail a read.
+PLAN names the datasets (``root`` in the mount, ``truth`` on disk, ``rough``: its origin may fail, ``direct``: O_DIRECT
+reads of it reach the server), the file of counters (one slot of ``SLOT`` a reader), and the file with the time until
+which the rough origin may fail a read.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Dataset:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.root: str = plan["root"]
         self.rough: bool = plan["rough"]
+        self.direct: bool = plan["direct"]
         self.truth: dict[str, mmap.mmap] = {}
         base = Path(plan["truth"])
         for path in sorted(base.rglob("*")):
