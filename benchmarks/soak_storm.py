@@ -3,7 +3,8 @@
     python -m benchmarks.soak_storm PLAN.json SLOT_NUMBER      ends when its standard input does
 
 Attributes that are asked for past the kernel's cache, names that nobody has looked up before, and O_DIRECT reads of a
-few files that stay open; each answer is compared with the truth. PLAN and counters are those of ``soak_reader.py``.
+few files that stay open, a batch of them at a time (Linux AIO: a process that sleeps and wakes for each request costs
+more than the server does); each answer is compared with the truth. PLAN and counters are those of ``soak_reader.py``.
 Standard library only.
 """
 
@@ -17,6 +18,7 @@ import mmap
 import os
 import random
 import select
+import struct
 import sys
 import time
 from typing import Any, TextIO
@@ -24,12 +26,16 @@ from typing import Any, TextIO
 from benchmarks.soak_reader import SLOT, SLOW_S, UNTIL, Dataset, WrongBytes
 
 PAGE = 4096
-FILES = 24  # of each dataset, and processes have different ones
+FILES = 24  # of each dataset, the same for all processes: what is asked for so often stays in the cache
 LOOK_EVERY = 256  # operations
 AT_STATX_FORCE_SYNC = 0x2000  # <linux/stat.h>
 STATX_SIZE = 0x200
 STATX_BYTES = 256
 STX_SIZE_AT = 40
+BATCH = 32
+IO_SETUP, IO_GETEVENTS, IO_SUBMIT = 206, 208, 209  # x86_64
+IOCB = struct.Struct("=QIIHhIQQqQII")  # <linux/aio_abi.h>: data key rw_flags opcode prio fd buf nbytes offset - - -
+IO_EVENT = struct.Struct("=QQqq")  # data obj res res2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,17 +52,25 @@ class Target:
 
 
 class Storm:
-    def __init__(self, datasets: list[Dataset], rng: random.Random, number: int) -> None:
+    def __init__(self, datasets: list[Dataset], number: int) -> None:
         self._number = number
         self._asked = 0
         self._status = ctypes.create_string_buffer(STATX_BYTES)
         self._size = memoryview(self._status)[STX_SIZE_AT : STX_SIZE_AT + 8].cast("B").cast("Q")
-        self._page = mmap.mmap(-1, PAGE)
+        self._pages = mmap.mmap(-1, BATCH * PAGE)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
+        self._iocbs = ctypes.create_string_buffer(BATCH * IOCB.size)
+        self._pointers = (ctypes.c_void_p * BATCH)(
+            *(ctypes.addressof(self._iocbs) + number * IOCB.size for number in range(BATCH))
+        )
+        self._events = ctypes.create_string_buffer(BATCH * IO_EVENT.size)
+        self._context = ctypes.c_ulong(0)
+        _checked(_libc.syscall(IO_SETUP, BATCH, ctypes.byref(self._context)), "io_setup")
         self._statx = _libc.statx
         self.targets = [
             Target(dataset, name, reads=dataset.direct)
             for dataset in datasets
-            for name in rng.sample(dataset.names, min(FILES, len(dataset.names)))
+            for name in random.Random(dataset.root).sample(dataset.names, min(FILES, len(dataset.names)))
         ]
         self.readable = [target for target in self.targets if target.fd >= 0]
 
@@ -81,31 +95,71 @@ class Storm:
             raise
         raise WrongBytes(f"{path} is there")
 
-    def page(self, target: Target, at: int) -> int:
-        """One READ."""
-        wanted = target.truth[at : at + PAGE]
-        count = os.preadv(target.fd, [self._page], at)
-        if self._page[:count] != wanted:
-            raise WrongBytes(f"{target.path} at {at}, past the page cache")
-        return count
+    def pages(self, chosen: list[tuple[Target, int]]) -> int:
+        """A READ for each target and offset."""
+        for number, (target, at) in enumerate(chosen):
+            IOCB.pack_into(
+                self._iocbs,
+                number * IOCB.size,
+                number,
+                0,
+                0,
+                0,
+                0,
+                target.fd,
+                self._base + number * PAGE,
+                PAGE,
+                at,
+                0,
+                0,
+                0,
+            )
+        submitted = _checked(_libc.syscall(IO_SUBMIT, self._context, len(chosen), self._pointers), "io_submit")
+        _checked(_libc.syscall(IO_GETEVENTS, self._context, submitted, submitted, self._events, None), "io_getevents")
+        size = 0
+        for event in range(submitted):
+            number, _obj, count, _res2 = IO_EVENT.unpack_from(self._events, event * IO_EVENT.size)
+            target, at = chosen[number]
+            if count < 0:
+                raise OSError(-count, os.strerror(-count), target.path)
+            if self._pages[number * PAGE : number * PAGE + count] != target.truth[at : at + PAGE]:
+                raise WrongBytes(f"{target.path} at {at}, past the page cache")
+            size += count
+        return size
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
 
 
 def main(plan: dict[str, Any], slot: int, slow: TextIO) -> None:
     rng = random.Random(slot)
-    storm = Storm([Dataset(each) for each in plan["datasets"]], rng, slot)
+    storm = Storm([Dataset(each) for each in plan["datasets"]], slot)
     with open(plan["counters"], "r+b") as file, open(plan["until"], "rb") as until_file:
         counters = mmap.mmap(file.fileno(), 0)
         until = mmap.mmap(until_file.fileno(), 0, prot=mmap.PROT_READ)
-    done = size = wrong = failed = rough_failed = 0
+    done = requests = size = wrong = failed = rough_failed = 0
     longest = {False: 0.0, True: 0.0}
     monotonic = time.monotonic
+
+    def tell() -> None:
+        of_failures = failed, rough_failed, longest[False], longest[True]
+        SLOT.pack_into(counters, slot * SLOT.size, requests, size, wrong, *of_failures)
+
     while done % LOOK_EVERY or not select.select([0], [], [], 0)[0]:
         turn = done % 16
-        target = rng.choice(storm.readable if turn in (3, 11) else storm.targets)
+        target = rng.choice(storm.targets)
         started = monotonic()
         try:
-            if turn in (3, 11):
-                size += storm.page(target, rng.randrange(0, len(target.truth), PAGE))
+            if turn == 3:
+                chosen = [
+                    (each, rng.randrange(0, len(each.truth), PAGE)) for each in rng.choices(storm.readable, k=BATCH)
+                ]
+                size += storm.pages(chosen)
+                requests += BATCH - 1
             elif turn == 7:
                 storm.absent(target)
             else:
@@ -125,11 +179,14 @@ def main(plan: dict[str, Any], slot: int, slow: TextIO) -> None:
         if took > SLOW_S and not target.rough:
             print(f"{started:.4f} {took:.4f} storm{turn}", file=slow, flush=True)
         done += 1
+        requests += 1
         if not done % 16:
             SLOT.pack_into(
-                counters, slot * SLOT.size, done, size, wrong, failed, rough_failed, longest[False], longest[True]
+                counters, slot * SLOT.size, requests, size, wrong, failed, rough_failed, longest[False], longest[True]
             )
-    SLOT.pack_into(counters, slot * SLOT.size, done, size, wrong, failed, rough_failed, longest[False], longest[True])
+    SLOT.pack_into(
+        counters, slot * SLOT.size, requests, size, wrong, failed, rough_failed, longest[False], longest[True]
+    )
 
 
 if __name__ == "__main__":

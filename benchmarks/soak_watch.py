@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.mounts import Mount
 
@@ -19,18 +22,27 @@ SAME_AGE_S = 2.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
+class Look(NamedTuple):
+    """``anonymous_bytes`` is the part of what is resident that is no page of a file."""
+
+    age_s: float
+    rss_bytes: int
+    anonymous_bytes: int
+    descriptors: int
+
+
 @dataclass
 class Server:
-    """One server: requests by its own count, and (age in seconds, resident bytes, descriptors) at each look."""
+    """One server, and requests by its own count."""
 
     pid: int
     seen_s: float
     requests: float = 0.0
-    looks: list[tuple[float, int, int]] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
     def rss_at(self, age_s: float) -> int | None:
         """Resident bytes at the first look at this age or later."""
-        return next((rss for age, rss, _fds in self.looks if age >= age_s), None)
+        return next((look.rss_bytes for look in self.looks if look.age_s >= age_s), None)
 
 
 class Watch:
@@ -41,7 +53,7 @@ class Watch:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self.servers: dict[float, Server] = {}  # by how many there were before it
-        self.calm_at: tuple[float, float] | None = None  # the server that is to live on, and its age then
+        self._calm_s = math.inf  # monotonic: no server is killed from here on
 
     @property
     def requests(self) -> float:
@@ -62,16 +74,16 @@ class Watch:
                     return
                 server = self.servers[restarts] = Server(pid, time.monotonic())
             server.requests = max(server.requests, answered)
-            with contextlib.suppress(OSError):  # it was killed meanwhile
-                rss = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+            with contextlib.suppress(OSError, KeyError):  # it was killed meanwhile
+                status = Path(f"/proc/{server.pid}/status").read_text()
+                sizes = dict(re.findall(r"^(VmRSS|RssAnon):\s+(\d+) kB", status, re.MULTILINE))
+                resident, anonymous = (int(sizes[key]) * 1024 for key in ("VmRSS", "RssAnon"))
                 descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))
-                server.looks.append((time.monotonic() - server.seen_s, rss, descriptors))
+                server.looks.append(Look(time.monotonic() - server.seen_s, resident, anonymous, descriptors))
 
     def calm(self) -> None:
         """No server is killed from here on."""
-        if self.calm_at is None and self.servers:
-            last = max(self.servers)
-            self.calm_at = last, time.monotonic() - self.servers[last].seen_s
+        self._calm_s = min(self._calm_s, time.monotonic())
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -100,19 +112,23 @@ class Watch:
                 f"{len(young)} servers that came to be {SAME_AGE_S:g} s old, RSS then, median of the first and of the"
                 f" last {part}: {first / 1e6:.1f} -> {last / 1e6:.1f} MB ({_percent(first, last)})"
             )
-        if self.calm_at is not None:
-            number, age_s = self.calm_at
-            looks = [each for each in self.servers[number].looks if each[0] >= age_s]
+        for server in list(self.servers.values())[-1:]:
+            looks = [each for each in server.looks if server.seen_s + each.age_s >= self._calm_s]
             if len(looks) >= 5:
-                quarters = [looks[at * (len(looks) - 1) // 4] for at in range(5)]
-                rss = " -> ".join(f"{each[1] / 1e6:.1f}" for each in quarters)
-                told.append(
-                    f"the server of the last third ({looks[-1][0] - age_s:.0f} s), RSS at each quarter: {rss} MB;"
-                    f" start to end {_percent(looks[0][1], looks[-1][1])},"
-                    f" first quarter to end {_percent(quarters[1][1], looks[-1][1])};"
-                    f" descriptors {looks[0][2]} -> {looks[-1][2]}"
-                )
+                told += self._through_calm(looks)
         return told
+
+    @staticmethod
+    def _through_calm(looks: list[Look]) -> list[str]:
+        start, end = looks[0], looks[-1]
+        told = [f"the server of the last third ({end.age_s - start.age_s:.0f} s), at each quarter of it:"]
+        for what, of in (("RSS", 1), ("of which anonymous", 2)):
+            sizes = [looks[at * (len(looks) - 1) // 4][of] for at in range(5)]
+            told.append(
+                f"    {what} {' -> '.join(f'{size / 1e6:.1f}' for size in sizes)} MB,"
+                f" start to end {_percent(sizes[0], sizes[-1])}, first quarter to end {_percent(sizes[1], sizes[-1])}"
+            )
+        return [*told, f"    descriptors {start.descriptors} -> {end.descriptors}"]
 
 
 def _percent(before: float, after: float) -> str:
