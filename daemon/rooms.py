@@ -24,6 +24,7 @@ from daemon.keeping.mounting import mount_table
 from daemon.node import Node
 from daemon.opens import Opens
 from daemon.preload import note_modules
+from daemon.scrubbing import scrub_in_background
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
 from daemon.shown import Shown
 from daemon.wanted import Wanted, read_wanted
@@ -109,6 +110,12 @@ async def open_rooms(
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
     background.start_soon(_every, _SECRETS_S, "secrets", shown.credentials.look_at_all)
     background.start_soon(node.keep_pins)
+    if settings.scrub_every_s:
+        background.start_soon(
+            _optional,
+            "background check of the cache",
+            partial(scrub_in_background, tier, boot, settings.scrub_every_s, lambda: flights.under_way > 0),
+        )
     if not tier.index.was_clean:
         background.start_soon(_rebuild, tier, boot)
     async with trio.open_nursery() as serving:

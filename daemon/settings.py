@@ -18,6 +18,8 @@ from dsfs.manifest.sizes import Percent, parse_size_or_percent
 DEFAULT_CACHE_SIZE = "80%"
 DEFAULT_MIN_FREE = "5%"
 DEFAULT_READ_TIMEOUT_S = 30.0
+DEFAULT_SCRUB_EVERY = "7d"
+DEFAULT_SCRUB_EVERY_S = 7 * 86400.0
 LOG_FORMATS = ("console", "json")
 _MEMORY_SHARE = 1 / 16
 _LEAST_MEMORY, _MOST_MEMORY = 64 << 20, 512 << 20
@@ -48,6 +50,8 @@ class Settings:
     secrets_dirs: tuple[str, ...] = ()
     pvc_root: str | None = None
     read_timeout_s: float = DEFAULT_READ_TIMEOUT_S
+    scrub_every_s: float = DEFAULT_SCRUB_EVERY_S
+    """In which time the background check goes through the cache once; 0: never."""
     namespaces: tuple[str, ...] = ()
     uid: int = 0
     gid: int = 0

@@ -72,6 +72,8 @@ CACHE_PINNED_BYTES = Gauge(
 CACHE_LIMIT_BYTES = Gauge("dsfs_cache_limit_bytes", "Bytes that may be used, by tier.", ("tier",))
 EVICTED_BYTES = Counter("dsfs_cache_evicted_bytes", "Bytes that were given back to make room.")
 CORRUPT_BLOCKS = Counter("dsfs_cache_corrupt_blocks", "Cached blocks or objects that failed a check and were dropped.")
+SCRUBBED_BYTES = Counter("dsfs_cache_scrubbed_bytes", "Cached bytes that the background check has looked at.")
+SCRUB_ROUNDS = Counter("dsfs_cache_scrub_rounds", "How often the background check has come to the end of the cache.")
 CACHE_DEVICE_READ_BYTES = Counter(
     "dsfs_cache_device_read_bytes",
     "Bytes read from the block device under the cache since this server started, by whomever.",

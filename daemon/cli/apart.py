@@ -14,7 +14,7 @@ from daemon import running
 from daemon.cli import mount
 from daemon.cli.options import CacheDir
 from daemon.control.client import ask_keeper
-from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_MIN_FREE, Settings
+from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_MIN_FREE, DEFAULT_SCRUB_EVERY, Settings
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
@@ -62,6 +62,7 @@ def serve(
     shared_cache: mount.SharedCache = None,
     shared_cache_size: mount.SharedCacheSize = DEFAULT_CACHE_SIZE,
     min_free: mount.MinFree = DEFAULT_MIN_FREE,
+    scrub_every: mount.ScrubEvery = DEFAULT_SCRUB_EVERY,
     http: mount.Http = None,
     option: mount.SourceOptions = None,
     secrets: mount.Secrets = None,
@@ -83,6 +84,7 @@ def serve(
         shared_cache=shared_cache,
         shared_cache_size=shared_cache_size,
         min_free=min_free,
+        scrub_every=scrub_every,
         http=http,
         option=option,
         secrets=secrets,

@@ -25,6 +25,7 @@ from daemon.dead import NO_ANSWER, errno_of_look
 from daemon.settings import (
     DEFAULT_CACHE_SIZE,
     DEFAULT_MIN_FREE,
+    DEFAULT_SCRUB_EVERY,
     LOG_FORMATS,
     Settings,
     default_cache_dir,
@@ -63,6 +64,10 @@ MinFree = Annotated[
     str,
     typer.Option(metavar="SIZE", help="How much of its disk the cache leaves free, such as 5% or 20GiB; 0: none."),
 ]
+ScrubEvery = Annotated[
+    str,
+    typer.Option(metavar="DURATION", help="In which time everything cached is checked in the background; 0: never."),
+]
 LogFormat = Annotated[str, typer.Option(metavar="console|json", help="How the server writes its log.")]
 Http = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve metrics, status and health there.")]
 SourceOptions = Annotated[
@@ -89,6 +94,7 @@ def mount(
     shared_cache: SharedCache = None,
     shared_cache_size: SharedCacheSize = DEFAULT_CACHE_SIZE,
     min_free: MinFree = DEFAULT_MIN_FREE,
+    scrub_every: ScrubEvery = DEFAULT_SCRUB_EVERY,
     session: Annotated[str, typer.Option(metavar="auto|direct|pyfuse3", help="How to speak to the kernel.")] = "auto",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted or stopped.")] = False,
     http: Http = None,
@@ -111,6 +117,7 @@ def mount(
         shared_cache=shared_cache,
         shared_cache_size=shared_cache_size,
         min_free=min_free,
+        scrub_every=scrub_every,
         http=http,
         option=option,
         secrets=secrets,
@@ -151,6 +158,7 @@ def settings_of(
     shared_cache: str | None,
     shared_cache_size: str,
     min_free: str,
+    scrub_every: str,
     http: str | None,
     option: list[str] | None,
     secrets: list[str] | None,
@@ -171,6 +179,7 @@ def settings_of(
         raise typer.BadParameter("--shared-cache-size goes with --shared-cache DIR")
     if min_free != "0":
         _usage("--min-free", parse_size_or_percent, min_free)
+    scrub_every_s = 0.0 if scrub_every == "0" else _usage("--scrub-every", parse_duration, scrub_every)
     if log_format not in LOG_FORMATS:
         raise typer.BadParameter(f"--log-format {log_format}: is not {' or '.join(LOG_FORMATS)}")
     if http is not None:
@@ -188,6 +197,7 @@ def settings_of(
         shared_cache=os.path.abspath(shared_cache) if shared_cache else None,
         shared_cache_size=shared_cache_size,
         min_free=min_free,
+        scrub_every_s=scrub_every_s,
         source_uri=None if file else where[0],
         source_options=_options(option or []),
         manifest_paths=tuple(os.path.abspath(path) for path in file or []),

@@ -35,6 +35,7 @@ from dsfs.cache.mapfile import (
     map_bytes,
     pack_header,
 )
+from dsfs.cache.past_cache import ReadRange
 from dsfs.ranges import ByteRange, block_count, block_range, blocks_of
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -322,16 +323,22 @@ class BlockMap:
         finally:
             os.close(lock_fd)
 
-    def check(self, block: int) -> bool:
+    def check(self, block: int, read: ReadRange | None = None) -> bool:
         """Read one block that is here and compare its crc32c; a right UNCHECKED one becomes PRESENT.
 
-        A wrong one stays as it is: the caller drops it (``retract``, or the whole object).
+        ``read`` brings the bytes of a range of the file, if not as everybody reads them. A wrong block stays as it
+        is: the caller drops it (``retract``, or the whole object). Raises DamagedObject, OSError.
         """
         place = block_range(block, self.size_bytes, self.block_bytes)
         state = self._states[block]
-        data = bytearray(place.length)
         generation = self._generation[0]
-        self._pread(place, memoryview(data), 0)
+        if read is None:
+            data = memoryview(bytearray(place.length))
+            self._pread(place, data, 0)
+        else:
+            data = read(place)
+            if len(data) != place.length:
+                raise DamagedObject(f"data of {self.key} ends before byte {place.stop}")
         if crc32c(data) != self._checksums[block]:
             return self._generation[0] != generation  # punched meanwhile: not wrong, just gone
         if state == State.UNCHECKED:

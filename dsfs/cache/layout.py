@@ -38,6 +38,11 @@ class Layout:
         """Outside of the index, which may be lost."""
         return f"{self.root}/pins.json"
 
+    @property
+    def scrub(self) -> str:
+        """How far the background check is."""
+        return f"{self.root}/scrub.json"
+
     def directory_bytes(self) -> int:
         """Space of the directories that objects lie in: a name takes some hundred bytes, twice for each object."""
         return sum(os.stat(f"{self.objects}/{name}").st_blocks * 512 for name in _FANOUT)

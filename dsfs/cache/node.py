@@ -287,6 +287,8 @@ class NodeTier:
         metrics.CORRUPT_BLOCKS.inc()
         log.warning("corrupt block dropped", key=obj.key, block=block)
         freed = None
+        with self._lock:  # space is counted by the one that others write through, if there is one
+            obj = self._open.get(obj.key, obj) if not obj.unlinked else obj
         if isinstance(obj, BlockMap) and not obj.complete:
             try:
                 freed = obj.retract([block], partial(self._count_retracted, obj))

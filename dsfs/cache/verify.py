@@ -32,7 +32,7 @@ def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = l
     for key in keys_on_disk(tier.layout.objects):
         found.objects += 1
         try:
-            obj = _open(tier, key, boot)
+            obj = open_by_key(tier, key, boot)
         except FileNotFoundError:
             found.objects -= 1  # evicted while we came here
             continue
@@ -49,7 +49,7 @@ def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = l
 def verify_one(tier: NodeTier, key: str, boot: bytes) -> None:
     """As ``verify``, of one object that may be there."""
     try:
-        _verify_object(tier, _open(tier, key, boot), Verified())
+        _verify_object(tier, open_by_key(tier, key, boot), Verified())
     except FileNotFoundError:
         return
     except (DamagedObject, OSError) as error:
@@ -82,7 +82,7 @@ def rebuild_index(tier: NodeTier, boot: bytes) -> None:
         if key in tier.index:
             continue
         try:
-            obj = _open(tier, key, boot)
+            obj = open_by_key(tier, key, boot)
         except FileNotFoundError:
             continue
         except (DamagedObject, OSError) as error:
@@ -112,7 +112,7 @@ def keys_on_disk(objects: str) -> Iterator[str]:
                 yield name[:-4]
 
 
-def _open(tier: NodeTier, key: str, boot: bytes) -> BlockMap:
+def open_by_key(tier: NodeTier, key: str, boot: bytes) -> BlockMap:
     """Open an object of which only the key is known: its header says the rest."""
     with open(tier.layout.map_path(key), "rb") as file:
         header = file.read(HEADER.size)

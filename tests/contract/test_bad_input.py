@@ -265,6 +265,7 @@ def test_two_of_one_name_in_two_files(try_mount: Try, tmp_path: Path, source: Pa
         ["mount", "/tmp", "/mnt", "--cache-size", "big"],
         ["mount", "/tmp", "/mnt", "--cache-size", "120%"],
         ["mount", "/tmp", "/mnt", "--min-free", "some"],
+        ["mount", "/tmp", "/mnt", "--scrub-every", "often"],
         ["mount", "/tmp", "/mnt", "--http", "nowhere"],
         ["mount", "/tmp", "/mnt", "--http", "localhost:99999"],
         ["mount", "/tmp", "/mnt", "--option", "novalue"],

@@ -43,6 +43,8 @@ DESIGNED = {
     "dsfs_cache_device_read_bytes_total": {"device"},
     "dsfs_cache_device_written_bytes_total": {"device"},
     "dsfs_open_overflows_total": set(),
+    "dsfs_cache_scrubbed_bytes_total": set(),
+    "dsfs_cache_scrub_rounds_total": set(),
 }
 LARGE = os.urandom(12_000_077)
 
