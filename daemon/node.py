@@ -98,7 +98,7 @@ class Node:
             "source": dataset.origin.source.uri,
             "revision": status.revision,
             "phase": str(phase),
-            "message": message,
+            "message": message or _of_content(dataset),
             "files": status.files,
             "bytes": status.bytes,
             "cached_bytes": cached,
@@ -335,6 +335,13 @@ class Node:
             return alone[0], "/".join(parts[1:])
         known = ", ".join(sorted(datasets)) or "none"
         raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
+
+
+def _of_content(dataset: Dataset) -> str:
+    path = dataset.origin.wrong_content
+    if path is None:
+        return ""
+    return f"{path}: what the source sent is not what it says it is; dropped, fetched anew when it is read"
 
 
 def _shared_status(disk: SharedDisk) -> dict[str, Any]:

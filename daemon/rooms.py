@@ -87,6 +87,7 @@ async def open_rooms(
     store = DatasetStore(tier.layout.catalogs)
     tree = None if wanted.single else _tree(settings)
     session = _session(settings, keeper, tree)
+    flights.checks.on_wrong = session.forget_pages
     warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
     builder = Builder(settings, wanted)
     shown = Shown(settings, builder, bridge, store, reader, background, session, tree, keeper, warming)

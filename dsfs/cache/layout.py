@@ -43,9 +43,15 @@ class Layout:
         """How far the background check is."""
         return f"{self.root}/scrub.json"
 
+    @property
+    def unproven(self) -> str:
+        """A file for each object that is still to be compared with its source's hash of it."""
+        return f"{self.root}/unproven"
+
     def directory_bytes(self) -> int:
         """Space of the directories that objects lie in: a name takes some hundred bytes, twice for each object."""
-        return sum(os.stat(f"{self.objects}/{name}").st_blocks * 512 for name in _FANOUT)
+        directories = (self.unproven, *(f"{self.objects}/{name}" for name in _FANOUT))
+        return sum(os.stat(directory).st_blocks * 512 for directory in directories)
 
     def object_path(self, key: str) -> str:
         return f"{self.root}/objects/{key[:2]}/{key}"

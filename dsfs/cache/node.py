@@ -22,6 +22,7 @@ from dsfs.cache.eviction import ROOM_SHARE
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.mapfile import crc32c, map_bytes, pack_complete
+from dsfs.cache.unproven import Unproven
 from dsfs.errors import CacheFull
 from dsfs.model import Tier
 from dsfs.ranges import MiB, block_count, block_range
@@ -66,6 +67,7 @@ class NodeTier:
         self.layout = layout
         self.index = index
         self.block_bytes = block_bytes
+        self.unproven = Unproven(layout.unproven)
         self._limit = limit
         self._least_free = least_free
         self._leaving: weakref.WeakSet[CachedObject] = weakref.WeakSet()  # unlinked, and kept by who has them open
@@ -271,6 +273,10 @@ class NodeTier:
                 self.note_trouble(error)
                 return 0
         self._forget(key)
+        try:
+            self.unproven.discard(key)
+        except OSError as error:  # the next server finds a mark of nothing
+            self.note_trouble(error)
         return freed
 
     def _forget(self, key: str) -> None:

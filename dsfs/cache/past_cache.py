@@ -26,8 +26,11 @@ class PastCache:
         self._buffer = memoryview(b"")
 
     @contextmanager
-    def reading(self, fd: int) -> Iterator[ReadRange]:
-        """A function that returns the bytes of a range of this file, fewer when it ends before. It raises OSError."""
+    def reading(self, fd: int, *, keep_cached: bool = False) -> Iterator[ReadRange]:
+        """A function that returns the bytes of a range of this file, fewer when it ends before. It raises OSError.
+
+        ``keep_cached``: what is in the page cache is taken from there, as it is the same and costs no disk.
+        """
         try:
             direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError as error:
@@ -35,15 +38,17 @@ class PastCache:
                 raise
             direct_fd = -1
         try:
-            yield lambda place: self._read(fd, direct_fd, place)
+            yield lambda place: self._read(fd, direct_fd, place, keep_cached)
         finally:
             if direct_fd >= 0:
                 os.close(direct_fd)
 
-    def _read(self, fd: int, direct_fd: int, place: ByteRange) -> memoryview:
+    def _read(self, fd: int, direct_fd: int, place: ByteRange, keep_cached: bool) -> memoryview:
         sectors_bytes = -(-place.length // _SECTOR) * _SECTOR
         if len(self._buffer) < sectors_bytes:
             self._buffer = memoryview(mmap.mmap(-1, sectors_bytes))  # anonymous memory begins at a page
+        if keep_cached and _in_page_cache(fd, place, self._buffer):
+            direct_fd = -1
         if direct_fd >= 0 and place.start % _SECTOR == 0:
             try:
                 if os.preadv(direct_fd, [self._buffer[:sectors_bytes]], place.start) >= place.length:

@@ -1,61 +1,128 @@
-"""Whether a large object is what its source lists, looked at once all of it is here."""
+"""Whether a large object is what its source says, looked at once all of it is here."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import structlog
 import trio
+from cachetools import LRUCache
 
 from dsfs import metrics
-from dsfs.cache.blockmap import BlockMap
+from dsfs.bridge import Bridge
+from dsfs.cache.complete import CachedObject
 from dsfs.cache.node import NodeTier
+from dsfs.cache.past_cache import PastCache
+from dsfs.errors import SourceError
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
-from dsfs.sources.digest import digest_of
+from dsfs.ranges import ByteRange, MiB
+from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 
 log = structlog.get_logger()
 
+_PIECE_BYTES = 1 * MiB
+_SUSPECTS = 1024
+
+
+async def _nobody_to_tell(_file: RemoteFile) -> None:
+    return
+
 
 class ContentChecks:
-    """File side only; ``nursery`` outlives every reader. A small object is checked before it is stored (``sink``)."""
+    """File side only; ``nursery`` outlives every reader. A small object is checked before it is stored (``sink``).
 
-    def __init__(self, nursery: trio.Nursery, tier: NodeTier) -> None:
+    Until an object is proven here the kernel is not handed its file (``Reader.complete``): a handle in passthrough
+    would keep wrong bytes for as long as it is open, where one that asks the daemon gets right ones after the drop.
+    """
+
+    def __init__(self, nursery: trio.Nursery, bridge: Bridge, tier: NodeTier) -> None:
         self._nursery = nursery
+        self._bridge = bridge
         self._tier = tier
-        self._checking: set[BlockMap] = set()
+        self._checking: set[str] = set()
+        self._suspects: LRUCache[str, str] = LRUCache(_SUSPECTS)
         self._hashers = trio.CapacityLimiter(1)
+        self.on_wrong: Callable[[RemoteFile], Awaitable[None]] = _nobody_to_tell
+        """Told of an object that was dropped: the kernel may have pages of it."""
 
     @property
     def under_way(self) -> int:
         """Objects that are being checked, or wait for it."""
         return len(self._checking)
 
-    def once_complete(self, file: RemoteFile, obj: BlockMap | None) -> None:
-        if obj is not None and obj.complete and obj not in self._checking:
-            self._checking.add(obj)
-            self._nursery.start_soon(self._check_content, file, obj)
+    def expect(self, file: RemoteFile) -> None:
+        """A large object is about to be made: whether it has to be proven is written down first. Raises OSError."""
+        source = file.origin.source
+        if may_tell(source, file.obj) or digest_of(source, file.obj) is not None:
+            self._tier.unproven.add(file.key)
 
-    async def _check_content(self, file: RemoteFile, obj: BlockMap) -> None:
-        """Drop a large object that is not what its source lists, once all of it is here.
+    def once_complete(self, file: RemoteFile, obj: CachedObject | None) -> None:
+        """Have an object checked that may have to be, if all of it is here."""
+        if obj is not None and obj.complete and file.key in self._tier.unproven and file.key not in self._checking:
+            self._checking.add(file.key)
+            self._nursery.start_soon(self._check, file, obj)
+
+    async def _check(self, file: RemoteFile, obj: CachedObject) -> None:
+        """Drop a large object that is not what its source says.
 
         Behind its readers, one object at a time. What was read before, and is read meanwhile, was of one version
         as far as the source's headers say; that is all that can be said of it.
         """
         try:
-            digest = digest_of(file.origin.source, file.obj)
-            if digest is None or await trio.to_thread.run_sync(
-                digest.is_of_file, obj.fd, file.size_bytes, limiter=self._hashers
-            ):
-                return
-            metrics.CORRUPT_BLOCKS.inc()
-            log.warning(
-                "what the source sent is not what it lists, dropped",
-                dataset=file.origin.id,
-                path=file.obj.path,
-                listed=f"{digest.algorithm}:{digest.hex}",
-            )
-            if not obj.unlinked:  # else another may have its name by now
-                await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
+            digest = await self._digest(file)
+            found = None if digest is None else await self._hash(digest, obj)
+            if digest is None or found == digest.hex or self._is_no_hash(file, digest, found or ""):
+                await trio.to_thread.run_sync(self._tier.unproven.discard, file.key, limiter=DISK)
+                file.origin.note_content(file.obj.path, right=True)
+            elif not obj.unlinked:  # else another may have its name by now
+                await self._drop(file, digest, found or "")
+        except SourceError as error:
+            log.info("no hash of a file can be had", dataset=file.origin.id, path=file.obj.path, reason=str(error))
+            self._tier.unproven.put_off(file.key)
         except OSError as error:
             self._tier.note_trouble(error)
         finally:
-            self._checking.discard(obj)
+            self._checking.discard(file.key)
+
+    async def _digest(self, file: RemoteFile) -> Digest | None:
+        """What the source lists, else what it says when it is asked, else what is only likely to be a hash."""
+        source = file.origin.source
+        listed = digest_of(source, file.obj)
+        if listed is not None and listed.disown is None:
+            return listed
+        if not may_tell(source, file.obj):
+            return listed
+        return await self._bridge.call(ask_digest, source, file.obj) or listed
+
+    async def _hash(self, digest: Digest, obj: CachedObject) -> str:
+        def work() -> str:
+            hasher = digest.hasher(obj.size_bytes)
+            with PastCache().reading(obj.fd, keep_cached=True) as read:
+                for start in range(0, obj.size_bytes, _PIECE_BYTES):
+                    hasher.update(read(ByteRange(start, min(start + _PIECE_BYTES, obj.size_bytes))))
+            return hasher.hexdigest()
+
+        return await trio.to_thread.run_sync(work, limiter=self._hashers)
+
+    def _is_no_hash(self, file: RemoteFile, digest: Digest, found: str) -> bool:
+        """Whether what only looked like a hash of the content is none: it came twice, the same both times."""
+        if digest.disown is None or self._suspects.get(file.key) != found:
+            return False
+        digest.disown()
+        return True
+
+    async def _drop(self, file: RemoteFile, digest: Digest, found: str) -> None:
+        if digest.disown is not None:
+            self._suspects[file.key] = found
+        metrics.CORRUPT_BLOCKS.inc()
+        log.warning(
+            "what the source sent is not what it lists, dropped",
+            dataset=file.origin.id,
+            path=file.obj.path,
+            listed=f"{digest.algorithm}:{digest.hex}",
+            found=found,
+        )
+        file.origin.note_content(file.obj.path, right=False)
+        await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
+        await self.on_wrong(file)

@@ -50,8 +50,8 @@ class Flights:
         """What the kernel allows a read that makes progress."""
         self._tier = tier
         self._queue = queue
-        room = Room(tier)
-        self.checks = ContentChecks(nursery, tier)
+        self.checks = ContentChecks(nursery, bridge, tier)
+        room = Room(tier, self.checks.expect)
         self.from_origin = FromOrigin(nursery, bridge, tier, room, self.checks, deadline_s)
         self._from_shared = (
             None if shared is None else FromShared(shared, tier, room, self.checks, self.from_origin, deadline_s)

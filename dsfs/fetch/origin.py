@@ -58,6 +58,8 @@ class Origin:
         self.dataset = dataset
         self.id = f"{namespace}/{dataset}"
         self._key_prefix = key_prefix
+        self.wrong_content: str | None = None
+        """The path of a large file that was not what its source says, until it has come right."""
         self.last_error: LastError | None = None
         self.entitlement = Entitlement()
         self.renew: Callable[[], Awaitable[bool]] = _cannot_renew
@@ -86,6 +88,13 @@ class Origin:
     def count_shared(self, size_bytes: int) -> None:
         """So many bytes came from the shared tier."""
         self._shared_bytes.inc(size_bytes)
+
+    def note_content(self, path: str, *, right: bool) -> None:
+        """A large file was compared with the hash that the source has of it."""
+        if not right:
+            self.wrong_content = path
+        elif self.wrong_content == path:
+            self.wrong_content = None
 
     async def timed(self, call: Callable[[], Awaitable[T]]) -> T:
         """One request: counted, timed, and its error remembered."""

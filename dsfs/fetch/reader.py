@@ -63,6 +63,7 @@ class Reader:
                 return self.try_read(file, wanted, into)
             self._tier.note_trouble(error)
             return False
+        self._is_unproven(file, obj)  # a server before this one had no time for it
         file.origin.count_read(Tier.NODE, wanted.length)
         return True
 
@@ -101,6 +102,8 @@ class Reader:
         for _round in range(_ROUNDS):
             obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
             missing = list(blocks) if obj is None else await self._missing(obj, wanted)
+            if obj is not None:
+                self._is_unproven(file, obj)
             pieces = await self._pieces(file, obj, wanted, missing)
             if pieces is not None:
                 return pieces
@@ -242,7 +245,16 @@ class Reader:
         if not file.origin.entitlement.proven:
             return None
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-        return obj if obj is not None and obj.complete else None
+        if obj is None or not obj.complete or self._is_unproven(file, obj):
+            return None
+        return obj
+
+    def _is_unproven(self, file: RemoteFile, obj: CachedObject) -> bool:
+        """Whether an object was not compared yet with what its source says it is; then that begins now."""
+        if file.key not in self._tier.unproven:
+            return False
+        self._flights.checks.once_complete(file, obj)
+        return True
 
     async def count_for(self, owner: str, other: str) -> None:
         """What a dataset has in the node tier is another's too from now on: a clone has the bytes of its original."""

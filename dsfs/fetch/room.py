@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -18,8 +18,9 @@ from dsfs.fetch.origin import Origin, RemoteFile
 class Room:
     """File side only."""
 
-    def __init__(self, tier: NodeTier) -> None:
+    def __init__(self, tier: NodeTier, expect: Callable[[RemoteFile], None]) -> None:
         self._tier = tier
+        self._expect = expect
 
     @asynccontextmanager
     async def held(self, flight: Flight) -> AsyncIterator[bool]:
@@ -53,6 +54,7 @@ class Room:
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is None:
             try:
+                self._expect(file)
                 obj = self._tier.create(file.key, file.size_bytes)
             except OSError as error:
                 self._tier.note_trouble(error)

@@ -240,6 +240,14 @@ class DatasetFiles:
             self._failed[nodeid] = error, trio.current_time() + _SAME_ANSWER_S
             raise
 
+    def nodeids_of_object(self, file: RemoteFile) -> list[int]:
+        """The numbers under which the kernel may know an object, here or in a dataset that has the same one."""
+        found = {nodeid for nodeid, known in self._files.items() if known.key == file.key}
+        row = self.dataset.catalog.find(file.obj.path)
+        if row is not None and self.dataset.origin.key_of(file.obj.path, row.tag) == file.key:
+            found.add(self._nodeid(row.ino))
+        return sorted(found)
+
     def note_use(self, nodeid: int) -> None:
         """A file was read out of the kernel's cache: what is in use is evicted last."""
         try:

@@ -46,7 +46,7 @@ from dsfs.ranges import MiB
 
 log = structlog.get_logger()
 
-_NOTIFICATIONS = trio.CapacityLimiter(2)
+NOTIFICATIONS = trio.CapacityLimiter(2)
 LARGEST_READ_BYTES = 1 * MiB
 _PAGE = 4096
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
@@ -109,7 +109,7 @@ class Connection:
     async def forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
         """Have the kernel ask anew for names and listings that changed, in nodeids. In a thread: the kernel may wait
         there for a lookup that this very loop has to answer."""
-        await trio.to_thread.run_sync(self._forget, names, directories, limiter=_NOTIFICATIONS)
+        await trio.to_thread.run_sync(self._forget, names, directories, limiter=NOTIFICATIONS)
 
     async def forget_all(self, directories: Callable[[], Sequence[int]]) -> None:
         """As ``forget``, for more than can be listed; a kernel without epochs is told ``directories`` one by one."""
@@ -122,7 +122,7 @@ class Connection:
                     raise
                 self._forget((), directories())
 
-        await trio.to_thread.run_sync(work, limiter=_NOTIFICATIONS)
+        await trio.to_thread.run_sync(work, limiter=NOTIFICATIONS)
 
     def _forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
         for directory in directories:

@@ -76,6 +76,11 @@ class Device:
         """
         self._notify(Notify.INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(directory, 0, 0))
 
+    def forget_pages(self, nodeid: int) -> None:
+        """Have the kernel drop what it keeps of a file's bytes. Never call it from the request loop: while
+        somebody reads the file it waits for pages that its reader waits for us to fill."""
+        self._notify(Notify.INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(nodeid, 0, 0))
+
     def forget_name(self, parent: int, name: bytes) -> None:
         """Have the kernel look up a name anew, whether it was there or not. Never call it from the request loop."""
         self._notify(Notify.INVAL_ENTRY, NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")

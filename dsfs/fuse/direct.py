@@ -13,6 +13,7 @@ import trio
 
 from dsfs.catalog.diff import Changes
 from dsfs.errors import MountError
+from dsfs.fetch.origin import RemoteFile
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
@@ -140,6 +141,13 @@ class DirectSession:
             await connection.forget_all(files.all_directories)
         elif changed:
             await connection.forget(*files.nodeids_of(changed))
+
+    async def forget_pages(self, file: RemoteFile) -> None:
+        """An object was not what its source says: the kernel is not to keep its bytes."""
+        for name, files in list(self._files.items()):
+            connection = self._connections.get(name)
+            if connection is not None:
+                await connection.forget_pages(files.nodeids_of_object(file))
 
     async def _start(
         self,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
+import trio
 
 from dsfs.cache.complete import CachedObject
 from dsfs.errors import DsfsError
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.read_path import Abilities, InodeMode, Listing, choose_read_path, mode_for_open
 from dsfs.filesystem.whole import WholeTree
-from dsfs.fuse.connection import LARGEST_READ_BYTES, Answer, Connection
+from dsfs.fuse.connection import LARGEST_READ_BYTES, NOTIFICATIONS, Answer, Connection
 from dsfs.fuse.device import Device
 from dsfs.fuse.resume import OpenJournal
 from dsfs.fuse.wire import OPEN_IN, OPEN_OUT, READ_IN, InitFlag, Opcode, OpenFlag
@@ -106,6 +107,7 @@ class FilesConnection(ReadingConnection):
         self._turned_openless = turned_openless
         self._stack_depth = stack_depth
         self._chosen: tuple[bool, ReadPath] | None = None
+        self._wrong: set[int] = set()  # whose pages are not right, and go with the last handle
 
     def close(self) -> None:
         super().close()
@@ -186,13 +188,36 @@ class FilesConnection(ReadingConnection):
         file.origin.kernel_opened_bytes.inc(file.size_bytes)
         return OPEN_OUT.pack(0, _PASSTHROUGH, backing_id)
 
-    def on_release(self, unique: int, nodeid: int, body: memoryview) -> bytes:
+    def on_release(self, unique: int, nodeid: int, body: memoryview) -> Answer:
         backing_id = self._journal.released(unique, nodeid)
         if self._journal.mode(nodeid) is None:
             self._files.closed(nodeid)
+            if nodeid in self._wrong:
+                self._wrong.discard(nodeid)
+                return self._forget_after(backing_id, nodeid)
         if backing_id:
             self.device.close_backing(backing_id)
         return b""
+
+    async def _forget_after(self, backing_id: int, nodeid: int) -> bytes:
+        if backing_id:
+            self.device.close_backing(backing_id)
+        await self.forget_pages([nodeid])
+        return b""
+
+    async def forget_pages(self, nodeids: Sequence[int]) -> None:
+        """Have the kernel drop pages of files, of open ones once they are closed. In a thread: it may wait there.
+
+        Without opens nobody tells whether a file is open; then its readers get the pages that are read anew.
+        """
+        closed = [nodeid for nodeid in nodeids if self._journal.mode(nodeid) is None]
+        self._wrong.update(set(nodeids) - set(closed))
+
+        def work() -> None:
+            for nodeid in closed:
+                self.device.forget_pages(nodeid)
+
+        await trio.to_thread.run_sync(work, limiter=NOTIFICATIONS)
 
     def _turn_openless(self) -> None:
         self._openless = True

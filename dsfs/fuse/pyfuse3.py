@@ -19,6 +19,7 @@ import trio
 from dsfs import metrics
 from dsfs.catalog.diff import Changes
 from dsfs.errors import DsfsError, MountError
+from dsfs.fetch.origin import RemoteFile
 from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.files import DatasetFiles
@@ -325,6 +326,19 @@ class PortableSession:
         if self._tree is not None:
             self._tree.drop(files.dataset.slot)
         await _forget(gone, changed)
+
+    async def forget_pages(self, file: RemoteFile) -> None:
+        """An object was not what its source says: the kernel is not to keep its bytes."""
+        nodeids = [nodeid for files in self._files.values() for nodeid in files.nodeids_of_object(file)]
+
+        def work() -> None:
+            for nodeid in nodeids:
+                try:
+                    pyfuse3.invalidate_inode(nodeid)
+                except FileNotFoundError:
+                    continue  # the kernel does not know it
+
+        await trio.to_thread.run_sync(work, limiter=_NOTIFICATIONS)
 
     async def swapped(self, name: str, changed: Changes | None) -> None:
         """A dataset shows another revision: the kernel is told."""

@@ -9,7 +9,7 @@ from dsfs.errors import SourceMissing
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source
-from dsfs.sources.digest import Digest, digest_of
+from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.wire import WireRequest, WireSource
 
 
@@ -59,6 +59,12 @@ class PrefixedSource:
 
     def digest_of(self, obj: SourceObject) -> Digest | None:
         return digest_of(self._source, replace(obj, path=self._inner(obj.path)))
+
+    def may_tell(self, obj: SourceObject) -> bool:
+        return may_tell(self._source, replace(obj, path=self._inner(obj.path)))
+
+    async def ask_digest(self, obj: SourceObject) -> Digest | None:
+        return await ask_digest(self._source, replace(obj, path=self._inner(obj.path)))
 
     async def close(self) -> None:
         await self._source.close()

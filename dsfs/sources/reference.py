@@ -9,7 +9,7 @@ from dsfs.errors import ConfigError
 from dsfs.model import ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, walk
-from dsfs.sources.digest import Digest, digest_of
+from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.wire import WireRequest, WireSource
 
 SCHEME = "dataset://"
@@ -64,6 +64,12 @@ class ReferenceSource:
 
     def digest_of(self, obj: SourceObject) -> Digest | None:
         return digest_of(self._source, replace(obj, path=self._inner(obj.path)))
+
+    def may_tell(self, obj: SourceObject) -> bool:
+        return may_tell(self._source, replace(obj, path=self._inner(obj.path)))
+
+    async def ask_digest(self, obj: SourceObject) -> Digest | None:
+        return await ask_digest(self._source, replace(obj, path=self._inner(obj.path)))
 
     async def close(self) -> None:
         await self._source.close()

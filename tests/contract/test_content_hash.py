@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from dsfs.cache.index import open_index
+from dsfs.cache.layout import open_layout, trust_id
+from dsfs.cache.node import NodeTier
+from dsfs.ranges import block_count, block_range
 from tests.contract.conftest import dataset, write_manifests
 from tests.mounts import Mounts, dsfs, eventually
 from tests.servers.archive_files import files_server
@@ -54,9 +59,68 @@ def test_a_lie_is_not_served_nor_kept_and_heals(mounts: Mounts, tmp_path: Path, 
         # Dropped while it was still being read, the rest came once more, and what is not whole cannot be looked at.
         dsfs("warm", f"{name}/{below}large", "-m", mount.mountpoint)
         eventually(lambda: _kept(mount.cache_dir) == [], 10, "nothing is kept")
+        assert f"{below}large: what the source sent is not" in mount.dataset(name.split("/")[1])["message"]
         server.lies.clear()
         assert (root / "small").read_bytes() == SMALL
         assert _kept(mount.cache_dir) != []
+
+
+@pytest.mark.parametrize("path", ["passthrough", "openless", "daemon"])
+def test_what_a_server_had_no_time_to_hash_the_next_one_does(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    """All of a large file came, with checksums that fit, and the server ended before it was compared."""
+    with files_server() as server:
+        server.put("large", LARGE)
+        listed = [{"path": "large", "size": len(LARGE), "sha256": hashlib.sha256(LARGE).hexdigest()}]
+        server.put("index.json", json.dumps(listed).encode())
+        manifest = write_manifests(
+            tmp_path / "m.yaml",
+            dataset(
+                "data",
+                f"{server.url}index.json",
+                "team",
+                type="HTTP",
+                source={"options": {"list": "true"}},
+                readPath=path,
+            ),
+        )
+        mount = mounts.mount("-f", manifest, "--cache-size=1GiB", dataset="team/data")
+        assert (mount.root / "large").read_bytes() == LARGE
+        eventually(lambda: not _unproven(mount.cache_dir), 20, "it is proven")
+        assert mount.unmount().returncode == 0
+        (key,) = [each.name for each in (mount.cache_dir / "objects").glob("*/*") if each.suffix != ".map"]
+        _store_wrong(mount.cache_dir, key)
+        assert _unproven(mount.cache_dir) == [key]
+        again = mounts.mount("-f", manifest, "--cache-size=1GiB", cache_dir=mount.cache_dir, dataset="team/data")
+        again.expect_log("what the source sent is not what it lists")
+        (again.root / "large").read_bytes()
+        eventually(lambda: again.sum_of("dsfs_cache_corrupt_blocks_total") == 1, 20, "it is found out")
+        assert again.sum_of("dsfs_kernel_opened_bytes_total") == 0  # the kernel was not handed what was not proven
+        assert again.log().count("what the source sent is not what it lists") == 1
+        assert (again.root / "large").read_bytes() == LARGE
+        eventually(lambda: not _unproven(again.cache_dir) and _kept(again.cache_dir), 20, "the next one is proven")
+        eventually(lambda: again.dataset()["message"] == "", 5, "all is well")
+        if path == "passthrough":
+            (again.root / "large").read_bytes()
+            assert again.sum_of("dsfs_kernel_opened_bytes_total") == len(LARGE)
+
+
+def _store_wrong(cache: Path, key: str) -> None:
+    """As a server that is killed between the last block and the hash leaves an object."""
+    layout = open_layout(str(cache))
+    index = open_index(layout.index)
+    tier = NodeTier(layout, index, lambda: 1 << 30, trust_id(layout.root))
+    tier.drop(key)
+    tier.unproven.add(key)
+    obj = tier.create(key, len(LARGE))
+    for block in range(block_count(len(LARGE), tier.block_bytes)):
+        tier.publish(obj, block, bytes(block_range(block, len(LARGE), tier.block_bytes).length), "team/data")
+    assert obj.complete
+    index.close(time.time())
+    layout.release()
+
+
+def _unproven(cache: Path) -> list[str]:
+    return [each.name for each in (cache / "unproven").iterdir()]
 
 
 def _kept(cache: Path) -> list[Path]:
