@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from benchmarks.soak_reader import SLOT, SLOW_S, UNTIL, Dataset, WrongBytes
+from benchmarks.soak_reader import SLOT, TOLD, UNTIL, Dataset, WrongBytes
 
 PAGE = 4096
 FILES = 24  # of each dataset, the same for all processes: what is asked for so often stays in the cache
@@ -32,7 +32,7 @@ AT_STATX_FORCE_SYNC = 0x2000  # <linux/stat.h>
 STATX_SIZE = 0x200
 STATX_BYTES = 256
 STX_SIZE_AT = 40
-BATCH = 32
+LARGEST_BATCH = 32
 IO_SETUP, IO_GETEVENTS, IO_SUBMIT = 206, 208, 209  # x86_64
 IOCB = struct.Struct("=QIIHhIQQqQII")  # <linux/aio_abi.h>: data key rw_flags opcode prio fd buf nbytes offset - - -
 IO_EVENT = struct.Struct("=QQqq")  # data obj res res2
@@ -57,15 +57,15 @@ class Storm:
         self._asked = 0
         self._status = ctypes.create_string_buffer(STATX_BYTES)
         self._size = memoryview(self._status)[STX_SIZE_AT : STX_SIZE_AT + 8].cast("B").cast("Q")
-        self._pages = mmap.mmap(-1, BATCH * PAGE)
+        self._pages = mmap.mmap(-1, LARGEST_BATCH * PAGE)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
-        self._iocbs = ctypes.create_string_buffer(BATCH * IOCB.size)
-        self._pointers = (ctypes.c_void_p * BATCH)(
-            *(ctypes.addressof(self._iocbs) + number * IOCB.size for number in range(BATCH))
+        self._iocbs = ctypes.create_string_buffer(LARGEST_BATCH * IOCB.size)
+        self._pointers = (ctypes.c_void_p * LARGEST_BATCH)(
+            *(ctypes.addressof(self._iocbs) + number * IOCB.size for number in range(LARGEST_BATCH))
         )
-        self._events = ctypes.create_string_buffer(BATCH * IO_EVENT.size)
+        self._events = ctypes.create_string_buffer(LARGEST_BATCH * IO_EVENT.size)
         self._context = ctypes.c_ulong(0)
-        _checked(_libc.syscall(IO_SETUP, BATCH, ctypes.byref(self._context)), "io_setup")
+        _checked(_libc.syscall(IO_SETUP, LARGEST_BATCH, ctypes.byref(self._context)), "io_setup")
         self._statx = _libc.statx
         self.targets = [
             Target(dataset, name, reads=dataset.direct)
@@ -143,6 +143,7 @@ def main(plan: dict[str, Any], slot: int, slow: TextIO) -> None:
         until = mmap.mmap(until_file.fileno(), 0, prot=mmap.PROT_READ)
     done = requests = size = wrong = failed = rough_failed = 0
     longest = {False: 0.0, True: 0.0}
+    slow_s = plan["slow_s"]
     monotonic = time.monotonic
 
     def tell() -> None:
@@ -155,11 +156,9 @@ def main(plan: dict[str, Any], slot: int, slow: TextIO) -> None:
         started = monotonic()
         try:
             if turn == 3:
-                chosen = [
-                    (each, rng.randrange(0, len(each.truth), PAGE)) for each in rng.choices(storm.readable, k=BATCH)
-                ]
-                size += storm.pages(chosen)
-                requests += BATCH - 1
+                batch = rng.choices(storm.readable, k=plan["batch"])
+                size += storm.pages([(each, rng.randrange(0, len(each.truth), PAGE)) for each in batch])
+                requests += len(batch) - 1
             elif turn == 7:
                 storm.absent(target)
             else:
@@ -172,11 +171,12 @@ def main(plan: dict[str, Any], slot: int, slow: TextIO) -> None:
                 rough_failed += 1
             else:
                 failed += 1
-                print(f"FAILED {target.path}: {error}", file=sys.stderr, flush=True)
+                if failed <= TOLD:
+                    print(f"FAILED {target.path}: {error}", file=sys.stderr, flush=True)
         took = monotonic() - started
         if took > longest[target.rough]:
             longest[target.rough] = took
-        if took > SLOW_S and not target.rough:
+        if took > slow_s and not target.rough:
             print(f"{started:.4f} {took:.4f} storm{turn}", file=slow, flush=True)
         done += 1
         requests += 1
