@@ -86,14 +86,10 @@ class ContentChecks:
             self._checking.discard(file.key)
 
     async def _digest(self, file: RemoteFile) -> Digest | None:
-        """What the source lists, else what it says when it is asked, else what is only likely to be a hash."""
+        """What the source says when it is asked, else what it lists or what is only likely to be a hash."""
         source = file.origin.source
-        listed = digest_of(source, file.obj)
-        if listed is not None and listed.disown is None:
-            return listed
-        if not may_tell(source, file.obj):
-            return listed
-        return await self._bridge.call(ask_digest, source, file.obj) or listed
+        asked = await self._bridge.call(ask_digest, source, file.obj) if may_tell(source, file.obj) else None
+        return asked or digest_of(source, file.obj)
 
     async def _hash(self, digest: Digest, obj: CachedObject) -> str:
         def work() -> str:

@@ -19,6 +19,7 @@ from dsfs.ranges import ByteRange, KiB
 from dsfs.sources.answers import body_place, copy_body, http_date_ns, parse_content_range
 from dsfs.sources.archive import ArchiveSource, refuse_unseekable
 from dsfs.sources.base import Sink, Source, walk
+from dsfs.sources.digest import Digest
 from dsfs.sources.http_client import (
     Answered,
     HttpClient,
@@ -32,12 +33,17 @@ from dsfs.sources.http_index import IndexParser
 from dsfs.sources.http_lists import HttpListSource
 from dsfs.sources.http_options import authorization_of, flag, headers_of
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from dsfs.sources.told_digests import ToldDigests, of_http_headers
 from dsfs.sources.wire import NotForWire, WireRequest
 from dsfs.sources.wire_head import Head
 
 log = structlog.get_logger()
 
 _PARSED_AT_ONCE: Final = 16 * KiB  # html.parser takes about 10 ms for so much, and the loop has other readers
+_WANTED_DIGESTS: Final = {
+    "Want-Repr-Digest": "sha-256=9, sha-512=5",
+    "Want-Digest": "sha-256, sha-512;q=0.5, md5;q=0.1",
+}
 _SAFE: Final = "/!$&'()*+,:=@~"  # RFC 3986 pchar but ";", which some servers cut at
 
 
@@ -86,6 +92,7 @@ class HttpSource:
         self._redirects = False
         self._single: bool | None = None  # whether the URL is one file; None: not asked yet
         self._said_weak = False
+        self._told = ToldDigests()
         self.uri = self._root
         self.identity = f"http:{self._root}"
 
@@ -146,6 +153,7 @@ class HttpSource:
             check_not_compressed(answer, url)
             # The version before the place: of another version no other sign can be trusted.
             self._check_version(obj, answer, size, url)
+            self._note_digest(obj, answer, wanted)
             place = body_place(
                 answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, url
             )
@@ -168,8 +176,32 @@ class HttpSource:
             raise_for(answer, url, size=size, reading=True)
             check_not_compressed(answer, url)
             self._check_version(obj, answer, size, url)
+            self._note_digest(obj, answer, wanted)
 
         return WireRequest(*head, url, size, judge, self._timeouts)
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        """See ``DigestSource``."""
+        return self._told.of(obj)
+
+    def may_tell(self, obj: SourceObject) -> bool:
+        """See ``AskedDigestSource``."""
+        return self._told.worth_asking
+
+    async def ask_digest(self, obj: SourceObject) -> Digest | None:
+        """See ``AskedDigestSource``. A HEAD that says what it wants; servers that allow none have told nothing."""
+        url = self._root if await self._is_single() else self._url(obj.path)
+        async with self._client.request("HEAD", url, _WANTED_DIGESTS) as answer:
+            found = None
+            if answer.status == 200:
+                check_not_compressed(answer, url)
+                self._check_version(obj, answer, obj.size or 0, url)
+                found = of_http_headers(answer.headers, whole=True)
+            self._told.asked(found)
+            return found
+
+    def _note_digest(self, obj: SourceObject, answer: Answered, wanted: ByteRange) -> None:
+        self._told.note(obj, of_http_headers(answer.headers, whole=wanted == ByteRange(0, obj.size or 0)))
 
     async def close(self) -> None:
         """See ``Source``."""

@@ -18,10 +18,12 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink
+from dsfs.sources.digest import Digest
 from dsfs.sources.s3_client import CredentialsExpired, Opened, S3Connection, S3Options, translated
-from dsfs.sources.s3_read import S3Reader, tag_of
+from dsfs.sources.s3_read import S3Reader, etag_in, tag_of, version_in
 from dsfs.sources.s3_versions import pages_at
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from dsfs.sources.told_digests import EtagDigests, ToldDigests, of_amz_headers
 from dsfs.sources.wire import WireRequest
 
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
@@ -85,11 +87,13 @@ class S3Source:
         self._bucket = bucket
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self._connection = S3Connection(bucket, options, credentials or {}, timeouts)
-        self._reader = S3Reader(self._connection)
+        self._told = ToldDigests()
+        self._reader = S3Reader(self._connection, self._told)
         self._at = options.revision
         self.revision = "" if self._at is None else self._at.astimezone(UTC).isoformat()
         """A listing has no name of its own here, unless it is of a time."""
         self.uri = f"s3://{bucket}/{self._prefix}"
+        self._etags = EtagDigests(self.uri, usable=not self._connection.sse)
         self.identity = f"s3:{options.endpoint or ''}:{bucket}/{self._prefix}"
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
@@ -148,6 +152,34 @@ class S3Source:
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
         """See ``WireSource``."""
         return self._reader.asking(self._key(obj.path), obj, wanted)
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        """See ``DigestSource``: what an answer has told, else what the ETag may be."""
+        return self._told.of(obj) or self._etags.of(etag_in(obj.version_tag) or "", obj.size or 0)
+
+    def may_tell(self, obj: SourceObject) -> bool:
+        """See ``AskedDigestSource``."""
+        return self._told.worth_asking
+
+    async def ask_digest(self, obj: SourceObject) -> Digest | None:
+        """See ``AskedDigestSource``. A HEAD, as ranges are answered without the checksum of the whole."""
+        asked: dict[str, Any] = {"Key": self._key(obj.path), "ChecksumMode": "ENABLED", **self._connection.sse}
+        etag, version = etag_in(obj.version_tag), version_in(obj.version_tag)
+        if etag is not None:
+            asked["IfMatch"] = f'"{etag}"'
+        if version:
+            asked["VersionId"] = version
+        try:
+            answer = await self._call("head_object", f"{self.uri}{obj.path}", **asked)
+        except SourceError:
+            self._told.asked(None)
+            raise
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
+        if headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"):
+            self._etags.disown()  # of this object for certain, and such keys are those of a bucket
+        found = of_amz_headers(headers)
+        self._told.asked(found)
+        return found
 
     async def close(self) -> None:
         """See ``Source``."""

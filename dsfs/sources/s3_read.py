@@ -32,6 +32,7 @@ from dsfs.sources.answers import body_place, copy_body, http_date_ns, retry_afte
 from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.s3_client import PAYER_HEADER, CredentialsExpired, Opened, S3Connection, of_status, translated
 from dsfs.sources.s3_sign import Keys, path_of, signed
+from dsfs.sources.told_digests import ToldDigests, of_amz_headers
 from dsfs.sources.wire import NotForWire, WireRequest
 from dsfs.sources.wire_head import Head
 
@@ -69,11 +70,13 @@ def tag_of(etag: str | None, size: int, mtime_ns: int, version_id: str = "") -> 
     return f"{tag}{_VERSION}{version_id}" if version_id else tag
 
 
-def _etag_in(tag: str) -> str | None:
+def etag_in(tag: str) -> str | None:
+    """The ETag in a version tag, without quotes."""
     return None if "@" in tag else tag.partition(_VERSION)[0]
 
 
-def _version_in(tag: str) -> str:
+def version_in(tag: str) -> str:
+    """The version id in a version tag; empty if there is none."""
     return tag.partition(_VERSION)[2]
 
 
@@ -92,8 +95,9 @@ class _Plain:
 class S3Reader:
     """Reads ranges of one bucket. Which library it uses for a server is decided once and kept."""
 
-    def __init__(self, connection: S3Connection) -> None:
+    def __init__(self, connection: S3Connection, told: ToldDigests) -> None:
         self._connection = connection
+        self._told = told
         self._plain: _Plain | None = None
         self._redirects = False
         self._store: S3Store | None = None
@@ -142,13 +146,16 @@ class S3Reader:
             return None
         if path_parts(key) is None or not key.isprintable():
             return None  # servers and libraries disagree on how these are written and signed
-        if _version_in(obj.version_tag):
+        if version_in(obj.version_tag):
             return None
         what = f"s3://{self._connection.bucket}/{key}"
-        etag = _etag_in(obj.version_tag)
+        etag = etag_in(obj.version_tag)
         headers = {"range": f"bytes={wanted.start}-{wanted.stop - 1}"}
         if etag is not None:
             headers["if-match"] = f'"{etag}"'
+        whole = wanted == ByteRange(0, obj.size or 0)
+        if whole:
+            headers["x-amz-checksum-mode"] = "ENABLED"
         if self._connection.requester_pays:
             headers[PAYER_HEADER] = "requester"
         path = path_of(way.base, self._connection.bucket, key)
@@ -174,6 +181,8 @@ class S3Reader:
             _check_version(
                 obj, tag_of(answer.headers.get("ETag") if etag is not None else None, size, modified_ns), what
             )
+            if whole:
+                self._told.note(obj, of_amz_headers(answer.headers))
 
         head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
         return WireRequest(way.host, way.port, head, what, size, judge, self._connection.timeouts)
@@ -183,11 +192,11 @@ class S3Reader:
     async def _read_with_obstore(
         self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
     ) -> None:
-        etag = _etag_in(obj.version_tag)
+        etag = etag_in(obj.version_tag)
         options: dict[str, Any] = {"range": (wanted.start, wanted.stop)}
         if etag is not None:
             options["if_match"] = f'"{etag}"'
-        if version := _version_in(obj.version_tag):
+        if version := version_in(obj.version_tag):
             options["version"] = version
         try:
             # The store has no limit for the answer's head alone, and its own clock stops while Python is busy.
@@ -237,9 +246,9 @@ class S3Reader:
     async def _read_with_client(
         self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
     ) -> None:
-        etag = _etag_in(obj.version_tag)
+        etag = etag_in(obj.version_tag)
         condition = {"IfMatch": f'"{etag}"'} if etag is not None else {}
-        if version := _version_in(obj.version_tag):
+        if version := version_in(obj.version_tag):
             condition["VersionId"] = version
         try:
             answer = await opened.client.get_object(

@@ -83,6 +83,124 @@ def test_a_large_lie_is_dropped_behind_its_readers(run: Callable[..., None], lie
     run(test, rate=1.0)
 
 
+class Guessing(Listing):
+    """Has something in its listing that may be an MD5."""
+
+    guess = "0" * 32
+
+    def digest_of(self, obj: SourceObject) -> Digest | None:
+        return Digest("md5", self.guess, disown=self.disown) if self.guess else None
+
+    def disown(self) -> None:
+        self.guess = ""
+
+
+def guesses(there: World, guess: str = "0" * 32) -> Guessing:
+    there.origin.source = source = Guessing(there.bridge)
+    source.guess = guess
+    return source
+
+
+async def all_checked(there: World) -> None:
+    await there.idle()
+    while there.flights.checks.under_way:  # noqa: ASYNC110  # nothing says when it ends but that it is over
+        await trio.sleep(0.01)
+
+
+def test_what_only_looks_like_a_hash_costs_one_more_fetch(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        source, before = guesses(there), dropped()
+        await there.read(SMALL, 0, SMALL)
+        assert source.guess == ""  # the same bytes twice
+        assert dropped() == before
+        assert there.tier.holds_all(there.file(SMALL).key, SMALL, "")
+
+    run(test, rate=100.0)
+
+
+def test_what_came_wrong_once_is_told_apart_from_a_hash_that_is_none(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        right = hashlib.md5(content(SMALL)).hexdigest()
+        source, before = guesses(there, right), dropped()
+        source.plans = [lying]
+        await there.read(SMALL, 0, SMALL)
+        assert source.guess == right
+        assert dropped() - before == 1
+
+    run(test, rate=100.0)
+
+
+def test_a_large_one_is_dropped_once_for_what_is_no_hash(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        source = guesses(there)
+        file = there.file(LARGE)
+        for kept in (False, True):
+            await there.reader.fetch_whole(file, Priority.WARM)
+            await all_checked(there)
+            assert there.tier.holds_all(file.key, LARGE, "") is kept
+        assert source.guess == ""
+
+    run(test, rate=1.0)
+
+
+class Asked(FakeSource):
+    """Lists no hash, and tells one when it is asked."""
+
+    told: Digest | None = None
+    questions = 0
+
+    def may_tell(self, obj: SourceObject) -> bool:
+        return True
+
+    async def ask_digest(self, obj: SourceObject) -> Digest | None:
+        self.questions += 1
+        if self.told is None:
+            raise SourceUnavailable("it does not answer")
+        return self.told
+
+
+@pytest.mark.parametrize(("algorithm", "right"), [("crc64nvme", True), ("crc32c", True), ("crc32c", False)])
+def test_a_large_file_is_asked_for_once(run: Callable[..., None], algorithm: str, right: bool) -> None:
+    async def test(there: World) -> None:
+        there.origin.source = source = Asked(there.bridge)
+        data = content(LARGE) if right else content(LARGE)[:-1]
+        source.told = Digest(algorithm, Digest(algorithm, "").hex_of(memoryview(data)))
+        file = there.file(LARGE)
+        await there.reader.fetch_whole(file, Priority.WARM)
+        await all_checked(there)
+        assert there.tier.holds_all(file.key, LARGE, "") is right
+        assert source.questions == 1
+
+    run(test, rate=1.0)
+
+
+def test_who_cannot_be_asked_does_not_keep_a_file_from_the_kernel(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        there.origin.source = Asked(there.bridge)
+        file = there.file(LARGE)
+        await there.reader.fetch_whole(file, Priority.WARM)
+        await all_checked(there)
+        assert there.reader.complete(file) is not None
+
+    run(test, rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "value"),
+    [  # of "123456789", as the catalogue of CRC algorithms has them
+        ("crc32", "cbf43926"),
+        ("crc32c", "e3069283"),
+        ("crc64nvme", "ae8b14860a799888"),
+        ("md5", "25f9e794323b453885f5181f1b624d0b"),
+    ],
+)
+def test_hashers_take_pieces(algorithm: str, value: str) -> None:
+    hasher = Digest(algorithm, value).hasher(9)
+    for piece in (b"12", b"", b"345678", b"9"):
+        hasher.update(memoryview(piece))
+    assert hasher.hexdigest() == value
+
+
 def test_digests() -> None:
     assert git_blob("ce013625030ba8dba906f756967f9e9ca394464a").is_of(memoryview(b"hello\n"))  # git hash-object
     assert not git_blob("ce013625030ba8dba906f756967f9e9ca394464a").is_of(memoryview(b"hello"))
