@@ -87,9 +87,11 @@ def path_parts(path: str) -> tuple[str, ...] | None:
     is the caller's to strip: it says "directory" and is no name.
     """
     parts = tuple(path.split("/"))
-    for part in parts:
-        if part in ("", ".", "..") or "\0" in part:
-            return None
-        if len(part) * 4 > NAME_MAX_BYTES and len(part.encode("utf-8", "surrogateescape")) > NAME_MAX_BYTES:
-            return None
-    return parts
+    return parts if all(map(is_name, parts)) else None
+
+
+def is_name(part: str) -> bool:
+    """Whether one part of a path can be shown: see ``path_parts``."""
+    if part in ("", ".", "..") or "\0" in part:
+        return False
+    return len(part) * 4 <= NAME_MAX_BYTES or len(part.encode("utf-8", "surrogateescape")) <= NAME_MAX_BYTES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
@@ -20,11 +20,16 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
 
     ``answered`` is called when the first page is in the catalog.
     """
-    async for page in source.list_tree():
-        await asyncio.to_thread(writer.add, page)
-        if source.revision:
-            await asyncio.to_thread(writer.name_revision, source.revision)
-        answered()
+    pages = source.list_tree()
+    try:
+        async for page in pages:
+            await asyncio.to_thread(writer.add, page)
+            if source.revision:
+                await asyncio.to_thread(writer.name_revision, source.revision)
+            answered()
+    finally:
+        if isinstance(pages, AsyncGenerator):  # after a cancel it may still have requests under way
+            await pages.aclose()
     while unresolved := await asyncio.to_thread(writer.unresolved, _RESOLVE_BATCH):
         paths = await asyncio.to_thread(_paths, writer, unresolved)
         await resolve(source, writer, paths)

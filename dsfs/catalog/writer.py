@@ -15,7 +15,7 @@ from cachetools import LRUCache
 
 from dsfs.catalog.lookup import CATALOG_LAYOUT, ROOT_INO
 from dsfs.errors import CatalogError
-from dsfs.model import Kind, ListingPage, SourceObject, path_parts
+from dsfs.model import Kind, ListingPage, SourceObject, is_name, path_parts
 
 log = structlog.get_logger()
 
@@ -92,15 +92,19 @@ class CatalogWriter:
                 return
             rows = []
             skipped = 0
+            directories: dict[str, _Directory | None] = {}  # of this page: mostly few, with many names each
             for obj in page.objects:
-                parts = _names(obj.path)
-                if parts is None:
+                above, _, name = obj.path.rpartition("/")
+                parts = _names(above) if above and above not in directories else ()
+                if parts is None or not _is_name(name) or (not above and "/" in obj.path):
                     skipped += 1
                     self._say_skipped(obj.path)
                     continue
-                parent = self._directory(parts[:-1])
+                if above not in directories:
+                    directories[above] = self._directory(parts)
+                parent = directories[above]
                 if parent is not None and not parent.listed:
-                    rows.append(self._values(parent.ino, parts[-1], obj))
+                    rows.append(self._values(parent.ino, name, obj))
             self._db.executemany(_INSERT, rows)
             if skipped:
                 self._db.execute("UPDATE meta SET value = value + ? WHERE key = 'skipped'", (skipped,))
@@ -230,7 +234,9 @@ class CatalogWriter:
         mtime_ns = obj.mtime_ns or (self._created_ns if obj.kind is Kind.DIRECTORY else 0)
         size = 0 if obj.kind is Kind.DIRECTORY else len(target) if target is not None else obj.size
         mtime_ns = min(max(mtime_ns, -_MTIME_LIMIT_NS), _MTIME_LIMIT_NS)
-        tag = obj.version_tag.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is no SQLite text
+        tag = obj.version_tag
+        if not tag.isascii():
+            tag = tag.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is no SQLite text
         return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, tag, target, int(obj.executable)
 
     def _directory(self, parts: tuple[str, ...]) -> _Directory | None:
@@ -271,6 +277,11 @@ class CatalogWriter:
         if not self._said_skipped:
             self._said_skipped = True
             log.warning("names that cannot be paths are skipped", catalog=self.file, example=ascii(path[:300]))
+
+
+def _is_name(name: str) -> bool:
+    """As ``is_name``, and as ``_names`` for one of them."""
+    return is_name(name) and (name.isascii() or _names(name) is not None)
 
 
 def _names(path: str) -> tuple[str, ...] | None:

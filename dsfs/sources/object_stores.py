@@ -38,7 +38,7 @@ from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.answers import copy_body
 from dsfs.sources.base import Buffer, Sink, Source
-from dsfs.sources.s3 import _FlatTree  # the same order of keys, so the same rule for "complete"
+from dsfs.sources.flat_tree import FlatTree
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 T = TypeVar("T")
@@ -106,8 +106,8 @@ class ObjectStoreSource:
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
         """See ``Source``. One flat listing."""
-        tree = _FlatTree()
-        found = False
+        tree = FlatTree()
+        run, found = tree.run(), False
         stream = obstore.list(self._store, self._prefix or None, chunk_size=PAGE_NAMES).__aiter__()
         while True:
             try:
@@ -117,12 +117,13 @@ class ObjectStoreSource:
             for item in chunk:
                 found = True
                 if f"{item['path']}/" != self._prefix:  # the marker of the directory itself
-                    tree.add(self._object(item))
-            yield tree.take_page()
+                    run.add(self._object(item))
+            yield run.take_page()
         if not found and self._prefix:
             raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
-        tree.finish()
-        yield tree.take_page()
+        run.end()
+        yield run.take_page()
+        yield tree.finish()
 
     async def stat(self, path: str) -> SourceObject | None:
         """See ``Source``. Both questions at once: is it a prefix, is it a key."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -15,10 +16,12 @@ from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
 from dsfs.manifest.schema import SourceSpec
-from dsfs.model import Kind, ListingPage, SourceObject, path_parts
+from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink
 from dsfs.sources.digest import Digest
+from dsfs.sources.flat_tree import FlatTree
+from dsfs.sources.key_ranges import KeyPage, KeyRanges
 from dsfs.sources.s3_client import CredentialsExpired, Opened, S3Connection, S3Options, translated
 from dsfs.sources.s3_read import S3Reader, etag_in, tag_of, version_in
 from dsfs.sources.s3_versions import pages_at
@@ -116,19 +119,47 @@ class S3Source:
         yield ListingPage((), (directory,))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        """See ``Source``. One flat listing: a request for a thousand keys, not one for each directory."""
-        tree = _FlatTree()
-        found = False
+        """See ``Source``. Flat: a request for a thousand keys, not one for each directory."""
+        if self._at is not None:
+            async for page in self._tree_at():
+                yield page
+            return
+        ranges = KeyRanges(self._keys, self._prefix)
+        async with aclosing(ranges.pages()) as pages:
+            async for listed in pages:
+                yield listed
+        if not ranges.found and self._prefix:
+            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+
+    async def _tree_at(self) -> AsyncIterator[ListingPage]:
+        tree = FlatTree()
+        run, found = tree.run(), False
         async for page in self._pages(Prefix=self._prefix):
-            for item in page.get("Contents", ()):
+            for item in page["Contents"]:
                 found = True
                 if item["Key"] != self._prefix:
-                    tree.add(self._object(item))
-            yield tree.take_page()
+                    run.add(self._object(item))
+            yield run.take_page()
         if not found and self._prefix:
             raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
-        tree.finish()
-        yield tree.take_page()
+        run.end()
+        yield run.take_page()
+        yield tree.finish()
+
+    async def _keys(self, after: str, token: str, limit: int) -> KeyPage:
+        """See ``AskPage``."""
+        asked: dict[str, Any] = {"Prefix": self._prefix}
+        if token:
+            asked["ContinuationToken"] = token
+        elif after:
+            asked["StartAfter"] = after
+        if limit:
+            asked["MaxKeys"] = limit
+        page = await self._list(self.uri, **asked)
+        items = page.get("Contents", ())
+        keys = [item["Key"] for item in items]
+        objects = [None if item["Key"] == self._prefix else self._object(item) for item in items]
+        return KeyPage(keys, objects, self._following(page, self.uri, token))
 
     async def stat(self, path: str) -> SourceObject | None:
         """See ``Source``. Both questions at once: is it a prefix, is it a key."""
@@ -198,16 +229,23 @@ class S3Source:
             async for page in pages_at(ask, self._at):
                 yield page
             return
-        token: dict[str, str] = {}
+        token = ""
         while True:
-            page = await self._list(what, **asked, **token)
+            page = await self._list(what, **asked, **({"ContinuationToken": token} if token else {}))
             yield page
-            if not page["IsTruncated"]:
+            token = self._following(page, what, token)
+            if not token:
                 return
-            following = {"ContinuationToken": page.get("NextContinuationToken") or ""}
-            if not following["ContinuationToken"] or following == token:
-                raise SourceUnavailable(f"{what}: the listing is cut off and says not where it goes on")
-            token = following
+
+    @staticmethod
+    def _following(page: Mapping[str, Any], what: str, token: str) -> str:
+        """How to ask for the page behind this one, which was asked for with ``token``; empty at the end."""
+        if not page["IsTruncated"]:
+            return ""
+        following: str = page.get("NextContinuationToken") or ""
+        if not following or following == token:
+            raise SourceUnavailable(f"{what}: the listing is cut off and says not where it goes on")
+        return following
 
     async def _has_keys(self, prefix: str) -> bool:
         if self._at is not None:
@@ -239,13 +277,8 @@ class S3Source:
         return self._file(path, item["ContentLength"], item.get("ETag"), item.get("LastModified"))
 
     async def _call(self, operation: str, what: str, **asked: Any) -> dict[str, Any]:
-        """One request for this bucket; another one when the session token has expired and there is a new one."""
-        opened = await self._connection.opened()
-        try:
-            return await self._ask(opened, operation, what, asked)
-        except CredentialsExpired:
-            self._connection.renew(opened)
-        return await self._ask(await self._connection.opened(), operation, what, asked)
+        """One request for this bucket."""
+        return await self._connection.with_credentials(lambda opened: self._ask(opened, operation, what, asked))
 
     async def _ask(self, opened: Opened, operation: str, what: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -276,72 +309,3 @@ class S3Source:
         # Whole seconds: listings have milliseconds and answers do not, and the two must give one tag.
         mtime_ns = 0 if modified is None else int(modified.timestamp()) * 10**9
         return SourceObject(path, Kind.FILE, size, mtime_ns, tag_of(etag, size, mtime_ns, version_id))
-
-
-class _FlatTree:
-    """Directories out of a flat listing: shown when first seen, complete when the listing leaves them.
-
-    S3 lists in the order of bytes, so what is in a directory stands together, and it is complete at the first key
-    behind it. For a server that does not keep to that (directory buckets say so) all is complete at the end.
-    """
-
-    def __init__(self) -> None:
-        self._objects: list[SourceObject] = []
-        self._complete: list[str] = []
-        self._open: list[str] = []  # paths, from the outermost in
-        # Directories that were left, and whether they were told complete; by hash, a fifth of what paths would take.
-        self._left: dict[int, bool] = {}
-        self._in_order = True
-        self._last = b""
-
-    def add(self, obj: SourceObject) -> None:
-        parts = path_parts(obj.path)
-        if parts is None:
-            self._objects.append(obj)  # the catalog counts it; it says nothing about directories
-            return
-        self._check_order(obj)
-        depth = len(parts) if obj.kind is Kind.DIRECTORY else len(parts) - 1
-        directories = ["/".join(parts[: i + 1]) for i in range(depth)]
-        shared = 0
-        while shared < min(len(self._open), depth) and self._open[shared] == directories[shared]:
-            shared += 1
-        self._leave_below(shared)
-        for directory in directories[shared:]:
-            self._enter(directory)
-        if obj.kind is not Kind.DIRECTORY:
-            self._objects.append(obj)
-
-    def take_page(self) -> ListingPage:
-        complete: list[str] = []
-        if self._in_order:
-            complete, self._complete = self._complete, []
-            self._left.update((hash(directory), True) for directory in complete)
-        page = ListingPage(tuple(self._objects), tuple(complete))
-        self._objects = []
-        return page
-
-    def finish(self) -> None:
-        self._leave_below(0)
-        self._in_order = True
-        self._complete = [*dict.fromkeys(self._complete), ""]
-
-    def _check_order(self, obj: SourceObject) -> None:
-        slash = "/" if obj.kind is Kind.DIRECTORY else ""
-        key = f"{obj.path}{slash}".encode("utf-8", "surrogateescape")
-        if key < self._last:
-            self._in_order = False
-        self._last = key
-
-    def _enter(self, directory: str) -> None:
-        self._open.append(directory)
-        told = self._left.get(hash(directory))
-        if told is None:
-            self._objects.append(SourceObject(directory, Kind.DIRECTORY))
-        elif told:
-            raise SourceUnavailable(f"the listing comes back to {directory!r}, which it had left: it is not in order")
-
-    def _leave_below(self, depth: int) -> None:
-        while len(self._open) > depth:
-            directory = self._open.pop()
-            self._left.setdefault(hash(directory), False)
-            self._complete.append(directory)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 from aiobotocore.config import AioConfig
@@ -41,12 +41,15 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.sources.answers import retry_after_s
+from dsfs.sources.s3_parse import listings_parsed_here
 from dsfs.sources.timeouts import Timeouts
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 DEFAULT_REGION: Final = "us-east-1"
 CONNECTIONS: Final = 64
+_RENEWALS: Final = 2  # within one request
 
 _REFUSED_CODES: Final = frozenset(
     {
@@ -138,6 +141,19 @@ class S3Connection:
                     raise translated(error, self.place) from error
             return self._opened
 
+    async def with_credentials(self, ask: Callable[[Opened], Awaitable[T]]) -> T:
+        """Ask; when the session token has expired by then, again with a new one from where that came from.
+
+        It may expire once more meanwhile. Raises what ``ask`` raises.
+        """
+        for _ in range(_RENEWALS):
+            opened = await self.opened()
+            try:
+                return await ask(opened)
+            except CredentialsExpired:
+                self.renew(opened)
+        return await ask(await self.opened())
+
     def renew(self, expired: Opened) -> None:
         """Have credentials looked for anew by the next ``opened``: those of ``expired`` have lived their time."""
         if self._opened is expired:
@@ -149,6 +165,7 @@ class S3Connection:
 
     async def _open(self) -> Opened:
         session = get_session()
+        listings_parsed_here(session)
         if key := self._credentials.get("access-key"):
             session.set_credentials(key, self._credentials["secret-key"], self._credentials.get("session-token"))
         keys = None if self._options.anonymous == "true" else await session.get_credentials()

@@ -107,19 +107,10 @@ class S3Reader:
     async def read(self, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source.read``."""
         what = f"s3://{self._connection.bucket}/{key}"
-        try:
-            await self._read(await self._connection.opened(), key, obj, wanted, sink, what)
-        except CredentialsExpired:  # said before the first byte; where credentials came from, there may be others
-            await self._read(await self._connection.opened(), key, obj, wanted, sink, what)
-
-    async def _read(
-        self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str
-    ) -> None:
-        try:
-            await self._read_somehow(opened, key, obj, wanted, sink, what)
-        except CredentialsExpired:
-            self._connection.renew(opened)
-            raise
+        await self._connection.with_credentials(
+            # an expired token is said before the first byte
+            lambda opened: self._read_somehow(opened, key, obj, wanted, sink, what)
+        )
 
     async def _read_somehow(
         self, opened: Opened, key: str, obj: SourceObject, wanted: ByteRange, sink: Sink, what: str

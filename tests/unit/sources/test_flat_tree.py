@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dsfs.errors import SourceUnavailable
 from dsfs.model import Kind, SourceObject, path_parts
-from dsfs.sources.s3 import _FlatTree
+from dsfs.sources.flat_tree import FlatTree
 
 PARTS = st.sampled_from(["a", "a-b", "a.b", "b", "é", "日", "", ".", "..", "z" * 300])
 KEYS = st.lists(PARTS, min_size=1, max_size=4).map("/".join).filter(lambda key: key not in ("", "/"))
@@ -16,15 +16,16 @@ KEYS = st.lists(PARTS, min_size=1, max_size=4).map("/".join).filter(lambda key: 
 
 def listing(keys: list[str], page_keys: int) -> tuple[dict[str, Kind], list[str], list[str]]:
     """What a catalog would make of it; checks that nothing comes behind a "complete"."""
-    tree = _FlatTree()
+    tree = FlatTree()
+    run = tree.run()
     pages = []
     for start in range(0, len(keys), page_keys):
         for key in keys[start : start + page_keys]:
             marker = key.endswith("/")
-            tree.add(SourceObject(key.removesuffix("/"), Kind.DIRECTORY if marker else Kind.FILE))
-        pages.append(tree.take_page())
-    tree.finish()
-    pages.append(tree.take_page())
+            run.add(SourceObject(key.removesuffix("/"), Kind.DIRECTORY if marker else Kind.FILE))
+        pages.append(run.take_page())
+    run.end()
+    pages += [run.take_page(), tree.finish()]
     shown: dict[str, Kind] = {}
     skipped: list[str] = []
     complete: list[str] = []
@@ -79,14 +80,14 @@ def test_a_listing_out_of_order_is_right_or_refused(keys: list[str], page_keys: 
 
 
 def test_a_directory_is_complete_as_soon_as_it_is_left() -> None:
-    tree = _FlatTree()
+    tree = FlatTree().run()
     for key in ("a/1", "a/2", "b/1"):
         tree.add(SourceObject(key))
     assert tree.take_page().complete == ("a",)
 
 
 def test_coming_back_to_what_was_called_complete_is_an_error() -> None:
-    tree = _FlatTree()
+    tree = FlatTree().run()
     tree.add(SourceObject("b/1"))
     tree.add(SourceObject("c"))
     assert tree.take_page().complete == ("b",)
