@@ -4,6 +4,7 @@ one, and only the newest that was not expired by the test is accepted. Says for 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -23,6 +24,14 @@ class TokenServer:
         self.given = 0
         self.expired = 0
         """Tokens up to this number are not accepted any more."""
+        self.data = DATA
+        self.expires_behind: tuple[int, ...] = ()
+        """With which numbers of ranges that were read all tokens of then expire."""
+        self.read = 0
+        self.refused = 0
+        self.refusal = 400
+        """The status with which an expired token is refused."""
+        self.lock = threading.Lock()
         self.region = ""
         """Where the bucket is; anywhere if empty."""
         self.signed: list[tuple[str, str]] = []
@@ -61,18 +70,27 @@ class _Handler(BaseHTTPRequestHandler):
             body = f"<Error><Code>AuthorizationHeaderMalformed</Code><Region>{self.state.region}</Region></Error>"
             self._answer(400, body, {"x-amz-bucket-region": self.state.region})
         elif token.startswith("token-") and int(token.removeprefix("token-")) <= self.state.expired:
-            self._answer(400, "<Error><Code>ExpiredToken</Code><Message>It has.</Message></Error>")
+            self.state.refused += 1
+            self._answer(self.state.refusal, "<Error><Code>ExpiredToken</Code><Message>It has.</Message></Error>")
         elif urlsplit(self.path).path.rstrip("/") == f"/{BUCKET}":
             self._answer(
                 200,
                 f"<ListBucketResult><Name>{BUCKET}</Name><IsTruncated>false</IsTruncated><Contents><Key>f</Key>"
-                f"<LastModified>2026-03-03T10:00:00.000Z</LastModified><ETag>{_ETAG}</ETag><Size>{len(DATA)}</Size>"
+                f"<LastModified>2026-03-03T10:00:00.000Z</LastModified><ETag>{_ETAG}</ETag><Size>{len(self.state.data)}</Size>"
                 "</Contents></ListBucketResult>",
                 {"x-amz-bucket-region": self.state.region or "us-east-1"},
             )
         else:
             first, last = (int(part) for part in self.headers["Range"].removeprefix("bytes=").split("-"))
-            self._answer(206, DATA[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(DATA)}"})
+            with self.state.lock:
+                self.state.read += 1
+                if self.state.read in self.state.expires_behind:
+                    self.state.expired = self.state.given
+            self._answer(
+                206,
+                self.state.data[first : last + 1],
+                {"Content-Range": f"bytes {first}-{last}/{len(self.state.data)}"},
+            )
 
     def _answer(self, status: int, body: str | bytes, headers: dict[str, str] | None = None) -> None:
         raw = body.encode() if isinstance(body, str) else body
