@@ -87,7 +87,7 @@ def dsfs(url: str, args: argparse.Namespace, directory: Path) -> None:
             timed("dsfs: find, first time", lambda: find(mount.root, args.keys), began_s, pid, args.keys)
 
         def sealed() -> bool:
-            return bool(mount.dataset()["phase"] == "READY")
+            return "revision sealed" in mount.log()  # asking for the status would have it count all rows each time
 
         eventually(sealed, 3600.0, "the revision is sealed")
         row("dsfs: sealed", time.perf_counter() - began_s, sum(cpu_seconds([pid])), args.keys, memory_mb(pid, "VmHWM"))
