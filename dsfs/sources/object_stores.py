@@ -39,6 +39,7 @@ from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.answers import copy_body
 from dsfs.sources.base import Buffer, Sink, Source
 from dsfs.sources.flat_tree import FlatTree
+from dsfs.sources.prefix_or_key import prefix_or_key
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 T = TypeVar("T")
@@ -131,16 +132,7 @@ class ObjectStoreSource:
             return SourceObject("", Kind.DIRECTORY)
         if path_parts(path) is None or not path.isprintable():
             return None  # no listing of obstore has it
-        try:
-            async with asyncio.TaskGroup() as group:
-                inside = group.create_task(self._has_keys(f"{self._key(path)}/"))
-                object_ = group.create_task(self._head(path))
-        except BaseExceptionGroup as errors:
-            ours = errors.subgroup(SourceError)
-            if ours is None:
-                raise
-            raise ours.exceptions[0] from ours.exceptions[0].__cause__  # one is enough: the other was cancelled
-        return SourceObject(path, Kind.DIRECTORY) if inside.result() else object_.result()
+        return await prefix_or_key(path, self._has_keys(f"{self._key(path)}/"), self._head(path))
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``."""

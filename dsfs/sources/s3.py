@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from pydantic import ValidationError
 
-from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
+from dsfs.errors import ConfigError, SourceMissing, SourceUnavailable
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
@@ -22,7 +21,8 @@ from dsfs.sources.base import Sink
 from dsfs.sources.digest import Digest
 from dsfs.sources.flat_tree import FlatTree
 from dsfs.sources.key_ranges import KeyPage, KeyRanges
-from dsfs.sources.s3_client import CredentialsExpired, Opened, S3Connection, S3Options, translated
+from dsfs.sources.prefix_or_key import prefix_or_key
+from dsfs.sources.s3_client import Opened, S3Connection, S3Options, translated
 from dsfs.sources.s3_read import S3Reader, etag_in, tag_of, version_in
 from dsfs.sources.s3_versions import pages_at
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -165,16 +165,7 @@ class S3Source:
         """See ``Source``. Both questions at once: is it a prefix, is it a key."""
         if not path:
             return SourceObject("", Kind.DIRECTORY)
-        try:
-            async with asyncio.TaskGroup() as group:
-                inside = group.create_task(self._has_keys(f"{self._key(path)}/"))
-                object_ = group.create_task(self._head(path))
-        except BaseExceptionGroup as errors:
-            ours = errors.subgroup(SourceError)
-            if ours is None:
-                raise
-            raise ours.exceptions[0] from ours.exceptions[0].__cause__  # one is enough: the other was cancelled
-        return SourceObject(path, Kind.DIRECTORY) if inside.result() else object_.result()
+        return await prefix_or_key(path, self._has_keys(f"{self._key(path)}/"), self._head(path))
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``."""
