@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from pydantic import ValidationError
 
-from dsfs.errors import ConfigError, SourceMissing, SourceUnavailable
+from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
