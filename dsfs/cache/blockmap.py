@@ -66,7 +66,8 @@ class BlockMap:
         self.unlinked = False
         self.counted_bytes = 0
         """Space on disk that somebody has counted; see ``grown_bytes``. What has no block counts for nothing."""
-        self._counting = threading.Lock()
+        self.counting = threading.RLock()
+        """Held by whoever tells the index what ``grown_bytes`` says."""
         self._map_fd = map_fd
         self._direct_fd = _UNTRIED
         try:
@@ -199,7 +200,7 @@ class BlockMap:
 
     def grown_bytes(self) -> int:
         """How much more that is than when somebody asked last; less than 0 when space was given back."""
-        with self._counting:
+        with self.counting:
             now = self.space_bytes()
             grown, self.counted_bytes = now - self.counted_bytes, now
             return grown

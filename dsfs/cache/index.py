@@ -260,6 +260,16 @@ class Index:
             row = self._rows.get([key]).get(key)
         return (row is not None and row.space_bytes > 0) or (change is not None and change.added_bytes > 0)
 
+    def known(self, key: str) -> tuple[int, int]:
+        """Space and content of an object by what was noted until now, in bytes. Blocks on the disk; raises OSError."""
+        with self._flushing:
+            row = self._rows.get([key]).get(key, Row())
+            with self._lock:
+                change = self._pending.get(key, Change())
+                if change.removed:
+                    row = Row()
+                return row.space_bytes + change.added_bytes, row.content_bytes + change.content_bytes
+
     # -- pins -------------------------------------------------------------------------------------------------------
 
     @property

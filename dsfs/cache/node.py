@@ -21,7 +21,8 @@ from dsfs.cache.direct import DirectWrites
 from dsfs.cache.eviction import ROOM_SHARE
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
-from dsfs.cache.mapfile import crc32c, map_bytes, pack_complete
+from dsfs.cache.making import Making
+from dsfs.cache.mapfile import crc32c, pack_complete
 from dsfs.cache.unproven import Unproven
 from dsfs.errors import CacheFull
 from dsfs.model import Tier
@@ -31,7 +32,6 @@ log = structlog.get_logger()
 
 BLOCK_BYTES = 1 * MiB
 _OPEN_OBJECTS = 512  # two descriptors each, three when blocks were written past the page cache
-_PAGE = 4096
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES}
 
 
@@ -78,6 +78,8 @@ class NodeTier:
         self._overhead_bytes = 0
         # guards _reserved_bytes, _recent, _open and _leaving; never held over a system call
         self._lock = threading.RLock()
+        self._making = Making(self._open.__contains__)
+        self.clearing = self._making.clearing
         self._evicting = threading.Lock()
         self._direct = DirectWrites()
         self._trouble = ""
@@ -149,9 +151,10 @@ class NodeTier:
 
     def create(self, key: str, size_bytes: int) -> BlockMap:
         """A new, empty object. Raises OSError when the disk refuses."""
-        obj = BlockMap.create(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
-        self._keep(obj)
-        return obj
+        with self._making.making(key):
+            obj = BlockMap.create(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
+            self._keep(obj)
+            return obj
 
     def _keep(self, obj: CachedObject) -> None:
         with self._lock:
@@ -168,6 +171,10 @@ class NodeTier:
 
         Raises OSError when the disk refuses; then nothing of it is left.
         """
+        with self._making.making(key):
+            self._put_whole(key, size_bytes, data, owner)
+
+    def _put_whole(self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         path = self.layout.object_path(key)
         map_aside = f"{path}.map.{threading.get_ident()}.new"
         view = memoryview(data)
@@ -196,10 +203,30 @@ class NodeTier:
         """Store one block of a larger object. Raises OSError when the disk refuses."""
         with obj.writer() as writer:  # counted inside, as an eviction may come right after it
             is_new = writer.publish(block, data, self._direct)
-            if not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
-                grown_bytes = obj.grown_bytes()
-                if is_new or grown_bytes:
-                    self.index.add(obj.key, grown_bytes, len(data) if is_new else 0, owner)
+            with obj.counting:
+                if not obj.unlinked:  # a block may come twice, or into an object that was dropped meanwhile
+                    grown_bytes = obj.grown_bytes()
+                    if is_new or grown_bytes:
+                        self.index.add(obj.key, grown_bytes, len(data) if is_new else 0, owner)
+
+    def recount(self, key: str) -> None:
+        """Have the index know all of an object that somebody has open, if it does not: it may have been lost with what
+        was here before. Blocks on the disk; raises OSError."""
+        with self._lock:
+            obj = self._open.get(key)
+        if obj is None or self._making.under_way(key):
+            return  # gone; or counted by who makes it
+        if isinstance(obj, BlockMap):
+            with obj.counting:
+                self._count_all(obj, obj.counted_bytes)
+        else:
+            paths = (self.layout.map_path(key), self.layout.object_path(key))
+            self._count_all(obj, sum(os.stat(path).st_blocks * 512 for path in paths))
+
+    def _count_all(self, obj: CachedObject, space_bytes: int) -> None:
+        known_bytes, known_content_bytes = self.index.known(obj.key)
+        if not obj.unlinked and space_bytes > known_bytes:
+            self.index.add(obj.key, space_bytes - known_bytes, obj.present_bytes() - known_content_bytes, "")
 
     # -- room ---------------------------------------------------------------------------------------------------
 
@@ -353,21 +380,6 @@ class NodeTier:
                 log.debug("cache stays over its limit", cache=self.layout.root, reason=str(full))
         metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
         metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._size_bytes)
-
-
-def space_of(size_bytes: int) -> int:
-    """What so many bytes take on a disk of 4 KiB blocks."""
-    return -(-size_bytes // _PAGE) * _PAGE
-
-
-def map_space(size_bytes: int, block_bytes: int) -> int:
-    """What the map of an object takes on disk."""
-    return space_of(map_bytes(block_count(size_bytes, block_bytes)))
-
-
-def whole_space(size_bytes: int, block_bytes: int) -> int:
-    """What all of an object takes on disk, with its map."""
-    return space_of(size_bytes) + map_space(size_bytes, block_bytes)
 
 
 def _write_new_file(path: str, data: bytes | memoryview) -> tuple[bool, int]:

@@ -77,27 +77,40 @@ def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
 
 
 def rebuild_index(tier: NodeTier, boot: bytes) -> None:
-    """Note in the index what lies in objects/ and is not in it; remove data that lost its map. Blocks on the disk."""
+    """Note in the index what lies in objects/ and is not in it; remove data that lost its map. Blocks on the disk.
+
+    While the cache is in use: what comes just now, or is open, is neither removed nor counted twice.
+    """
     for key in keys_on_disk(tier.layout.objects):
-        if key in tier.index:
-            continue
-        try:
-            obj = open_by_key(tier, key, boot)
-        except FileNotFoundError:
-            continue
-        except (DamagedObject, OSError) as error:
-            log.warning("cached object dropped", key=key, reason=str(error))
-            tier.drop(key)
-            continue
-        if obj.present_bytes():
-            tier.index.add(key, obj.space_bytes(), obj.present_bytes(), "")
-        else:
-            tier.drop(key)
+        with tier.clearing(key) as nobodys:
+            if nobodys:
+                _note(tier, key, boot)
+        if not nobodys:
+            tier.recount(key)
     for directory, _names, files in os.walk(tier.layout.objects):
-        present = set(files)
         for name in files:
-            if (len(name) == 64 and f"{name}.map" not in present and name not in tier.index) or name.endswith(".new"):
-                _remove(f"{directory}/{name}")
+            key, rest = name[:64], name[64:]
+            with tier.clearing(key) as nobodys:
+                # looked at inside: since the directory was listed a map may have come
+                if nobodys and (rest.endswith(".new") or (not rest and not os.path.exists(tier.layout.map_path(key)))):
+                    _remove(f"{directory}/{name}")
+
+
+def _note(tier: NodeTier, key: str, boot: bytes) -> None:
+    if key in tier.index:
+        return
+    try:
+        obj = open_by_key(tier, key, boot)
+    except FileNotFoundError:
+        return
+    except (DamagedObject, OSError) as error:
+        log.warning("cached object dropped", key=key, reason=str(error))
+        tier.drop(key)
+        return
+    if obj.present_bytes():
+        tier.index.add(key, obj.space_bytes(), obj.present_bytes(), "")
+    else:
+        tier.drop(key)
 
 
 def keys_on_disk(objects: str) -> Iterator[str]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from dsfs.cache.node import NodeTier, whole_space
+from dsfs.cache.node import NodeTier
+from dsfs.cache.space import whole_space
 from dsfs.catalog.lookup import Row
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG, matching, named

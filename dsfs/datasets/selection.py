@@ -10,7 +10,7 @@ from itertools import islice
 
 import trio
 
-from dsfs.cache.node import map_space, space_of
+from dsfs.cache.space import map_space, space_of
 from dsfs.catalog.lookup import Catalog, Row
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.model import Kind, SourceObject

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from dsfs.cache.blockmap import BlockMap
-from dsfs.cache.node import NodeTier, map_space, space_of
+from dsfs.cache.node import NodeTier
+from dsfs.cache.space import map_space, space_of
 from dsfs.errors import CacheFull
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.flight import Flight

@@ -20,7 +20,8 @@ import trio
 from dsfs.bridge import Bridge
 from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.mapfile import State
-from dsfs.cache.node import NodeTier, space_of
+from dsfs.cache.node import NodeTier
+from dsfs.cache.space import space_of
 from dsfs.errors import SourceError, SourceUnavailable
 from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.carry import Carrier

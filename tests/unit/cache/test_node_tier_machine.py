@@ -25,7 +25,8 @@ from dsfs.cache.complete import CachedObject, CompleteObject
 from dsfs.cache.index import Index
 from dsfs.cache.layout import open_layout
 from dsfs.cache.mapfile import MAGIC, STATES_AT, State
-from dsfs.cache.node import NodeTier, map_space, space_of, whole_space
+from dsfs.cache.node import NodeTier
+from dsfs.cache.space import map_space, space_of, whole_space
 from dsfs.cache.verify import keys_on_disk, rebuild_index, verify
 from dsfs.errors import CacheFull
 from dsfs.ranges import ByteRange, block_count, block_range, blocks_of
