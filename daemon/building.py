@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -36,6 +37,7 @@ class Builder:
         self.own = {dataset: dict(values) for dataset, values in wanted.own.items()}
         self._settings = settings
         self._many = not wanted.single
+        self._built: WeakKeyDictionary[Source, Mapping[str, str]] = WeakKeyDictionary()
 
     async def build(self, manifest: Manifest, depth: int = 0) -> Source:
         """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
@@ -45,8 +47,9 @@ class Builder:
                 f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
                 "(add the Secret to the manifests, or its directory with --secrets)"
             )
+        reads_with = credentials or credential_environment()
         if manifest.source.type is SourceType.REFERENCE and self._many:
-            source: Source = await self._build_reference(manifest, depth)
+            source, reads_with = await self._build_reference(manifest, depth)
         else:
             spec = manifest.source
             if spec.type is SourceType.MANUAL and not spec.options and spec.uri == MANUAL_URI:
@@ -54,7 +57,18 @@ class Builder:
             self._check_claim(manifest)
             source = build_source(spec, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace)
         prefix = manifest.mount_options.path.strip("/")
-        return source if prefix in ("", ".") else PrefixedSource(source, prefix.removeprefix("./"))
+        if prefix not in ("", "."):
+            source = PrefixedSource(source, prefix.removeprefix("./"))
+        self._built[source] = reads_with
+        return source
+
+    def built_with(self, source: Source) -> Mapping[str, str]:
+        """The credentials that a source was built with, which may not be those that are in its Secret now. Raises
+        ConfigError for one that was not built here."""
+        found = self._built.get(source)
+        if found is None:
+            raise ConfigError(f"{source.uri}: reads with no credentials that are known")
+        return found
 
     def _check_claim(self, manifest: Manifest) -> None:
         """A claim belongs to its namespace. Directly below --pvc-root lie the claims of the only namespace of a mount:
@@ -69,8 +83,9 @@ class Builder:
                 "are used by mounts of a single namespace only (give each namespace its directory there)"
             )
 
-    async def _build_reference(self, manifest: Manifest, depth: int) -> Source:
-        """Another dataset's source. Raises ConfigError when there is none, or it is not shared with this namespace."""
+    async def _build_reference(self, manifest: Manifest, depth: int) -> tuple[Source, Mapping[str, str]]:
+        """Another dataset's source, and what it reads with. Raises ConfigError when there is none, or it is not shared
+        with this namespace."""
         namespace, name, path = parse_reference(manifest.source.uri)
         target = self.known.get(f"{namespace}/{name}")
         # One answer for both: a team does not learn which datasets others have.
@@ -81,7 +96,8 @@ class Builder:
             )
         if depth >= _LONGEST_CHAIN:
             raise ConfigError(f"{manifest.id}: {manifest.source.uri} refers back to itself")
-        return ReferenceSource(await self.build(target, depth + 1), manifest.source.uri, path)
+        source = await self.build(target, depth + 1)
+        return ReferenceSource(source, manifest.source.uri, path), self.built_with(source)
 
     def key_prefix(self, manifest: Manifest) -> str:
         """What has to be put before a path to get that of the dataset whose files a REFERENCE shows."""

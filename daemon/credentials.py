@@ -13,7 +13,7 @@ from daemon.building import Builder
 from daemon.showing import Showing
 from daemon.wanted import CREDENTIALS
 from dsfs.bridge import Bridge
-from dsfs.datasets.proofs import ProofOfDataset, Proofs
+from dsfs.datasets.proofs import ProofOfDataset, Proofs, Reading
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import ConfigError
 from dsfs.fetch.origin import Origin
@@ -51,10 +51,15 @@ class Credentials:
         origin.renew = partial(self._renew_if_changed, manifest.id)
         # A REFERENCE reads with the credentials of the dataset that it shows: what that has proven holds for both.
         directory = self._store.directory_of(self._builder.shown_of(manifest))
-        credentials = partial(self._builder.reads_with, manifest)
-        proof = ProofOfDataset(self._proofs, directory, manifest.id, credentials, lambda: origin.source.identity)
-        origin.entitlement.recall = proof.recall
-        origin.entitlement.remember = partial(self._nursery.start_soon, proof.remember)
+        proof = ProofOfDataset(self._proofs, directory, manifest.id)
+
+        def in_use() -> Reading:
+            """What the source has that reads now: a Secret that has changed just now has proven nothing yet."""
+            return Reading(origin.source.identity, self._builder.built_with(origin.source))
+
+        origin.entitlement.recall = lambda: proof.recall(in_use)
+        origin.entitlement.remember = lambda: self._nursery.start_soon(proof.remember, proof.guarded(in_use))
+        origin.entitlement.forget = lambda: proof.forget(proof.guarded(in_use))
 
     async def set(self, name: str, values: Mapping[str, object]) -> list[str]:
         """Have a dataset read with these, from the next request on; its keys. Nothing: with its secretRef again.

@@ -65,6 +65,7 @@ _PREDECESSOR_S = 2.0
 _LOCK_AGAIN_S = 0.02  # readers wait for as long
 _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
+_CONFIRM_S = 3600.0  # access that was taken back at the origin: a byte each, of what was read
 _SECRETS_S = 5.0  # a kubelet takes a minute to update one
 
 
@@ -110,6 +111,7 @@ async def open_rooms(
     background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
     background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
     background.start_soon(_every, _SECRETS_S, "secrets", shown.credentials.look_at_all)
+    background.start_soon(_every, _CONFIRM_S, "entitlements", partial(_confirm, reader, shown))
     background.start_soon(node.keep_pins)
     if settings.scrub_every_s:
         background.start_soon(
@@ -268,6 +270,11 @@ async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
         await work()
     except Exception:
         log.exception("background work failed", work=what)
+
+
+async def _confirm(reader: Reader, shown: Shown) -> None:
+    for dataset in list(shown.datasets.values()):
+        await reader.confirm(dataset.origin)
 
 
 async def _upkeep(tier: NodeTier) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -49,11 +50,19 @@ class Proofs:
         """Whether a proof is written down in a dataset's directory."""
         return fingerprint in _lines(directory)
 
-    def add(self, directory: str, fingerprint: str) -> None:
-        """Write a proof down. Raises OSError."""
+    def add(self, directory: str, fingerprint: str) -> bool:
+        """Write a proof down; True. Raises OSError."""
+        return self._rewrite(directory, fingerprint, [fingerprint])
+
+    def remove(self, directory: str, fingerprint: str) -> bool:
+        """Forget a proof, if it is there; True. Raises OSError."""
+        return self._rewrite(directory, fingerprint, [])
+
+    def _rewrite(self, directory: str, fingerprint: str, last: list[str]) -> bool:
         with self._lock:
             lines = [line for line in _lines(directory) if line != fingerprint]
-            _write(f"{directory}/proofs", "".join(f"{line}\n" for line in [*lines, fingerprint][-_KEPT:]).encode())
+            _write(f"{directory}/proofs", "".join(f"{line}\n" for line in [*lines, *last][-_KEPT:]).encode())
+        return True
 
     def _key(self) -> bytes:
         try:
@@ -67,44 +76,57 @@ class Proofs:
         return key
 
 
-class ProofOfDataset:
-    """What an ``Entitlement`` asks. ``credentials`` and ``identity``: what the dataset reads with now, and what."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read, and with which credentials."""
 
-    def __init__(
-        self,
-        proofs: Proofs,
-        directory: str,
-        dataset: str,
-        credentials: Callable[[], Mapping[str, str]],
-        identity: Callable[[], str],
-    ) -> None:
+    identity: str
+    credentials: Mapping[str, str]
+
+
+class ProofOfDataset:
+    """What an ``Entitlement`` asks of one dataset. What it reads with is looked up at once, on the file side, as it may
+    be another thing when the disk has been waited for."""
+
+    def __init__(self, proofs: Proofs, directory: str, dataset: str) -> None:
         self._proofs = proofs
         self._directory = directory
         self._dataset = dataset
-        self._credentials = credentials
-        self._identity = identity
 
-    async def recall(self) -> bool:
-        """Whether the credentials of now have read this source before; False also when that cannot be known."""
-        return await trio.to_thread.run_sync(self._guarded, self._recall, self._identity(), limiter=CATALOG)
-
-    async def remember(self) -> None:
-        """Write down that they have."""
-        await trio.to_thread.run_sync(self._guarded, self._remember, self._identity(), limiter=CATALOG)
-
-    def _recall(self, identity: str) -> bool:
-        return self._proofs.has(self._directory, self._proofs.fingerprint(identity, self._credentials()))
-
-    def _remember(self, identity: str) -> bool:
-        self._proofs.add(self._directory, self._proofs.fingerprint(identity, self._credentials()))
-        return True
-
-    def _guarded(self, work: Callable[[str], bool], identity: str) -> bool:
+    def guarded(self, in_use: Callable[[], Reading]) -> Reading | None:
+        """What is in use; None when that cannot be known."""
         try:
-            return work(identity)
-        except (OSError, ConfigError) as error:  # a full disk, a Secret that is gone: then the source is asked again
-            log.warning("proof of entitlement cannot be kept", dataset=self._dataset, reason=str(error))
+            return in_use()
+        except ConfigError as error:
+            self._cannot(error)
+            return None
+
+    async def recall(self, in_use: Callable[[], Reading]) -> bool:
+        """Whether this has been read before; False also when that cannot be known."""
+        reading = self.guarded(in_use)
+        return reading is not None and await trio.to_thread.run_sync(
+            self._on_disk, self._proofs.has, reading, limiter=CATALOG
+        )
+
+    async def remember(self, reading: Reading | None) -> None:
+        """Write down that it was."""
+        if reading is not None:
+            await trio.to_thread.run_sync(self._on_disk, self._proofs.add, reading, limiter=CATALOG)
+
+    async def forget(self, reading: Reading | None) -> None:
+        """Write down that it is not any more."""
+        if reading is not None:
+            await trio.to_thread.run_sync(self._on_disk, self._proofs.remove, reading, limiter=CATALOG)
+
+    def _on_disk(self, work: Callable[[str, str], bool], reading: Reading) -> bool:
+        try:
+            return work(self._directory, self._proofs.fingerprint(reading.identity, reading.credentials))
+        except OSError as error:  # a full disk: then the source is asked again
+            self._cannot(error)
             return False
+
+    def _cannot(self, error: Exception) -> None:
+        log.warning("proof of entitlement cannot be kept", dataset=self._dataset, reason=str(error))
 
 
 def _lines(directory: str) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from dsfs.errors import SourceError, SourceRefused
 from dsfs.sources.base import Buffer
 
 
@@ -26,6 +27,8 @@ class Entitlement:
         """Whether these credentials were accepted once, as is written down."""
         self.remember: Callable[[], None] = _nobody_remembers
         """Have it written down, soon."""
+        self.forget: Callable[[], Awaitable[None]] = _nothing_to_forget
+        """Have it struck out: they were accepted once, and are not any more."""
         self._asking = trio.Lock()
 
     def begin_anew(self) -> None:
@@ -50,6 +53,22 @@ class Entitlement:
                     await ask()
                     self.note(epoch)
 
+    async def confirm(self, ask: Callable[[], Awaitable[None]]) -> bool:
+        """Ask again what was proven; False: the source refuses now, and nothing cached is handed out until it gives a
+        byte again. A source that cannot be asked, or has other trouble, takes nothing away."""
+        epoch = self.epoch
+        try:
+            await ask()
+        except SourceRefused:
+            if epoch == self.epoch and self.proven:
+                await self.forget()  # first: who asks for a proof after the next line must not find this one
+                if epoch == self.epoch:
+                    self.begin_anew()
+            return False
+        except SourceError:
+            return True
+        return True
+
 
 class Unread:
     """A sink for bytes that nobody wants: that they came is the answer."""
@@ -60,6 +79,10 @@ class Unread:
 
 async def _nothing_is_known() -> bool:
     return False
+
+
+async def _nothing_to_forget() -> None:
+    return
 
 
 def _nobody_remembers() -> None:

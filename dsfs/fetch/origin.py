@@ -62,6 +62,8 @@ class Origin:
         """The path of a large file that was not what its source says, until it has come right."""
         self.last_error: LastError | None = None
         self.entitlement = Entitlement()
+        self.read_last: RemoteFile | None = None
+        """What somebody read from the cache; of this a byte is asked for when it must be known whether he still may."""
         self.renew: Callable[[], Awaitable[bool]] = _cannot_renew
         """Called when the origin refuses: builds ``source`` anew if its credentials have changed, and says whether."""
         self._origin_bytes = metrics.ORIGIN_READ_BYTES.labels(namespace, dataset)

@@ -18,7 +18,7 @@ from dsfs.fetch.disk import DISK
 from dsfs.fetch.filling import fill
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.flights import Flights
-from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.model import Tier
 from dsfs.ranges import ByteRange, block_range, blocks_of
@@ -158,8 +158,19 @@ class Reader:
 
         What it has just fetched itself has proven that already. Raises the SourceError that says it is not.
         """
+        if file.size_bytes:
+            file.origin.read_last = file
         if not file.origin.entitlement.proven and file.size_bytes:
             await file.origin.entitlement.prove(lambda: self._flights.from_origin.knock(file))
+
+    async def confirm(self, origin: Origin) -> None:
+        """Whether a dataset may still be given what the cache has: access that the origin takes back while credentials
+        stay as they are shows in nothing else. A request for one byte."""
+        file = origin.read_last
+        if file is None or not origin.entitlement.proven:
+            return  # whoever reads next asks
+        if not await origin.entitlement.confirm(lambda: self._flights.from_origin.knock(file)):
+            log.warning("access is refused now, nothing cached is handed out", dataset=origin.id, path=file.obj.path)
 
     async def _landed(self, file: RemoteFile, flight: Flight, block: int, asked_s: float) -> tuple[memoryview, Tier]:
         """One block of a flight, and where it came from.

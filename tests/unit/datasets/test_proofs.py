@@ -72,3 +72,13 @@ def test_datasets_that_are_the_first_at_once_make_one_key(tmp_path: Path) -> Non
             made = list(pool.map(first, range(8)))
         again = Proofs(str(directory))
         assert made == [again.fingerprint(f"s3::{name}/", SECRET) for name in range(8)]
+
+
+def test_what_is_refused_now_is_forgotten(tmp_path: Path) -> None:
+    proofs = Proofs(str(tmp_path))
+    kept, refused = (proofs.fingerprint(name, SECRET) for name in ("kept", "refused"))
+    for each in (kept, refused):
+        proofs.add(str(tmp_path), each)
+    proofs.remove(str(tmp_path), refused)
+    proofs.remove(str(tmp_path), refused)
+    assert [proofs.has(str(tmp_path), each) for each in (kept, refused)] == [True, False]

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from dsfs.errors import SourceRefused
+from dsfs.errors import SourceError, SourceRefused, SourceUnavailable
 from dsfs.fetch.entitlement import Entitlement
 
 
@@ -83,5 +83,54 @@ def test_what_is_written_down_is_not_asked_again() -> None:
         entitlement.begin_anew()
         await entitlement.prove(source.ask)
         assert (source.asked, written) == (1, [True])
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "stays"), [(None, True), (SourceUnavailable("gone"), True), (SourceRefused("not any more"), False)]
+)
+def test_what_was_proven_is_asked_again_now_and_then(trouble: SourceError | None, stays: bool) -> None:
+    """Only a refusal takes it back, on disk too; an origin that cannot be reached is served from the cache."""
+
+    async def main() -> None:
+        source, entitlement = Source(), Entitlement()
+        written: list[bool] = []
+
+        async def recall() -> bool:
+            return bool(written)
+
+        async def forget() -> None:
+            written.clear()
+
+        async def ask() -> None:
+            if trouble is not None:
+                raise trouble
+
+        entitlement.recall, entitlement.forget = recall, forget
+        entitlement.remember = lambda: written.append(True)
+        await entitlement.prove(source.ask)
+        assert await entitlement.confirm(ask) is stays
+        assert (entitlement.proven, bool(written)) == (stays, stays)
+        source.refuses = True
+        if not stays:
+            with pytest.raises(SourceRefused):
+                await entitlement.prove(source.ask)
+
+    trio.run(main)
+
+
+def test_a_refusal_of_old_credentials_takes_nothing_from_new_ones() -> None:
+    async def main() -> None:
+        source, entitlement = Source(), Entitlement()
+        await entitlement.prove(source.ask)
+
+        async def ask() -> None:
+            entitlement.begin_anew()  # they have changed while it was asked
+            entitlement.note(entitlement.epoch)
+            raise SourceRefused("the old ones")
+
+        await entitlement.confirm(ask)
+        assert entitlement.proven
 
     trio.run(main)

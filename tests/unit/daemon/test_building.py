@@ -1,0 +1,63 @@
+"""Which credentials a source reads with: those that were there when it was built, whatever is there by now."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from daemon.building import Builder
+from daemon.settings import Settings
+from daemon.wanted import Wanted
+from dsfs.errors import ConfigError
+from dsfs.manifest.documents import load_documents
+from dsfs.manifest.secrets import Secrets
+from dsfs.sources.unusable import UnusableSource
+
+MANIFESTS = """
+{apiVersion: dsfs.dev/v1alpha1, kind: Dataset, metadata: {name: own, namespace: a},
+ spec: {secretRef: keys, share: true, mountOptions: {path: below}, source: {type: S3, uri: "s3://bucket/"}}}
+---
+{apiVersion: dsfs.dev/v1alpha1, kind: Dataset, metadata: {name: lent, namespace: b},
+ spec: {source: {type: REFERENCE, uri: "dataset://a/own"}}}
+---
+{apiVersion: dsfs.dev/v1alpha1, kind: Dataset, metadata: {name: plain, namespace: a},
+ spec: {source: {type: S3, uri: "s3://bucket/"}}}
+"""
+
+
+def write(secret: Path, value: str) -> dict[str, str]:
+    secret.mkdir(parents=True, exist_ok=True)
+    values = {"access-key": "who", "secret-key": value}
+    for key, text in values.items():
+        (secret / key).write_text(text)
+    return values
+
+
+def test_a_secret_that_has_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.yaml").write_text(MANIFESTS)
+    secret = tmp_path / "secrets/a/keys"
+    first = write(secret, "first")
+    settings = Settings("/data", str(tmp_path), str(tmp_path))
+    manifests = load_documents([str(tmp_path / "m.yaml")]).manifests
+    known = {manifest.id: manifest for manifest in manifests}
+    secrets = Secrets(None, (str(tmp_path / "secrets"),))
+    builder = Builder(settings, Wanted(tuple(manifests), known, secrets, single=False))
+
+    async def use() -> None:
+        sources = {name: await builder.build(manifest) for name, manifest in known.items()}
+        second = write(secret, "second")
+        assert builder.reads_with(known["a/own"]) == second
+        assert builder.built_with(sources["a/own"]) == first
+        assert builder.built_with(sources["b/lent"]) == first
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "came later")
+        assert "AWS_ACCESS_KEY_ID" not in builder.built_with(sources["a/plain"])
+        assert builder.built_with(await builder.build(known["b/lent"])) == second
+        with pytest.raises(ConfigError):
+            builder.built_with(UnusableSource("s3://bucket/", "of no Secret"))
+        for source in sources.values():
+            await source.close()
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    asyncio.run(use())
