@@ -1,0 +1,110 @@
+"""A cache directory with very many objects: how long a server takes to start over it, and what memory it has then.
+
+    python -m benchmarks.objects [--objects 1000000] [--work DIR]
+
+The objects are real, of one sparse block each (a file, a map, and a row of the index), so a million of them take 4 GB
+of maps and two million inodes. Memory is the PSS of a fresh server over the full cache, and of one over an empty one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import struct
+import tempfile
+import time
+from pathlib import Path
+
+from dsfs.cache.index import open_index
+from dsfs.cache.layout import open_layout, trust_id
+from dsfs.cache.mapfile import crc32c, pack_complete
+from tests.mounts import Mount, Mounts
+
+SIZE_BYTES = 110_000
+BLOCK_BYTES = 1 << 20
+MAP_SPACE = 4096
+MIB = 1 << 20
+
+
+def fill(cache: Path, objects: int) -> None:
+    """As a server leaves them, but for the bytes: all zeros, in holes, with the checksum of that."""
+    layout = open_layout(str(cache))
+    index = open_index(layout.index)
+    boot, zeros = trust_id(layout.root), crc32c(bytes(SIZE_BYTES))
+    for number in range(objects):
+        key = hashlib.sha256(struct.pack("=Q", number)).hexdigest()
+        packed = pack_complete(key, SIZE_BYTES, BLOCK_BYTES, boot, [zeros])
+        path = layout.object_path(key)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.ftruncate(fd, SIZE_BYTES)
+        os.close(fd)
+        fd = os.open(f"{path}.map", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(fd, packed)
+        os.close(fd)
+        index.add(key, MAP_SPACE, SIZE_BYTES, f"team/set{number % 4}")
+        if number % 20_000 == 19_999:
+            index.flush(time.time())
+    index.close(time.time())
+    layout.release()
+
+
+def pss_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"process {pid} says nothing of its memory")
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(mounts: Mounts, source: Path, cache: Path, what: str) -> None:
+    mount: Mount = mounts.mount(source, "--cache-size=10TiB", "--scrub-every=0", cache_dir=cache)
+    pid = mount.server_pid
+    started_s, started_cpu_s = mount.mount_seconds, cpu_s(pid)
+    (mount.root / "file").read_bytes()
+    time.sleep(5)  # a few rounds of upkeep
+    print(
+        f"| {what} | {started_s:.2f} s | {started_cpu_s:.2f} s | {pss_bytes(pid) / MIB:.0f} MiB |"
+        f" {(cpu_s(pid) - started_cpu_s) / 5 * 1000:.0f} ms |",
+        flush=True,
+    )
+    assert mount.unmount().returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--objects", type=int, default=1_000_000)
+    parser.add_argument("--work", default=None)
+    arguments = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="dsfs-objects-", dir=arguments.work))
+    work.chmod(0o755)
+    mounts = Mounts(work)
+    try:
+        source = work / "source"
+        source.mkdir()
+        (source / "file").write_bytes(b"what is read")
+        print(
+            "| cache | `dsfs mount` | CPU of the server until then | its PSS | CPU a second, idle |\n|---|---|---|---|---|"
+        )
+        measure(mounts, source, work / "empty", "empty")
+        began_s = time.monotonic()
+        fill(work / "full", arguments.objects)
+        made_s = time.monotonic() - began_s
+        measure(mounts, source, work / "full", f"{arguments.objects:,} objects")
+        measure(mounts, source, work / "full", "the same, again")
+        print(f"\nmade in {made_s:.0f} s")
+    finally:
+        for problem in mounts.close():
+            print(problem)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
