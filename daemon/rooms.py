@@ -219,6 +219,9 @@ async def _shared_tier(settings: Settings, background: trio.Nursery) -> SharedTi
     disk = SharedDisk(settings.shared_cache, settings.shared_cache_limit)
     await disk.open()
     shared = SharedTier(disk)
+    if settings.scrub_every_s:
+        work = partial(shared.scrub, settings.scrub_every_s)
+        background.start_soon(_optional, "background check of the shared cache", work)
     background.start_soon(disk.run)
     background.start_soon(shared.run)
     return shared

@@ -74,6 +74,32 @@ def group_blocks(number: int, size_bytes: int, block_bytes: int) -> range:
     return range(first, min(first + GROUP_BLOCKS, block_count(size_bytes, block_bytes)))
 
 
+def check_group(path: str) -> int:
+    """Compare a file of which only the name is known with what it says of itself; its size in bytes.
+
+    Raises FileNotFoundError, DamagedGroup, OSError, as ``read_group`` does.
+    """
+    key, _dot, number = os.path.basename(path).partition(".")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        head = os.pread(fd, _IDENTITY.size, 0)
+        if len(head) != _IDENTITY.size:
+            raise DamagedGroup(f"{path} is torn")
+        _magic, _key, _number, size_bytes, block_bytes, blocks = _IDENTITY.unpack(head)
+        try:
+            group = Group(key, int(number, 16), size_bytes, block_bytes)
+            named = head == group.identity() and blocks > 0
+        except (ValueError, ZeroDivisionError, struct.error):
+            named = False
+        if not named:
+            raise DamagedGroup(f"{path} is not what its name says")
+        read_group(path, group)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # nobody here has asked for it
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
 def read_group(path: str, group: Group, stale_before_ns: int | None = None) -> list[memoryview]:
     """The blocks of a group, every one checked. ``stale_before_ns``: a file last used before that is marked as used.
 

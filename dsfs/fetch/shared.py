@@ -13,17 +13,20 @@ import structlog
 import trio
 
 from dsfs import metrics
-from dsfs.cache import shared_lease
-from dsfs.cache.shared_file import DamagedGroup, Group, read_group, write_group
+from dsfs.cache import shared_lease, shared_space
+from dsfs.cache.scrub import pause_s
+from dsfs.cache.shared_file import DamagedGroup, Group, check_group, read_group, write_group
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.cache.shared_lease import Lease, Look
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fetch.shared_room import Unusable
+from dsfs.ranges import MiB
 from dsfs.sources.base import Buffer
 
 log = structlog.get_logger()
 
 _TOUCH_S = 60.0
+_SAMPLERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +136,43 @@ class SharedTier:
         except FileNotFoundError:
             return None
         except DamagedGroup as damage:
-            metrics.CORRUPT_BLOCKS.inc()
-            log.warning("shared cache file dropped", reason=str(damage))
-            self.disk.drop(path)
+            self._drop(path, damage)
             return None
+
+    async def scrub(self, every_s: float) -> None:
+        """Check files of the directory at random, slowly and for ever; what is damaged goes.
+
+        No node leads and none knows of the others, so each looks at a sample: in ``every_s`` a sixteenth of all.
+        """
+        while True:
+            try:
+                size_bytes = await self.disk.call_long(self._check_one) if self.usable else 0
+            except Unusable:
+                size_bytes = 0
+            used_bytes = self.disk.statistics().used_bytes
+            await trio.sleep(pause_s(size_bytes or MiB, used_bytes, every_s * _SAMPLERS))
+
+    def _check_one(self) -> int:
+        directories = shared_space.directories(self.disk.root)
+        found = shared_space.entries(random.choice(directories)) if directories else []
+        published = [entry.path for entry in found if entry.published]
+        if not published:
+            return 0
+        path = random.choice(published)
+        try:
+            size_bytes = check_group(path)
+        except FileNotFoundError:
+            return 0  # evicted just now
+        except DamagedGroup as damage:
+            self._drop(path, damage)
+            return 0
+        metrics.SCRUBBED_BYTES.inc(size_bytes)
+        return size_bytes
+
+    def _drop(self, path: str, damage: DamagedGroup) -> None:
+        metrics.CORRUPT_BLOCKS.inc()
+        log.warning("shared cache file dropped", reason=str(damage))
+        self.disk.drop(path)
 
     async def wait(self, busy: Busy, deadline_s: float) -> bool:
         """Until the group may be here, or its holder is dead; False: it is not worth the waiting any longer."""

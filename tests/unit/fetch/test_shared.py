@@ -120,6 +120,33 @@ class Died(Exception):
     """A node goes away and gives nothing back."""
 
 
+def test_what_is_damaged_is_found_without_a_reader(tmp_path: Path) -> None:
+    """Every way in which a file can be another than its name says; and none that is right goes."""
+
+    async def bring(bringing: Bringing) -> list[bytes]:
+        return content(bringing.group.number)
+
+    async def main() -> None:
+        async with node(tmp_path) as tier:
+            for number in range(8):
+                await obtain(tier, number, bring)
+            paths = {number: Path(group(number).path(f"{tmp_path}/{PUBLIC}")) for number in range(8)}
+            whole = paths[0].read_bytes()
+            paths[0].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            paths[1].write_bytes(paths[1].read_bytes()[:-1])
+            paths[2].write_bytes(b"torn")
+            paths[3].write_bytes(paths[4].read_bytes())
+            paths[5].write_bytes(whole[:56] + bytes(4) + whole[60:])  # blocks of no size
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tier.scrub, 0.001)
+                await until(lambda: sorted(n for n, path in paths.items() if path.exists()) == [4, 6, 7])
+                nursery.cancel_scope.cancel()
+            for number in range(8):
+                assert await obtain(tier, number, bring) == content(number)
+
+    trio.run(main)
+
+
 def test_who_is_slow_but_alive_is_waited_for_and_who_brings_nothing_is_not(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as slow, node(tmp_path) as other:
