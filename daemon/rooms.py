@@ -95,9 +95,9 @@ async def open_rooms(
     changes = Changes(settings, builder, bridge, store, reader, background, shown)
     stack.push_async_callback(shown.close)
     await warming.remember()
+    opens = None
     if settings.count_opens and isinstance(session, DirectSession):
         session.watcher = opens = Opens(session.note_use)
-        background.start_soon(_optional, "counting of opens", opens.run)
     disk = shared_tier.disk if shared_tier else None
     pins = await trio.to_thread.run_sync(Pins, tier.layout.pins, tier)
     hints = Hints(
@@ -107,24 +107,40 @@ async def open_rooms(
         lambda dataset: settings.mountpoint if wanted.single else f"{settings.mountpoint}/{dataset.manifest.id}",
     )
     node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, disk)
-    await background.start(control_interface, settings, node, bridge)
-    background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
-    background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
-    background.start_soon(_every, _SECRETS_S, "secrets", shown.credentials.look_at_all)
-    background.start_soon(_every, _CONFIRM_S, "entitlements", partial(_confirm, reader, shown))
-    background.start_soon(node.keep_pins)
-    if settings.scrub_every_s:
-        background.start_soon(
-            _optional,
-            "background check of the cache",
-            partial(scrub_in_background, tier, boot, settings.scrub_every_s, lambda: flights.under_way > 0),
-        )
-    if not tier.index.was_clean:
-        background.start_soon(_rebuild, tier, boot)
+    listening, mounted = trio.Event(), trio.Event()
+
+    async def listen() -> None:
+        await background.start(control_interface, settings, node, bridge)
+        listening.set()
+
+    async def look_after() -> None:
+        """What nobody waits for, once those who do have a server again."""
+        await mounted.wait()
+        background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
+        background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
+        background.start_soon(_every, _SECRETS_S, "secrets", shown.credentials.look_at_all)
+        background.start_soon(_every, _CONFIRM_S, "entitlements", partial(_confirm, reader, shown))
+        background.start_soon(node.keep_pins)
+        if settings.scrub_every_s:
+            background.start_soon(
+                _optional,
+                "background check of the cache",
+                partial(scrub_in_background, tier, boot, settings.scrub_every_s, lambda: flights.under_way > 0),
+            )
+        if opens is not None:
+            background.start_soon(_optional, "counting of opens", opens.run)
+        if not tier.index.was_clean:
+            background.start_soon(_rebuild, tier, boot)
+
+    if keeper.restarts:
+        background.start_soon(listen)  # readers come first
+    else:
+        await listen()  # an address that cannot be had is told before anything is mounted
+    background.start_soon(look_after)
     async with trio.open_nursery() as serving:
         serving.start_soon(_stop_on_signal, serving, signals)
         serving.start_soon(_stop_when_asked, serving, keeper)
-        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming)
+        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming, listening, mounted)
 
 
 def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -> DirectSession | PortableSession:
@@ -143,8 +159,10 @@ async def _show(
     shown: Shown,
     keeper: KeeperClient,
     warming: Warming,
+    listening: trio.Event,
+    mounted: trio.Event,
 ) -> None:
-    """Mount, say when it is ready, serve; what ends the session ends the server."""
+    """Mount, say when it is ready, serve; what ends the session ends the server. ``mounted`` is set in between."""
     async with trio.open_nursery() as nursery:
         prepared = [await shown.prepare(manifest) for manifest in wanted.manifests]
         await nursery.start(_run_session, session, serving, keeper)
@@ -157,6 +175,7 @@ async def _show(
                 log.error("dataset cannot be mounted", reason=str(error))
         if isinstance(session, DirectSession):
             await session.drop_unserved()
+        mounted.set()
         await shown.hand_over()
         datasets = shown.datasets.values()
         await _first_answers(datasets, settings.read_timeout_s if wanted.single else _FIRST_ANSWERS_S)
@@ -166,6 +185,7 @@ async def _show(
                     raise MountError(dataset.message)
         gc.collect()
         gc.freeze()  # what lives as long as the server needs no look from the collector
+        await listening.wait()
         await keeper.ready()
         await trio.to_thread.run_sync(note_modules, settings.runtime_dir, limiter=DISK)
         log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import diskcache
@@ -46,7 +47,10 @@ class Rows:
     """
 
     def __init__(self, directory: str) -> None:
-        self._cache = diskcache.Cache(directory, eviction_policy="none", cull_limit=0, size_limit=2**62, tag_index=True)
+        with _no_checkpoint(directory):
+            self._cache = diskcache.Cache(
+                directory, eviction_policy="none", cull_limit=0, size_limit=2**62, tag_index=True
+            )
 
     @contextmanager
     def transact(self) -> Iterator[None]:
@@ -135,6 +139,21 @@ class Rows:
 
     def close(self) -> None:
         self._cache.close()
+
+
+@contextmanager
+def _no_checkpoint(directory: str) -> Iterator[None]:
+    """diskcache closes its connection once while it opens, and the last one that closes has SQLite bring the whole log
+    to the database and wait for the disk twice: tens of milliseconds, for which readers wait when a server takes over.
+    With this one open it is not the last. Raises sqlite3.Error for what is no database.
+    """
+    path = f"{directory}/{diskcache.core.DBNAME}"
+    if not os.path.exists(path):
+        yield
+        return
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA schema_version").fetchone()  # it is opened with the first statement
+        yield
 
 
 @contextmanager
