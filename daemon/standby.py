@@ -113,6 +113,7 @@ class _StandBy:
                 "started": self._started,
                 "takes_over": self._takes_over,
                 "serving": bool(self._children),
+                "children": sorted(self._children),
             }
         )
         self._takes_over = False  # only when it is new: not again after a keeper's death
@@ -133,6 +134,9 @@ class _StandBy:
         message = json.loads(raw)
         if message.get("op") == "go":
             self._stopping = True
+        elif message.get("op") == "kill":
+            if message["pid"] in self._children:  # not reaped yet, so it is nobody else
+                os.kill(message["pid"], signal.SIGKILL)
         elif message.get("op") == "take":
             if not message.get("stale") and _installed() != self._installed:
                 self._say({"op": "stale"})  # a half of what it imports later would be of another version

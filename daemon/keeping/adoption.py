@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +34,8 @@ class Adoption:
         server = self._succession.server
         same = server is not None and 0 != server.pid == peer.pid  # it has lost its connection, not its keeper
         if server is not None and not self._succession.ready and not self._table.connections:
-            server.signal(signal.SIGKILL)  # it was let in before we heard of one that has everything
-            server.hang_up()  # in another pid namespace it hears no signal
+            self._succession.kill(server)  # it was let in before we heard of one that has everything
+            server.hang_up()  # and should nobody be able to end it, then it has no keeper any more
         elif server is not None and not same and server.alive():
             peer.send({"version": peer.version, "error": ANOTHER})
             return

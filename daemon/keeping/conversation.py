@@ -19,8 +19,9 @@ Version 2 has besides:
 
     connections come with "path"
     {"op": "standby", "version", "started", "takes_over",
-     "serving"}                                           later, at any time: {"op": "take", "stale": …}: fork a server;
-                                                          {"op": "go"}: end
+     "serving", "children": [pid, …]}                     later, at any time: {"op": "take", "stale": …}: fork a server;
+                                                          {"op": "kill", "pid"}: end one that it has forked and that no
+                                                          signal of the keeper's reaches; {"op": "go"}: end
     {"op": "stale"}                                       nothing; a stand-by that was told to take over and would not,
                                                           as another version is installed by now
     {"op": "forked", "pid"}                               nothing; a stand-by has done as it was told
@@ -148,7 +149,9 @@ class Conversation:
                 started = float(message.get("started", 0))
                 if message.get("serving"):
                     succession.expect_adoption(_ADOPTION_S)
-                succession.standby(peer, started, takes_over=bool(message.get("takes_over")))
+                children = [int(pid) for pid in message.get("children", ())]
+                takes_over = bool(message.get("takes_over"))
+                succession.standby(peer, started, max(children, default=0), takes_over=takes_over)
             case "stale":
                 succession.stale(peer)
             case "forked":

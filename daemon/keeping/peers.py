@@ -33,6 +33,7 @@ class Peer:
         self.pidfd = self._open_pidfd()
         self.version = 1
         self.heard = 0  # messages
+        self.forked_by: Peer | None = None  # the stand-by, of a server that came while it was asked to take over
         self.adoption: dict[str, Any] = {}  # what an adoption began with
         self.adopting = 0  # messages of it that are still to come
         self.closed = False  # its connection has ended
@@ -94,14 +95,18 @@ class Peer:
         """Whether something of it is still to be received, or its connection has ended."""
         return not self.closed and _readable(self.sock.fileno(), 0)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> bool:
+        """Whether it was delivered, or there is nobody left. The kernel takes signals for one's own pid namespace and
+        those below it alone, whatever descriptor one has."""
         if self.pidfd < 0:
-            return
+            return self.closed
         try:
             signal.pidfd_send_signal(self.pidfd, number)
-        except OSError as error:  # it has ended, or lives in another pid namespace
+        except OSError as error:
             if self.alive():
                 say(f"pid {self.pid} takes no {number.name}: {error}")
+                return False
+        return True
 
 
 def _readable(fd: int, within_s: float) -> bool:

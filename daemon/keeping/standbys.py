@@ -12,7 +12,7 @@ class StandBy:
     peer: Peer
     started: float  # of the process, monotonic s: the newest is the newest version
     stale: bool = False  # what is installed has changed since
-    forked: int = 0  # pid of the latest server
+    forked: int = 0  # pid of the latest server, in its own pid namespace
 
 
 class StandBys:
@@ -27,6 +27,13 @@ class StandBys:
 
     def of(self, peer: Peer) -> StandBy | None:
         return next((each for each in self._all if each.peer is peer), None)
+
+    def that_forked(self, server: Peer) -> list[StandBy]:
+        """The one that has forked a server; none where that cannot be known."""
+        if server.forked_by is not None:
+            return [each for each in self._all if each.peer is server.forked_by and each.forked]
+        parents = [each for each in self._all if each.forked]  # it came to us from another keeper, as they did
+        return parents if len(parents) == 1 else []
 
     @property
     def fresh(self) -> bool:

@@ -141,9 +141,9 @@ class Succession:
 
     # -- what peers say -------------------------------------------------------------------------------------------
 
-    def standby(self, peer: Peer, started: float, *, takes_over: bool) -> None:
-        """A stand-by is ready to fork servers; ``takes_over``: it wants to, as an upgrade."""
-        standby = StandBy(peer, started)
+    def standby(self, peer: Peer, started: float, forked: int, *, takes_over: bool) -> None:
+        """A stand-by is ready to fork servers, or has (``forked``); ``takes_over``: it wants to, as an upgrade."""
+        standby = StandBy(peer, started, forked=forked)
         self.standbys.add(standby)
         self.upgrade.registers(standby, started_here=self._starter.has_started(peer.pid), takes_over=takes_over)
         self._thin_out()
@@ -164,8 +164,9 @@ class Succession:
         self.consider()
 
     def forked(self, peer: Peer, pid: int) -> None:
-        if self._taking is not None and self._taking.peer is peer:
-            self._taking.forked = pid
+        standby = self.standbys.of(peer)
+        if standby is not None:
+            standby.forked = pid  # its server may have said hello by now
 
     def forked_ended(self, peer: Peer, pid: int, status: int) -> None:
         """A stand-by tells how its server has ended."""
@@ -179,6 +180,9 @@ class Succession:
         elif self.server is None and self._taking is None and not self.failures:
             self.not_before = 0.0  # it will not hand anything over any more
             self.consider()
+        standby = self.standbys.of(peer)
+        if standby is not None and standby.forked == pid:
+            standby.forked = 0
 
     def hello(self, peer: Peer) -> bool:
         """A server wants the descriptors; False when another one has them."""
@@ -186,7 +190,7 @@ class Succession:
             return False
         if self.server is not None:
             self.gone(self.server)
-        self._taking = None
+        peer.forked_by, self._taking = self._taking.peer if self._taking is not None else None, None
         self.server, self.ready, self._said_why = peer, False, False
         self.restarts += 1
         self._owner.hand_out(peer)
@@ -198,7 +202,16 @@ class Succession:
         if self.server is server and not self.ready and server.heard == heard:
             self.problem, self._said_why = f"the server said nothing for {_SILENT_S:g} s", True
             say(f"{self.problem}: pid {server.pid} is ended")
-            server.signal(signal.SIGKILL)
+            self.kill(server)
+
+    def kill(self, server: Peer) -> None:
+        """SIGKILL: from here, or from the stand-by that has forked it where signals of ours do not get to."""
+        if server.signal(signal.SIGKILL):
+            return
+        parents = self.standbys.that_forked(server)
+        for parent in parents:
+            parent.peer.send({"op": "kill", "pid": parent.forked})
+        say(f"its stand-by is asked to end it (pid {parents[0].forked} there)" if parents else "nobody can end it")
 
     def adopted(self, peer: Peer, *, ready: bool, finished: bool) -> None:
         """A server that outlived the keeper before this one has handed everything over."""
@@ -314,7 +327,7 @@ class Succession:
             server.send({"op": "end"}) if server.version >= 2 else None
             server.signal(signal.SIGTERM)
             if not server.wait(patience_s):
-                server.signal(signal.SIGKILL)
+                self.kill(server)
                 server.wait(patience_s)
         self.standbys.dismiss_all()
         self.upgrade.stop()

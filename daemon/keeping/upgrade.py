@@ -32,6 +32,8 @@ class Serving(Protocol):
 
     def begin_anew(self) -> None: ...
 
+    def kill(self, server: Peer) -> None: ...
+
 
 @dataclass(eq=False)
 class _Handover:
@@ -118,7 +120,7 @@ class Upgrade:
         def look() -> None:
             if self._serving.server is old:
                 say(f"server {old.pid} does not finish")
-                old.signal(signal.SIGKILL)
+                self._serving.kill(old)
 
         self._loop.after(_FINISH_S, look)
 
@@ -144,7 +146,7 @@ class Upgrade:
 
         def look() -> None:
             if self._leaving is leaving:
-                leaving.signal(signal.SIGKILL)
+                self._serving.kill(leaving)
 
         self._loop.after(_RELEASED_S, look)
 

@@ -28,15 +28,17 @@ class Apart:
         self._log = mounts.directory / "apart.log"
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *argv: str, fds: tuple[int, ...] = (), **environ: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, *argv: str, fds: tuple[int, ...] = (), before: tuple[str, ...] = (), **environ: str
+    ) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             env = {**clean_environment(), **environ}
-            process = subprocess.Popen([DSFS, *argv], stdout=log, stderr=log, env=env, pass_fds=fds)
+            process = subprocess.Popen([*before, DSFS, *argv], stdout=log, stderr=log, env=env, pass_fds=fds)
         self.processes.append(process)
         return process
 
-    def start_keeper(self, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
-        process = self.start("keeper", f"--socket={self.socket}", *flags, **environ)
+    def start_keeper(self, *flags: str, before: tuple[str, ...] = (), **environ: str) -> subprocess.Popen[bytes]:
+        process = self.start("keeper", f"--socket={self.socket}", *flags, before=before, **environ)
         eventually(self.socket.exists, 20, "the keeper listens")
         return process
 
@@ -109,6 +111,24 @@ def test_each_is_replaced(apart: Apart, tmp_path: Path) -> None:
     assert not is_mounted(mount.mountpoint)
     assert apart.processes[-1].wait(15) == 0
     assert not runtime_dir_of(mount.mountpoint).exists()
+
+
+def test_a_silent_server_that_no_signal_of_the_keeper_reaches(apart: Apart, tmp_path: Path) -> None:
+    """They are pods, with a pid namespace each: the server's own stand-by has to end it when an upgrade needs that."""
+    apart.start_keeper(before=("unshare", "--pid", "--fork", "--kill-child"))
+    first = apart.start_server()
+    apart.wait_healthy()
+    silent = apart.mount.server_pid_now()
+    assert silent is not None
+    with readers(apart.mount, apart.source, tmp_path, number=1) as reading:
+        reading.wait_progress()
+        os.kill(silent, signal.SIGSTOP)
+        apart.start_server()
+        eventually(lambda: "is asked to end it" in apart.log(), 30, "the keeper cannot end it by itself")
+        reading.wait_progress()
+    assert "takes no SIGKILL" in apart.log()
+    assert not Path(f"/proc/{silent}").exists()
+    assert first.poll() is None
 
 
 def test_wrong_use(apart: Apart, mounts: Mounts) -> None:
