@@ -37,10 +37,20 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
 
 
 async def list_directory(source: Source, writer: CatalogWriter, directory: str, progressed: Callable[[], None]) -> None:
-    """List one directory now. Readers see its names when it is whole; ``progressed`` is called after each page."""
-    async for page in source.list_directory(directory):
-        await asyncio.to_thread(writer.add, page)
-        progressed()
+    """List one directory now. Readers see its names when it is whole; ``progressed`` is called after each page.
+
+    The crawl beside this may be faster in a large one, as it asks for several pages at once: then that will do.
+    """
+    pages = source.list_directory(directory)
+    try:
+        async for page in pages:
+            await asyncio.to_thread(writer.add, page)
+            progressed()
+            if await asyncio.to_thread(writer.is_listed, directory):
+                return
+    finally:
+        if isinstance(pages, AsyncGenerator):
+            await pages.aclose()
 
 
 async def find(source: Source, writer: CatalogWriter, path: str) -> SourceObject | None:

@@ -161,6 +161,20 @@ class CatalogWriter:
             )
             return self._db.execute(query, (parent, after, limit)).fetchall()
 
+    def is_listed(self, path: str) -> bool:
+        """Whether every name of a directory is here."""
+        with self._lock:
+            if self._sealed:
+                return True
+            ino = ROOT_INO
+            (listed,) = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ino,)).fetchone()
+            for name in os.fsencode(path).split(b"/") if path else ():
+                found = self._db.execute(_FIND, (ino, name)).fetchone()
+                if found is None:
+                    return False
+                ino, _kind, listed = found
+            return bool(listed)
+
     def name_revision(self, revision: str) -> None:
         """Take the source's own name for what is listed, instead of the time."""
         with self._lock:

@@ -1,0 +1,89 @@
+"""One directory is listed for whoever looks into it, while the crawl goes on behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dsfs.catalog import crawl
+from dsfs.catalog.lookup import ROOT_INO
+from dsfs.catalog.writer import CatalogWriter
+from dsfs.model import ListingPage, SourceObject
+from dsfs.ranges import ByteRange
+from dsfs.sources.base import Sink
+from tests.unit.catalog.test_listings import everything, new_catalog
+
+PAGES = 50
+
+
+class Paged:
+    """Lists the directory ``d`` in pages of one name. Before the third, somebody else may do something."""
+
+    identity = uri = "paged"
+    revision = ""
+
+    def __init__(self) -> None:
+        self.pages = 0
+        self.closed = False
+        self.meanwhile = lambda: None
+
+    async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+        try:
+            for number in range(PAGES):
+                self.pages += 1
+                if number == 2:
+                    self.meanwhile()
+                yield ListingPage((SourceObject(f"{directory}/{number:02}"),))
+            yield ListingPage((), (directory,))
+        finally:
+            self.closed = True
+
+    async def list_tree(self) -> AsyncIterator[ListingPage]:
+        async for page in self.list_directory("d"):
+            yield page
+
+    async def stat(self, path: str) -> SourceObject | None:
+        return None
+
+    async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        return
+
+
+def list_one(source: Paged, writer: CatalogWriter) -> None:
+    asyncio.run(crawl.list_directory(source, writer, "d", lambda: None))
+
+
+def whole() -> ListingPage:
+    return ListingPage(tuple(SourceObject(f"d/{number:02}") for number in range(PAGES)), ("d",))
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_it_ends_when_the_crawl_was_faster(sealed: bool) -> None:
+    with new_catalog() as (writer, catalog):
+        source = Paged()
+
+        def meanwhile() -> None:
+            writer.add(whole())
+            if sealed:
+                writer.seal()
+
+        source.meanwhile = meanwhile
+        list_one(source, writer)
+        assert (source.pages, source.closed) == (3, True)
+        catalog.refresh()
+        assert len(everything(catalog)) == PAGES + 1
+
+
+def test_it_goes_on_while_only_another_directory_is_whole() -> None:
+    with new_catalog() as (writer, catalog):
+        source = Paged()
+        source.meanwhile = lambda: writer.add(ListingPage((SourceObject("e/x"),), ("e", "")))
+        list_one(source, writer)
+        assert source.pages == PAGES
+        assert catalog.is_listed(ROOT_INO)
+        assert len(everything(catalog)) == PAGES + 3
