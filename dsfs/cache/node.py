@@ -16,13 +16,21 @@ from cachetools import LRUCache
 
 from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap, DamagedObject
-from dsfs.cache.complete import CachedObject, open_object
+from dsfs.cache.complete import (
+    CachedObject,
+    clear_mark,
+    open_complete,
+    open_known_complete,
+    open_object,
+    set_mark,
+)
 from dsfs.cache.direct import DirectWrites
 from dsfs.cache.eviction import ROOM_SHARE
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.making import Making
 from dsfs.cache.mapfile import crc32c, pack_complete
+from dsfs.cache.new_file import new_file, write_all
 from dsfs.cache.unproven import Unproven
 from dsfs.errors import CacheFull
 from dsfs.model import Tier
@@ -68,6 +76,8 @@ class NodeTier:
         self.index = index
         self.block_bytes = block_bytes
         self.unproven = Unproven(layout.unproven)
+        self.nowait = os.RWF_NOWAIT
+        """For reads that must not wait; 0 once the file system was found not to know that: tmpfs, which never waits."""
         self._limit = limit
         self._least_free = least_free
         self._leaving: weakref.WeakSet[CachedObject] = weakref.WeakSet()  # unlinked, and kept by who has them open
@@ -117,8 +127,7 @@ class NodeTier:
 
     def open(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
         """The object if any of it may be here. A damaged one is dropped and counts as absent."""
-        with self._lock:
-            obj = self._recent.get(key) or self._open.get(key)
+        obj = self._opened(key)
         if obj is None:
             try:
                 obj = open_object(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
@@ -135,6 +144,36 @@ class NodeTier:
             self._keep(obj)
         self.index.use(key, owner)
         return obj
+
+    def _opened(self, key: str) -> CachedObject | None:
+        with self._lock:
+            return self._recent.get(key) or self._open.get(key)
+
+    def open_at_once(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
+        """The object if it is open already, or known to be complete; never waits for the disk. None: it may be here."""
+        obj = self._opened(key)
+        if obj is None:
+            obj = open_known_complete(self.layout.object_path(key), key, size_bytes, self._boot)
+            if obj is None:
+                return None
+        self.index.use(key, owner)
+        return obj
+
+    def open_complete(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
+        """The object if it is open already, or complete. For any thread. None: it may be here. Raises OSError."""
+        obj = self._opened(key)
+        if obj is None:
+            obj = open_complete(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
+            if obj is None:
+                return None
+        self.index.use(key, owner)
+        return obj
+
+    def keep_open(self, obj: CachedObject) -> None:
+        """More of an object will be asked for."""
+        with self._lock:
+            if obj.key not in self._open:  # somebody may begin it anew just now, and that one counts
+                self._recent[obj.key] = self._open[obj.key] = obj
 
     def holds_all(self, key: str, size_bytes: int, owner: str) -> bool:
         """Whether every byte of an object is here and checked; then it counts as used. Looks at the disk, without
@@ -186,10 +225,13 @@ class NodeTier:
             )
         ]
         try:
-            replaced, data_space = _write_new_file(path, view)
-            packed = pack_complete(key, size_bytes, self.block_bytes, self._boot, sums)
-            _replaced, map_space = _write_new_file(map_aside, packed)
-            os.rename(map_aside, f"{path}.map")
+            with new_file(path) as (fd, replaced):
+                data_space = write_all(fd, view)
+                with new_file(map_aside) as (map_fd, _replaced):
+                    map_space = write_all(map_fd, pack_complete(key, size_bytes, self.block_bytes, self._boot, sums))
+                    set_mark(map_fd, key, self._boot)
+                os.rename(map_aside, f"{path}.map")
+                set_mark(fd, key, self._boot)
         except OSError:
             if os.path.exists(map_aside):
                 os.unlink(map_aside)
@@ -288,8 +330,15 @@ class NodeTier:
         obj.counted_bytes = 0
 
     def drop(self, key: str) -> int:
-        """Unlink an object, map first, so that data never counts without its map; the bytes that were freed."""
+        """Unlink an object, mark and map first, so that data never counts without; the bytes that were freed."""
         freed = 0
+        try:
+            clear_mark(self.layout.object_path(key))
+        except FileNotFoundError:
+            pass  # a map without data
+        except OSError as error:
+            self.note_trouble(error)
+            return 0
         for path in (self.layout.map_path(key), self.layout.object_path(key)):
             try:
                 freed += os.stat(path).st_blocks * 512
@@ -380,25 +429,6 @@ class NodeTier:
                 log.debug("cache stays over its limit", cache=self.layout.root, reason=str(full))
         metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
         metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._size_bytes)
-
-
-def _write_new_file(path: str, data: bytes | memoryview) -> tuple[bool, int]:
-    """Whether another file had this name, and the space that the new one takes."""
-    replaced = False
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except FileExistsError:
-        replaced = True
-        os.unlink(path)
-        fd = os.open(path, flags, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        return replaced, os.fstat(fd).st_blocks * 512
-    finally:
-        os.close(fd)
 
 
 def _files_in(directory: str) -> Iterable[os.DirEntry[str]]:

@@ -64,6 +64,10 @@ class Flights:
         """Blocks that are on their way, and streams."""
         return len(self._by_block) + self.streams.under_way
 
+    def bring(self, key: str, blocks: Iterable[int]) -> bool:
+        """Whether one of these blocks is on its way."""
+        return any((key, block) in self._by_block for block in blocks)
+
     def ensure(self, file: RemoteFile, blocks: Iterable[int], priority: Priority) -> Mapping[int, Flight]:
         """A flight for each of these blocks (ascending); those that are not on their way yet start."""
         flights: dict[int, Flight] = {}

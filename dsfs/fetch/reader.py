@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterable, Sequence
 
 import structlog
@@ -15,6 +13,7 @@ from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.fetch.disk import DISK
+from dsfs.fetch.disk_read import DiskRead
 from dsfs.fetch.filling import fill
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.flights import Flights
@@ -36,36 +35,36 @@ class Reader:
     def __init__(self, tier: NodeTier, flights: Flights) -> None:
         self._tier = tier
         self._flights = flights
-        self._nowait = os.RWF_NOWAIT
 
     @property
     def block_bytes(self) -> int:
         return self._tier.block_bytes
 
     def try_read(self, file: RemoteFile, wanted: ByteRange, into: memoryview) -> bool:
-        """Fill ``into`` if that needs neither network nor disk. Never blocks; False: use ``read``."""
+        """Fill ``into`` if that needs neither network nor disk, but for opening the object; False: use ``read``."""
         if not file.origin.entitlement.proven:
             return False
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-        if obj is None:
-            return False
-        try:
-            if not obj.read(wanted, into, self._nowait):
-                return False
-        except BlockingIOError:
-            return False
-        except DamagedObject:
-            self._tier.drop(file.key)
-            return False
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP and self._nowait:
-                self._nowait = 0  # tmpfs, which never waits for a disk anyway
-                return self.try_read(file, wanted, into)
-            self._tier.note_trouble(error)
+        if obj is None or not DiskRead(self._tier, file, wanted, obj).now(into):
             return False
         self._is_unproven(file, obj)  # a server before this one had no time for it
-        file.origin.count_read(Tier.NODE, wanted.length)
         return True
+
+    def from_disk(self, file: RemoteFile, wanted: ByteRange) -> DiskRead | None:
+        """How to get a range from the node tier, which is likely to have it; None: use ``read``. Never blocks."""
+        if not file.origin.entitlement.proven:
+            return None
+        obj = self._tier.open_at_once(file.key, file.size_bytes, file.origin.id)
+        if obj is None:
+            if file.key in self._tier.unproven or self._flights.bring(
+                file.key, blocks_of(wanted, self._tier.block_bytes)
+            ):
+                return None
+        elif obj.missing(wanted):
+            return None
+        else:
+            self._is_unproven(file, obj)  # a server before this one had no time for it
+        return DiskRead(self._tier, file, wanted, obj)
 
     def try_pieces(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer] | None:
         """A range that has just been fetched, without a copy; None: ask ``try_read``."""

@@ -12,6 +12,7 @@ from dsfs.catalog.diff import Changes
 from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
 from dsfs.datasets.dataset import Dataset
 from dsfs.errors import DsfsError, SourceChanged, SourceError, SourceUnavailable
+from dsfs.fetch.disk_read import DiskRead
 from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
@@ -214,21 +215,43 @@ class DatasetFiles:
             return 0
         if not self._reader.try_read(file, wanted, into[: wanted.length]):
             return None  # ``read`` is next, and counts it
+        self._was_read(nodeid, file, wanted)
+        return wanted.length
+
+    def from_disk(self, nodeid: int, offset: int, size: int) -> DiskRead | None:
+        """How to read what the cache is likely to have; None: use ``read``. Should that come to nothing, use
+        ``read_noted``."""
+        file = self.file(nodeid)
+        wanted = ByteRange(offset, offset + size).clipped(file.size_bytes)
+        if wanted.length == 0:
+            return None
+        found = self._reader.from_disk(file, wanted)
+        if found is not None:
+            self._was_read(nodeid, file, wanted)
+        return found
+
+    def _was_read(self, nodeid: int, file: RemoteFile, wanted: ByteRange) -> None:
         self.opened(nodeid)
         if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
             self._look_ahead(nodeid, file, wanted)
-        return wanted.length
 
     async def read(self, nodeid: int, wanted: ByteRange) -> list[Buffer]:
         """The bytes of a range, cut at the end of the file, in pieces."""
         file = self.file(nodeid)
-        self.opened(nodeid)
+        wanted = wanted.clipped(file.size_bytes)
+        if wanted.length == 0:
+            self.opened(nodeid)
+        else:
+            self._was_read(nodeid, file, wanted)
+        return await self.read_noted(nodeid, wanted)
+
+    async def read_noted(self, nodeid: int, wanted: ByteRange) -> list[Buffer]:
+        """As ``read``, of a range that ``from_disk`` has seen first."""
+        file = self.file(nodeid)
         wanted = wanted.clipped(file.size_bytes)
         if wanted.length == 0:
             return []
-        if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:
-            self._look_ahead(nodeid, file, wanted)
-        elif self._reader.complete(file) is None:
+        if self.is_small(nodeid) and self._reader.complete(file) is None:
             self._ahead.missed(self._ino(nodeid))
         failed = self._failed.get(nodeid)
         answered = file.origin.last_error is None  # it has answered somebody since

@@ -1,17 +1,20 @@
 """One kernel FUSE connection of the direct session: requests are decoded, answered by a tree, encoded.
 
 What a handler returns is its answer: bytes are sent, a coroutine is run in the nursery and what it returns is sent,
-None means that there is nothing (more) to send. What it raises becomes an errno.
+None means that there is nothing (more) to send, HANDED_OVER that another thread answers. What it raises becomes an
+errno.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from enum import Enum
 from types import CoroutineType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import structlog
 import trio
@@ -52,7 +55,15 @@ _PAGE = 4096
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
 
-Answer = bytes | memoryview | None | Coroutine[Any, Any, "bytes | bytearray | memoryview | None"]
+
+class _Elsewhere(Enum):
+    HANDED_OVER = "handed over"
+
+
+HANDED_OVER: Final = _Elsewhere.HANDED_OVER
+
+Work = Coroutine[Any, Any, "bytes | bytearray | memoryview | None"]
+Answer = bytes | memoryview | None | _Elsewhere | Work
 Handler = Callable[["Connection", int, int, memoryview], Answer]
 
 
@@ -81,7 +92,13 @@ class Connection:
         self._labels = labels
         self._initialised = initialised
         self._running: dict[int, tuple[trio.CancelScope, int, float]] = {}  # unique → (scope, pid, since), oldest first
+        self._handed_over: dict[int, tuple[int, float]] = {}  # unique → pid, since: what other threads answer
+        self._interrupted: set[int] = set()  # of those
+        self._pid = 0  # who asks for what is being handled
+        self._closing = False
+        self._ending = threading.Lock()  # guards _closing, and whether something is handed over once that is set
         self._nursery: trio.Nursery | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
         self._seconds = metrics.Children[int, Histogram](
             lambda opcode: metrics.OPERATION_SECONDS.labels(Opcode(opcode).name.lower())
         )
@@ -99,12 +116,18 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._token = trio.lowlevel.current_trio_token()
                 task_status.started()
                 while True:
                     await trio.lowlevel.wait_readable(self.device.fd)
                     self._drain()
+                    while self.poll():
+                        await trio.lowlevel.checkpoint()
+                        self._drain()
         except* Disconnected:
             log.info("unmounted", connection=self.name)
+        finally:
+            self._nursery = None
 
     async def forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
         """Have the kernel ask anew for names and listings that changed, in nodeids. In a thread: the kernel may wait
@@ -130,6 +153,10 @@ class Connection:
         for parent, name in names:
             self.device.forget_name(parent, name)
 
+    def poll(self) -> bool:
+        """Look after what a subclass asks the disk for again and again; whether it has to be called again soon."""
+        return False
+
     def _drain(self) -> None:
         for _ in range(_DRAIN):
             request = self.device.receive()
@@ -147,6 +174,7 @@ class Connection:
             self.device.reply_error(unique, errno.ENOSYS)
             return
         started = time.perf_counter()
+        self._pid = pid
         try:
             answer = handler(self, unique, nodeid, request[IN_HEADER.size :])
         except Disconnected:
@@ -155,14 +183,20 @@ class Connection:
             self._fail(unique, opcode, nodeid, error)
         else:
             if type(answer) is CoroutineType:
-                assert self._nursery is not None
-                scope = trio.CancelScope()
-                self._running[unique] = (scope, pid, started)  # an INTERRUPT may be the very next request
-                self._nursery.start_soon(self._finish, unique, opcode, nodeid, scope, started, answer)
+                self._begin(unique, opcode, nodeid, pid, started, answer)
+                return
+            if answer is HANDED_OVER:
                 return
             if answer is not None:
                 self.device.reply(unique, answer)  # type: ignore[arg-type]  # mypy does not narrow on CoroutineType
         self._seconds[opcode].observe(time.perf_counter() - started)
+
+    def _begin(self, unique: int, opcode: int, nodeid: int, pid: int, started: float, work: Work) -> None:
+        """Answer once a task has found out what."""
+        assert self._nursery is not None
+        scope = trio.CancelScope()
+        self._running[unique] = (scope, pid, started)  # an INTERRUPT may be the very next request
+        self._nursery.start_soon(self._finish, unique, opcode, nodeid, scope, started, work)
 
     async def _finish(
         self,
@@ -171,7 +205,7 @@ class Connection:
         nodeid: int,
         scope: trio.CancelScope,
         started: float,
-        work: Coroutine[Any, Any, bytes | bytearray | memoryview | None],
+        work: Work,
     ) -> None:
         with scope:
             try:
@@ -249,11 +283,34 @@ class Connection:
 
     def waiting(self) -> Waiting:
         """Requests that are not answered yet."""
-        return Waiting.of([since for _scope, _pid, since in self._running.values()])
+        handed_over = list(self._handed_over.values())  # at once, as other threads take from it
+        running = self._running.values()
+        return Waiting.of([*(since for _scope, _pid, since in running), *(since for _pid, since in handed_over)])
 
     def close(self) -> None:
-        """Give back the descriptor: the connection has ended."""
-        os.close(self.device.fd)
+        """Give back the descriptor: the connection has ended. What was handed over may still be answered, and must not
+        meet another descriptor of that number."""
+        with self._ending:
+            self._closing = True
+            if not self._handed_over:
+                os.close(self.device.fd)
+
+    def hand_over(self, unique: int) -> None:
+        """Another thread answers a request; it calls ``handed_back`` in the end."""
+        self._handed_over[unique] = self._pid, time.perf_counter()
+
+    def wants_out(self, unique: int) -> bool:
+        """Whether nobody will read the answer to what was handed over."""
+        return unique in self._interrupted and wants_out(self._handed_over[unique][0])
+
+    def handed_back(self, unique: int) -> tuple[int, float]:
+        """Who asked, and since when. Any thread."""
+        with self._ending:
+            known = self._handed_over.pop(unique)
+            self._interrupted.discard(unique)
+            if self._closing and not self._handed_over:
+                os.close(self.device.fd)
+        return known
 
     def init_flags(self) -> InitFlag:
         """What a subclass wants besides."""
@@ -340,6 +397,8 @@ class Connection:
         running = self._running.get(target)
         if running is not None and wants_out(running[1]):
             running[0].cancel()
+        elif target in self._handed_over:
+            self._interrupted.add(target)  # a disk does not take long, but whatever comes after it may
 
     def on_destroy(self, unique: int, nodeid: int, body: memoryview) -> bytes:
         return b""

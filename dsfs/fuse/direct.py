@@ -17,11 +17,12 @@ from dsfs.fetch.origin import RemoteFile
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
-from dsfs.fuse.connection import Connection
+from dsfs.fuse.connection import LARGEST_READ_BYTES, Connection
 from dsfs.fuse.device import Device
 from dsfs.fuse.files_connection import FilesConnection, RootConnection
 from dsfs.fuse.keeper_client import Held, KeeperClient
 from dsfs.fuse.resume import OpenJournal
+from dsfs.fuse.waiters import Waiters
 from dsfs.model import ReadPath
 
 log = structlog.get_logger()
@@ -69,6 +70,7 @@ class DirectSession:
         self._connections: dict[str, FilesConnection] = {}
         self._files: dict[str, DatasetFiles] = {}
         self._root: RootConnection | None = None
+        self._waiters = Waiters(LARGEST_READ_BYTES)
         self.watcher: OpenWatcher | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -95,7 +97,7 @@ class DirectSession:
 
                 def root(held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
                     offered = int(held.state.get(_STATE_OFFERED, 0))
-                    self._root = RootConnection(device, tree, offered, initialised)
+                    self._root = RootConnection(device, tree, offered, initialised, self._waiters)
                     return self._root
 
                 await self._start(ROOT, self._options.mountpoint, "dsfs", root)
@@ -225,6 +227,7 @@ class DirectSession:
             initialised=initialised,
             turned_openless=turned_openless,
             stack_depth=self._options.stack_depth,
+            waiters=self._waiters,
         )
 
     def _journal(self, name: str, held: Held) -> str:

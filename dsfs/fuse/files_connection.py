@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 import trio
 
 from dsfs.cache.complete import CachedObject
 from dsfs.errors import DsfsError
+from dsfs.fetch.disk_read import DiskRead
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.read_path import Abilities, InodeMode, Listing, choose_read_path, mode_for_open
+from dsfs.filesystem.tree import Directories
 from dsfs.filesystem.whole import WholeTree
-from dsfs.fuse.connection import LARGEST_READ_BYTES, NOTIFICATIONS, Answer, Connection
-from dsfs.fuse.device import Device
+from dsfs.fuse.connection import HANDED_OVER, LARGEST_READ_BYTES, NOTIFICATIONS, Answer, Connection
+from dsfs.fuse.device import Device, Disconnected
+from dsfs.fuse.polling import LARGEST_BYTES, PATIENCE_S, Polling
 from dsfs.fuse.resume import OpenJournal
+from dsfs.fuse.waiters import Waiters
 from dsfs.fuse.wire import OPEN_IN, OPEN_OUT, READ_IN, InitFlag, Opcode, OpenFlag
 from dsfs.model import ReadPath
 from dsfs.ranges import ByteRange
+from dsfs.sources.base import Buffer
 
 log = structlog.get_logger()
 
@@ -30,8 +39,35 @@ _PASSTHROUGH = (
 )  # with KEEP_CACHE the kernel answers EIO (FOPEN_PASSTHROUGH_MASK)
 
 
+class _Asked(NamedTuple):
+    """A read that the disk is asked for; until when it is asked again, on the clock of time.perf_counter."""
+
+    files: DatasetFiles
+    unique: int
+    nodeid: int
+    offset: int
+    size: int
+    read: DiskRead
+    until_s: float
+
+
 class ReadingConnection(Connection):
     """Reads, whatever the read path: the nodeid is enough."""
+
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        tree: Directories,
+        labels: tuple[str, str],
+        offered: int,
+        initialised: Callable[[int], None],
+        waiters: Waiters,
+    ) -> None:
+        super().__init__(name, device, tree, labels, offered, initialised)
+        self._waiters = waiters
+        self._polling = Polling()
+        self._polled: list[_Asked] = []
 
     def files_at(self, nodeid: int) -> DatasetFiles:
         """The files that a nodeid is one of. Raises OSError."""
@@ -44,25 +80,103 @@ class ReadingConnection(Connection):
         if pieces is not None:
             self.device.reply_pieces(unique, pieces)
             return None
-        count = files.try_read(nodeid, offset, _READ_BUFFER[:size])
-        if count is None:
-            return self._wait_read(files, unique, nodeid, offset, size)
-        return _READ_BUFFER[:count]
+        read = files.from_disk(nodeid, offset, size)
+        if read is None:
+            return self._wait_read(files.read, files, unique, nodeid, offset, size)
+        if read.now(_READ_BUFFER):
+            return _READ_BUFFER[: read.wanted.length]
+        asked = _Asked(files, unique, nodeid, offset, size, read, time.perf_counter() + PATIENCE_S)
+        self.hand_over(unique)
+        if read.opened and read.wanted.length <= LARGEST_BYTES and self._polling.pays():
+            self._polled.append(asked)
+        else:
+            self._waiters.put(partial(self._wait_for_disk, asked))
+        return HANDED_OVER
 
-    async def _wait_read(self, files: DatasetFiles, unique: int, nodeid: int, offset: int, size: int) -> None:
+    def close(self) -> None:
+        for asked in self._polled:
+            self.handed_back(asked.unique)
+        self._polled.clear()
+        super().close()
+
+    def poll(self) -> bool:
+        now_s = time.perf_counter()
+        waiting: list[_Asked] = []
+        for asked in self._polled:
+            if asked.read.now(_READ_BUFFER):
+                self._polling.came()
+                self.device.reply(asked.unique, _READ_BUFFER[: asked.read.wanted.length])
+                self._answered(asked)
+            elif now_s < asked.until_s:
+                waiting.append(asked)
+            else:
+                self._polling.did_not_come()
+                self._waiters.put(partial(self._wait_for_disk, asked))
+        self._polled = waiting
+        return bool(waiting)
+
+    def _wait_for_disk(self, asked: _Asked, buffer: memoryview) -> None:
+        """In a thread that may wait: answer, or have the loop do it after all."""
         try:
-            pieces = await files.read(nodeid, ByteRange(offset, offset + size))
+            here = asked.read.wait(buffer)
+        except Exception as error:
+            log.error("read failed unexpectedly", connection=self.name, nodeid=asked.nodeid, exc_info=error)
+            here = False
+        if not here:
+            self._on_the_loop(asked)
+            return
+        with contextlib.suppress(Disconnected):  # the loop hears of it as well
+            self.device.reply(asked.unique, buffer[: asked.read.wanted.length])
+        self._answered(asked)
+
+    def _answered(self, asked: _Asked) -> None:
+        _pid, since = self.handed_back(asked.unique)
+        self._seconds[Opcode.READ].observe(time.perf_counter() - since)
+
+    def _on_the_loop(self, asked: _Asked) -> None:
+        def begin() -> None:
+            out = self.wants_out(asked.unique)
+            pid, since = self.handed_back(asked.unique)
+            if self._nursery is not None:
+                files, unique, nodeid, offset, size, *_rest = asked
+                read = self._wait_read(files.read_noted, files, unique, nodeid, offset, size)
+                self._begin(unique, Opcode.READ, nodeid, pid, since, _nobody_waits(read) if out else read)
+
+        assert self._token is not None
+        try:
+            self._token.run_sync_soon(begin)
+        except trio.RunFinishedError:  # the next server is asked again
+            self.handed_back(asked.unique)
+
+    async def _wait_read(
+        self,
+        read: Callable[[int, ByteRange], Awaitable[list[Buffer]]],
+        files: DatasetFiles,
+        unique: int,
+        nodeid: int,
+        offset: int,
+        size: int,
+    ) -> None:
+        try:
+            pieces = await read(nodeid, ByteRange(offset, offset + size))
         except DsfsError as error:
             files.note_error(error)
             raise
         self.device.reply_pieces(unique, pieces)
 
 
+async def _nobody_waits(read: Coroutine[Any, Any, None]) -> None:
+    read.close()
+    raise OSError(errno.EINTR, "whoever asked has gone")
+
+
 class RootConnection(ReadingConnection):
     """The tree of namespaces, and older revisions by name; those are always read by the daemon."""
 
-    def __init__(self, device: Device, tree: WholeTree, offered: int, initialised: Callable[[int], None]) -> None:
-        super().__init__("/", device, tree, ("", ""), offered, initialised)
+    def __init__(
+        self, device: Device, tree: WholeTree, offered: int, initialised: Callable[[int], None], waiters: Waiters
+    ) -> None:
+        super().__init__("/", device, tree, ("", ""), offered, initialised, waiters)
         self._whole = tree
 
     def files_at(self, nodeid: int) -> DatasetFiles:
@@ -96,9 +210,10 @@ class FilesConnection(ReadingConnection):
         initialised: Callable[[int], None],
         turned_openless: Callable[[], None],
         stack_depth: int,
+        waiters: Waiters,
     ) -> None:
         manifest = files.dataset.manifest
-        super().__init__(name, device, files, (manifest.namespace, manifest.name), offered, initialised)
+        super().__init__(name, device, files, (manifest.namespace, manifest.name), offered, initialised, waiters)
         self._files = files
         self._journal = journal
         self._can_passthrough = can_passthrough

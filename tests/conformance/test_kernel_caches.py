@@ -14,6 +14,7 @@ import pytest
 
 from tests.conformance.conftest import MIB, READ_PATHS
 from tests.mounts import Mount, Mounts, eventually
+from tests.pages import drop_pages
 from tests.servers.hostile import hostile
 
 FILES = {f"d{n % 3}/f{n:02d}": random.Random(n).randbytes(50_000 + n) for n in range(30)}
@@ -90,6 +91,33 @@ def test_second_epoch(mounted: Mount, path: str) -> None:
         assert first["read"] == 0  # small files are complete before their first open is answered
     else:
         assert again["open"] == len(FILES)
+
+
+def test_what_the_kernel_has_dropped_comes_from_the_disk_of_the_cache(mounted: Mount, path: str) -> None:
+    """Also where an object is not there any more that the daemon took for granted."""
+    large = mounted.root / "large"
+    epoch(mounted.root)
+    assert large.read_bytes() == LARGE
+    eventually(lambda: int(os.getxattr(large, "user.dsfs.cached")) == len(LARGE), 20, "the file is complete")
+    source_bytes = mounted.sum_of("dsfs_origin_read_bytes_total")
+    objects = [file for file in mounted.cache_dir.glob("objects/*/*") if file.suffix == ""]
+    assert len(objects) > len(FILES)
+
+    def again() -> None:
+        for file in (*objects, large, *(mounted.root / name for name in FILES)):
+            drop_pages(file)
+        with ThreadPoolExecutor(8) as pool:
+            for name, data in zip(FILES, pool.map(lambda name: (mounted.root / name).read_bytes(), FILES), strict=True):
+                assert data == FILES[name]
+        assert large.read_bytes() == LARGE
+
+    requests = asked(mounted, again)
+    assert path == "passthrough" or requests["read"] >= len(FILES)
+    assert mounted.sum_of("dsfs_origin_read_bytes_total") == source_bytes
+    for file in objects[::2]:
+        file.unlink()
+        Path(f"{file}.map").unlink()
+    again()
 
 
 def test_names_attributes_links_and_listings_are_kept(mounted: Mount, path: str) -> None:

@@ -33,8 +33,10 @@ from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import Ownership
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID
+from dsfs.fuse.connection import LARGEST_READ_BYTES
 from dsfs.fuse.files_connection import FilesConnection
 from dsfs.fuse.resume import OpenJournal
+from dsfs.fuse.waiters import Job, Waiters
 from dsfs.fuse.wire import (
     DIRENT,
     ENTRY_OUT,
@@ -53,6 +55,7 @@ from dsfs.model import ReadPath
 from dsfs.ranges import MiB
 from dsfs.sources.registry import build_source
 from tests.model.kernel import Died, Kernel, ModelDevice, Request
+from tests.pages import drop_pages
 
 BLOCK = 4096
 WITHIN_S = 30.0
@@ -66,6 +69,13 @@ FILES = {
 }
 
 
+class AtOnce(Waiters):
+    """Whoever would wait for the disk does it here and now: the order of a run is that of its program."""
+
+    def put(self, job: Job) -> None:
+        job(memoryview(bytearray(LARGEST_READ_BYTES)))
+
+
 class World:
     """One dataset, one kernel, and servers that come and go. ``deaths`` are counts of answers a server lives for."""
 
@@ -76,6 +86,7 @@ class World:
         self._journal = str(directory / "journal")
         self._deaths = list(deaths)
         self._openless = False
+        self._waiters = AtOnce(LARGEST_READ_BYTES)
         self.nodeids: dict[bytes, int] = {}
         self.servers = 0
 
@@ -97,6 +108,7 @@ class World:
                 initialised=lambda _offered: None,
                 turned_openless=self._turned_openless,
                 stack_depth=1,
+                waiters=self._waiters,
             )
             try:
                 await connection.run(resume=self.servers > 1)
@@ -162,6 +174,12 @@ class World:
         key = self.files.file(await self.look_up(name)).key
         await trio.to_thread.run_sync(self.tier.evict, key)
 
+    async def drop_pages(self, name: bytes, pick: int) -> None:
+        """The machine needs its memory for something else: the cache's disk is asked again."""
+        if pick % 2:
+            self.tier._recent.clear()  # and many others were opened meanwhile
+        drop_pages(Path(self.tier.layout.object_path(self.files.file(await self.look_up(name)).key)))
+
     async def interrupt(self) -> None:
         """Of a request that is on its way, or of none: nobody has a signal pending, so nothing may end."""
         await self.kernel.ask(Opcode.INTERRUPT, 0, INTERRUPT_IN.pack(self.kernel._unique))
@@ -226,6 +244,7 @@ steps = st.one_of(
     st.tuples(st.just("read"), names, numbers, st.sampled_from([1, 4096, 10_000, 128 * 1024])),
     st.tuples(st.just("list")),
     st.tuples(st.just("evict"), names),
+    st.tuples(st.just("drop_pages"), names, numbers),
     st.tuples(st.just("interrupt")),
     st.tuples(st.just("attributes"), names),
 )

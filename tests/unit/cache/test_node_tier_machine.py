@@ -195,6 +195,22 @@ class NodeTierMachine(RuleBasedStateMachine):
         if not expected_missing:
             assert bytes(into) == CONTENT[key][wanted.start : wanted.stop]
 
+    @rule(key=a_key, ways=st.lists(st.sampled_from(["open_at_once", "open_complete"]), min_size=1, max_size=3))
+    def read_without_a_look_at_the_map(self, key: str, ways: list[str]) -> None:
+        """What these two open without ``open`` having seen it is whole, and checked under this boot."""
+        for way in ways:
+            obj = getattr(self.tier, way)(key, SIZE[key], "a/one")
+            if obj is None:
+                continue
+            if isinstance(obj, CompleteObject):
+                assert len(self.model[key]) == -(-SIZE[key] // BLOCK)
+                assert not self.unchecked.get(key)
+            if obj.complete:
+                into = bytearray(SIZE[key])
+                assert obj.read(ByteRange(0, SIZE[key]), memoryview(into))
+                assert bytes(into) == CONTENT[key]
+                self.tier.keep_open(obj)
+
     @rule(key=a_key)
     def check(self, key: str) -> None:
         """What a reader does with blocks of another boot."""
