@@ -1,17 +1,21 @@
-"""Hints: the order in which somebody will read a dataset, carried out a bounded distance ahead of the reads."""
+"""Hints: the order in which somebody will read a dataset, carried out a bounded distance ahead of the reads.
+
+What was said is written down in the mount's runtime directory, so it outlives a server, but not the mount.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import trio
 
+from daemon.hint_notes import HintNotes, Noted
 from dsfs import metrics
 from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.datasets.dataset import Dataset
@@ -46,8 +50,8 @@ class Room:
 class Hint:
     """One order while it is carried out. File side only."""
 
-    def __init__(self, dataset: Dataset, reader: Reader, room: Room) -> None:
-        self.id = uuid.uuid4().hex[:12]
+    def __init__(self, dataset: Dataset, reader: Reader, room: Room, hint_id: str = "") -> None:
+        self.id = hint_id or uuid.uuid4().hex[:12]
         self.dataset = dataset
         self.scope = trio.CancelScope()
         self.order = Order()
@@ -70,6 +74,17 @@ class Hint:
         self.unknown_paths += unknown[: max(0, _TOLD_PATHS - len(self.unknown_paths))]
         self._whole = last
         self._move()
+
+    def go_on(self, noted: Noted, inos: Sequence[int]) -> None:
+        """Where the server before was."""
+        self.order.extend(inos)
+        self.order.begin_at(noted.position)
+        self.unknown, self.unknown_paths, self._whole = noted.unknown, list(noted.unknown_paths), noted.whole
+
+    def note(self) -> Noted:
+        """What the next server has to know, beside the order itself."""
+        order, name, unknown = self.order, self.dataset.manifest.id, tuple(self.unknown_paths)
+        return Noted(self.id, name, len(order), self.unknown, unknown, order.position, self._whole)
 
     def touch(self, ino: int) -> None:
         """A file of the dataset was opened or read."""
@@ -167,6 +182,7 @@ class Hints:
 
     def __init__(
         self,
+        directory: str,
         reader: Reader,
         nursery: trio.Nursery,
         room: Callable[[], Room],
@@ -177,6 +193,32 @@ class Hints:
         self._room = room
         self._place_of = place_of
         self._hints: dict[str, Hint] = {}
+        self._notes = HintNotes(f"{directory}/hints")
+        self._writing = trio.Lock()
+        self._written: dict[str, Noted] = {}  # by id
+
+    async def resume(self, datasets: Mapping[str, Dataset]) -> None:
+        """Go on with what the server before was told."""
+        for noted, inos in await trio.to_thread.run_sync(self._notes.read, limiter=DISK):
+            dataset = datasets.get(noted.dataset)
+            if dataset is None or noted.dataset in self._hints:  # deleted; somebody was quicker with a newer one
+                await self._remove(noted.id)
+                continue
+            self._written[noted.id] = noted
+            hint = Hint(dataset, self._reader, self._room(), noted.id)
+            hint.go_on(noted, inos)
+            self._begin(noted.dataset, hint)
+
+    async def save(self) -> None:
+        """Write down where the readers are by now."""
+        for hint in list(self._hints.values()):
+            if self._written.get(hint.id) != hint.note():
+                await self._write(hint)
+
+    def _begin(self, name: str, hint: Hint) -> None:
+        self._hints[name] = hint
+        hint.dataset.on_touch = hint.touch
+        self._nursery.start_soon(self._run, hint)
 
     async def add(self, dataset: Dataset, paths: Sequence[str], hint_id: str | None, *, last: bool) -> Hint:
         """Begin with a new order, or go on with one (``hint_id``). Raises ConfigError."""
@@ -186,15 +228,33 @@ class Hints:
         inos, unknown = await trio.to_thread.run_sync(_resolve, dataset.catalog.file, paths, place, limiter=CATALOG)
         if hint_id is None:
             self.forget(name)
-            hint = self._hints[name] = Hint(dataset, self._reader, self._room())
-            dataset.on_touch = hint.touch
-            self._nursery.start_soon(self._run, hint)
+            hint = Hint(dataset, self._reader, self._room())
+            self._begin(name, hint)
         else:
             hint = self._hints.get(name) or _no_hint(name)
             if hint.id != hint_id:
                 raise ConfigError(f"{name}: a newer hint has taken the place of this one")
         hint.extend(inos, unknown, last=last)
+        await self._write(hint, inos)
         return hint
+
+    async def _write(self, hint: Hint, more: Sequence[int] = ()) -> None:
+        async with self._writing:
+            if self._hints.get(hint.dataset.manifest.id) is not hint:
+                return  # a newer one has taken its place
+            noted = self._written[hint.id] = hint.note()
+            try:
+                await trio.to_thread.run_sync(self._notes.write, noted, more, limiter=DISK)
+            except OSError as error:  # it is carried out all the same; only a server that dies forgets it
+                log.warning("hint cannot be written down", dataset=noted.dataset, reason=str(error))
+
+    async def _remove(self, hint_id: str) -> None:
+        async with self._writing:
+            self._written.pop(hint_id, None)
+            try:
+                await trio.to_thread.run_sync(self._notes.remove, hint_id, limiter=DISK)
+            except OSError as error:
+                log.warning("hint cannot be removed", reason=str(error))
 
     def forget(self, name: str) -> None:
         """End the hint of a dataset, if there is one."""
@@ -202,6 +262,7 @@ class Hints:
         if hint is not None:
             hint.scope.cancel()
             _end(hint)
+            self._nursery.start_soon(self._remove, hint.id)
 
     def get(self, name: str) -> Hint:
         """Raises ConfigError if there is none."""

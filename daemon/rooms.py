@@ -66,6 +66,7 @@ _LOCK_AGAIN_S = 0.02  # readers wait for as long
 _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
 _CONFIRM_S = 3600.0  # access that was taken back at the origin: a byte each, of what was read
+_HINTS_S = 2.0  # what a server that dies forgets of how far the readers were; they are found again
 _SECRETS_S = 5.0  # a kubelet takes a minute to update one
 
 
@@ -101,6 +102,7 @@ async def open_rooms(
     disk = shared_tier.disk if shared_tier else None
     pins = await trio.to_thread.run_sync(Pins, tier.layout.pins, tier)
     hints = Hints(
+        settings.runtime_dir,
         reader,
         background,
         lambda: Room(memory_limit_bytes(), settings.cache_limit()),
@@ -140,7 +142,7 @@ async def open_rooms(
     async with trio.open_nursery() as serving:
         serving.start_soon(_stop_on_signal, serving, signals)
         serving.start_soon(_stop_when_asked, serving, keeper)
-        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming, listening, mounted)
+        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming, hints, listening, mounted)
 
 
 def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -> DirectSession | PortableSession:
@@ -159,6 +161,7 @@ async def _show(
     shown: Shown,
     keeper: KeeperClient,
     warming: Warming,
+    hints: Hints,
     listening: trio.Event,
     mounted: trio.Event,
 ) -> None:
@@ -192,6 +195,8 @@ async def _show(
         for dataset in datasets:
             nursery.start_soon(dataset.clean)
         warming.resume()
+        await hints.resume(shown.datasets)
+        nursery.start_soon(_every, _HINTS_S, "writing down of hints", hints.save)
 
 
 async def _run_session(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 import dsfs as package
+from daemon.hint_notes import HintNotes, Noted
 from dsfs.client import to_mount
 from dsfs.errors import MountError
 from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
-from tests.mounts import Mount, Mounts, dsfs, eventually
+from tests.mounts import Mount, Mounts, dsfs, eventually, runtime_dir_of
 from tests.servers import hostile as web
 from tests.servers.web_tree import gets, put_tree, some_files
 
@@ -36,6 +40,14 @@ def mount_tree(mounts: Mounts, uri: str, *flags: str, session: str = "auto", **s
 
 def state(mount: Mount) -> dict[str, Any]:
     return to_mount(str(mount.mountpoint), 10)("GET", "/api/v1/hint/team/data", {})
+
+
+def hint_id(mount: Mount) -> str | None:
+    """None while a new server is on its way."""
+    try:
+        return str(state(mount)["id"])
+    except MountError:
+        return None
 
 
 def quiet(mount: Mount, server: web.Hostile) -> None:
@@ -150,3 +162,59 @@ def test_a_million_paths_come_in_parts(mounts: Mounts, server: web.Hostile) -> N
     assert (answer["files"], answer["unknown"]) == (2, 50_000)
     eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
     assert sorted(gets(server)) == ["d/f000", "d/f002"]
+
+
+@pytest.mark.parametrize("end", ["restart", "crash"])
+def test_the_next_server_goes_on_with_a_hint(mounts: Mounts, server: web.Hostile, end: str) -> None:
+    files = some_files(40, MIB)
+    mount = mount_tree(mounts, put_tree(server, files), "--cache-size=64MiB")
+    order = list(files)
+    random.Random(2).shuffle(order)
+    package.hint("data", [*order[:38], "no such"], mountpoint=str(mount.mountpoint))
+    quiet(mount, server)
+    for name in order[:8]:
+        assert (mount.root / name).read_bytes() == files[name]
+    quiet(mount, server)
+    before = state(mount)
+    notes = next(runtime_dir_of(mount.mountpoint).glob("hints/*.json"))
+    eventually(lambda: json.loads(notes.read_text())["position"] == before["position"], 10, "how far it is, is noted")
+    if end == "restart":
+        done = dsfs("restart", mount.mountpoint)
+        assert done.returncode == 0, done.stderr
+    else:
+        mount.kill_server()
+    eventually(lambda: hint_id(mount) == before["id"], 20, "the next server knows of the hint")
+    after = state(mount)
+    assert [after[key] for key in ("files", "unknown", "unknown_paths")] == [38, 1, ["no such"]]
+    assert after["position"] >= before["position"]
+    for name in order[8:38]:
+        assert (mount.root / name).read_bytes() == files[name]
+    eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
+    assert set(gets(server).values()) == {1}
+    assert sorted(gets(server)) == sorted(order[:38])
+    package.hint("data", order[38:], mountpoint=str(mount.mountpoint))
+    eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
+    eventually(lambda: not notes.exists(), 10, "of the one before nothing is left")
+
+
+def test_a_hint_that_cannot_be_read_is_said_and_removed(tmp_path: Path) -> None:
+    notes = HintNotes(str(tmp_path / "hints"))
+    assert notes.read() == []
+    first = Noted("a", "team/data", 2, 0, (), 1, whole=False)
+    notes.write(first, [7, 8])
+    second = replace(first, id="b", files=3, unknown_paths=("x",))
+    notes.write(second, [1, 2, 3])
+    with (tmp_path / "hints/a.order").open("ab") as file:
+        file.write(bytes(20))  # of a server that died while it wrote
+    notes.write(replace(first, files=4, position=2, whole=True), [9, 10])
+    os.utime(tmp_path / "hints/b.json")
+    assert [(noted.id, list(inos)) for noted, inos in notes.read()] == [("a", [7, 8, 9, 10]), ("b", [1, 2, 3])]
+    os.truncate(tmp_path / "hints/a.order", 31)
+    (tmp_path / "hints/c.json").write_text("{")
+    with structlog.testing.capture_logs() as logs:
+        assert [noted for noted, _inos in notes.read()] == [second]
+    assert {log["event"] for log in logs} == {"a hint of the server before cannot be read"}
+    assert sorted(path.name for path in (tmp_path / "hints").glob("*.json")) == ["b.json"]
+    notes.remove("b")
+    notes.remove("b")
+    assert notes.read() == []
