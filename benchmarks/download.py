@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,37 @@ def small(origin: Origin, source: Path, target: Path) -> float:
     """Every small file: files/s."""
     names = sorted(str(path.relative_to(source)) for path in (source / "small").glob("*/*"))
     return len(names) / _timed(_objects(store_of(origin), names, target))
+
+
+def first_bytes(origin: Origin, source: Path) -> float:
+    """One plain ranged GET of the first MiB of each of some files: ms, the median."""
+    store = store_of(origin)
+    names = sorted(str(path.relative_to(source)) for path in (source / "first").iterdir())
+    return statistics.median(1000 * _timed(_range(store, name)) for name in names)
+
+
+async def _range(store: Any, name: str) -> None:
+    await obstore.get_range_async(store, name, start=0, end=1 << 20)
+
+
+def shards(origin: Origin, source: Path, target: Path) -> float:
+    """As ``large``, of several files at once: MB/s of all together."""
+    paths = sorted((source / "shards").iterdir())
+    store = store_of(origin)
+
+    async def work() -> None:
+        await asyncio.gather(
+            *(_ranges(store, f"shards/{path.name}", path.stat().st_size, target / path.name) for path in paths)
+        )
+
+    return sum(path.stat().st_size for path in paths) / 1e6 / _timed(work())
+
+
+def model(origin: Origin, source: Path, target: Path) -> float:
+    """As ``large``, of the model."""
+    name = "model/model.safetensors"
+    size = (source / name).stat().st_size
+    return size / 1e6 / _timed(_ranges(store_of(origin), name, size, target / "model"))
 
 
 def _timed(work: Any) -> float:

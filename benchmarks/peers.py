@@ -77,7 +77,7 @@ Origin = S3Origin | HttpOrigin
 
 @contextlib.contextmanager
 def dsfs(origin: Origin, work: Path, read_path: str, session: str = "direct") -> Iterator[Path]:
-    """dsfs with one read path, from a manifest."""
+    """dsfs with one read path, from a manifest; "auto" is what it chooses itself."""
     mountpoint, cache = fresh(work, "mnt"), fresh(work, "cache")
     manifest = work / "dataset.yaml"
     manifest.write_text(

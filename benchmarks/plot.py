@@ -1,33 +1,43 @@
-"""Numbers as a picture: a bar for each peer, a group for each workload, on a logarithmic scale of ratios to raw."""
+"""Numbers as a picture: a panel for each workload, in it a bar for each peer, as long as its ratio to the base."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+_COLUMNS = 3
 
-def ratios(results: Mapping[str, Mapping[str, float]], rows: Sequence[str], target: Path, title: str) -> None:
-    """Needs matplotlib (the extra "bench"). Rows that raw has no number for are left out."""
+
+def ratios(by_row: Mapping[str, Mapping[str, float]], target: Path, title: str) -> None:
+    """``by_row``: workload → peer → ratio, above 1 is better. Needs matplotlib (the extra "bench"). Workloads without
+    a number are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    base = results["raw"]
-    shown = [row for row in rows if base.get(row)]
-    names = [name for name in results if name != "raw"]
-    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.16 * len(shown) * (len(names) + 1)))
-    height = 0.85 / max(1, len(names))
-    for number, name in enumerate(names):
-        places = [at + number * height for at, row in enumerate(shown) if results[name].get(row)]
-        values = [results[name][row] / base[row] for row in shown if results[name].get(row)]
-        axes.barh(places, values, height, label=name)
-    axes.set_xscale("log")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_yticks([at + 0.4 for at in range(len(shown))], shown)
-    axes.invert_yaxis()
-    axes.set_xlabel("ratio to the raw disk (1 is as fast)")
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    shown = {row: found for row, found in by_row.items() if found}
+    names = list(dict.fromkeys(name for found in shown.values() for name in found))
+    colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    lines = max(1, -(-len(shown) // _COLUMNS))
+    size = (4.6 * _COLUMNS, lines * (0.9 + 0.22 * len(names)))
+    figure, panels = pyplot.subplots(lines, _COLUMNS, figsize=size, squeeze=False)
+    for panel in panels.flat[len(shown) :]:
+        panel.axis("off")
+    for panel, (row, found) in zip(panels.flat, shown.items(), strict=False):
+        most = max(1.0, *found.values())
+        panel.barh(range(len(found)), list(found.values()), color=[colours[name] for name in found])
+        for at, value in enumerate(found.values()):
+            panel.text(value + most * 0.02, at, f"{value:.2f}", va="center", fontsize=7)
+        panel.axvline(1.0, color="black", linewidth=0.8, linestyle="--")
+        panel.set_xlim(0, most * 1.18)
+        panel.set_yticks(range(len(found)), list(found), fontsize=7)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.invert_yaxis()
+        panel.set_title(row, fontsize=9)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(False)
+    figure.suptitle(f"{title}: ratio to the raw disk or to the plain download, dashed: as fast", fontsize=10)
     figure.tight_layout()
     figure.savefig(target)
+    pyplot.close(figure)

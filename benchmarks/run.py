@@ -11,39 +11,69 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import data, download, peers, plot, workloads
 from tests.servers.http_server import nginx
 from tests.servers.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, seaweedfs
 
-FULL = data.Sizes(large_bytes=1 << 30, small_files=10_000, names=100_000)
-QUICK = data.Sizes(large_bytes=256 << 20, small_files=2_000, names=5_000)
+FULL = data.Sizes(large_bytes=1 << 30, small_files=10_000, names=100_000, shards=8, firsts=20, layers=32)
+QUICK = data.Sizes(large_bytes=256 << 20, small_files=2_000, names=5_000, shards=8, firsts=20, layers=8)
 
-# name → (unit, what it says)
+RAW, DOWNLOAD = "raw", "obstore download"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One workload: what it is counted in, and which column the ratios are to (raw, where that has no number)."""
+
+    unit: str
+    base: str = RAW
+
+    @property
+    def less_is_better(self) -> bool:
+        return self.unit == "ms"
+
+
 ROWS = {
-    "sequential cold": "MB/s",
-    "sequential cached, pages warm": "MB/s",
-    "sequential cached, pages dropped": "MB/s",
-    "random 4 KiB, pages dropped": "reads/s",
-    "mmap faults, pages dropped": "faults/s",
-    "small files cold": "files/s",
-    "small files again, pages warm": "files/s",
-    "small files again, pages dropped": "files/s",
-    "find, first": "names/s",
-    "find, again": "names/s",
+    "first byte of a cold file": Row("ms", DOWNLOAD),
+    "sequential cold": Row("MB/s", DOWNLOAD),
+    "sequential cold, 8 readers": Row("MB/s", DOWNLOAD),
+    "safetensors cold, mapped": Row("MB/s", DOWNLOAD),
+    "safetensors cold, first layer": Row("ms"),
+    "sequential cached, pages warm": Row("MB/s"),
+    "sequential cached, pages dropped": Row("MB/s"),
+    "random 4 KiB, pages dropped": Row("reads/s"),
+    "random 128 KiB, pages dropped": Row("reads/s"),
+    "mmap faults, pages dropped": Row("faults/s"),
+    "small files cold": Row("files/s", DOWNLOAD),
+    "small files again, pages warm": Row("files/s"),
+    "small files again, pages dropped": Row("files/s"),
+    "find, first": Row("names/s"),
+    "find, again": Row("names/s"),
 }
+_WARM_S = 1.0
 
 Result = dict[str, float]
-DOWNLOAD = "obstore download"
 
 
 def measure(root: Path, names: bool) -> Iterator[tuple[str, float]]:
     """All rows of one peer, in an order in which each row's state is what its name says."""
     data.drop_caches()
+    yield "first byte of a cold file", workloads.first_bytes(root)
+    data.drop_caches()
     yield "sequential cold", workloads.sequential(root)
+    _settle()
+    data.drop_caches()
+    yield "sequential cold, 8 readers", workloads.shards(root)
+    _settle()
+    data.drop_caches()
+    rate, first_ms = workloads.safetensors(root)
+    yield "safetensors cold, mapped", rate
+    yield "safetensors cold, first layer", first_ms
     _settle()
     workloads.sequential(root)  # whoever completes a file in the background or on the second open is let do so
     yield "sequential cached, pages warm", workloads.sequential(root)
@@ -52,11 +82,14 @@ def measure(root: Path, names: bool) -> Iterator[tuple[str, float]]:
     data.drop_caches()
     yield "random 4 KiB, pages dropped", workloads.random_reads(root)
     data.drop_caches()
+    yield "random 128 KiB, pages dropped", workloads.random_reads(root, 128 * 1024)
+    data.drop_caches()
     yield "mmap faults, pages dropped", workloads.page_faults(root)
     data.drop_caches()
     yield "small files cold", workloads.small_files(root)
     _settle()
-    yield "small files again, pages warm", max(workloads.small_files(root) for _ in range(3))
+    workloads.small_files(root)  # what the kernel has given up of it meanwhile comes back
+    yield "small files again, pages warm", workloads.small_files(root, _WARM_S)
     data.drop_caches()
     yield "small files again, pages dropped", workloads.small_files(root)
     if names:
@@ -94,9 +127,10 @@ Start = Callable[[], AbstractContextManager[Path]]
 def contestants(origin: peers.Origin, source: Path, work: Path, wanted: set[str]) -> dict[str, Start]:
     """Who can be had here: a peer whose program is not installed is left out, unless it was asked for by name."""
     every: dict[str, Start] = {
-        "raw": lambda: peers.raw(source),
+        RAW: lambda: peers.raw(source),
         DOWNLOAD: lambda: peers.raw(fresh_directory(work)),
         "rclone": lambda: peers.rclone(origin, work),
+        "dsfs (default)": lambda: peers.dsfs(origin, work, "auto"),
         "dsfs passthrough": lambda: peers.dsfs(origin, work, "passthrough"),
         "dsfs openless": lambda: peers.dsfs(origin, work, "openless"),
         "dsfs daemon": lambda: peers.dsfs(origin, work, "daemon"),
@@ -122,21 +156,42 @@ def rows_of(name: str, root: Path, origin: peers.Origin, source: Path, names: bo
         yield from measure(root, names)
         return
     data.drop_caches()
+    yield "first byte of a cold file", download.first_bytes(origin, source)
+    data.drop_caches()
     yield "sequential cold", download.large(origin, source, root)
+    _settle()
+    data.drop_caches()
+    yield "sequential cold, 8 readers", download.shards(origin, source, root)
+    _settle()
+    data.drop_caches()
+    yield "safetensors cold, mapped", download.model(origin, source, root)
+    _settle()
     data.drop_caches()
     yield "small files cold", download.small(origin, source, root)
 
 
-def table(results: dict[str, Result]) -> str:
-    """Markdown: a row per workload, a column per peer, with the ratio to raw behind each number."""
-    lines = ["| workload | unit | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
-    for row, unit in ROWS.items():
+def ratio(results: Mapping[str, Result], name: str, row: str) -> float | None:
+    """How a number stands to that of the row's base: above 1 is better, whatever it is counted in. None: no number."""
+    base = next((base for base in (ROWS[row].base, RAW) if results.get(base, {}).get(row)), None)
+    value = results[name].get(row)
+    if base is None or base == name or not value:
+        return None
+    of_base = results[base][row]
+    return of_base / value if ROWS[row].less_is_better else value / of_base
+
+
+def table(results: Mapping[str, Result]) -> str:
+    """Markdown: a row per workload, a column per peer, with the ratio to the row's base behind each number."""
+    lines = ["| workload | unit | ratio to | " + " | ".join(results) + " |", "|---|---|---|" + "---|" * len(results)]
+    for row, kind in ROWS.items():
         cells = []
         for name, result in results.items():
-            value, base = result.get(row), results.get("raw", {}).get(row)
-            ratio = f" ({value / base:.2f})" if value is not None and base and name != "raw" else ""
-            cells.append("-" if value is None else f"{value:,.0f}{ratio}")
-        lines.append(f"| {row} | {unit} | " + " | ".join(cells) + " |")
+            value, found = result.get(row), ratio(results, name, row)
+            digits = 1 if kind.less_is_better else 0
+            text = "-" if value is None else f"{value:,.{digits}f}"
+            cells.append(text if found is None else f"{text} ({found:.2f})")
+        base = kind.base if results.get(kind.base, {}).get(row) else RAW
+        lines.append(f"| {row} | {kind.unit} | {base} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -147,7 +202,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", dest="json_path", default=None, help="write the numbers there too")
-    parser.add_argument("--plot", default=None, metavar="FILE.svg", help="draw ratios to raw there (needs matplotlib)")
+    parser.add_argument("--plot", default=None, metavar="FILE.svg", help="draw the ratios there (needs matplotlib)")
     args = parser.parse_args()
     sizes = QUICK if args.quick else FULL
     work = Path(tempfile.mkdtemp(prefix="dsfs-bench-", dir=args.work))
@@ -162,7 +217,7 @@ def main() -> None:
                 with start() as root:
                     for row, value in rows_of(name, root, origin, source, sizes.names > 0):
                         results[name][row] = value
-                        print(f"{name:18} {row:34} {value:12,.0f} {ROWS[row]}", file=sys.stderr)
+                        print(f"{name:18} {row:34} {value:12,.1f} {ROWS[row].unit}", file=sys.stderr)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     machine = f"Linux {platform.release()}, {os.cpu_count()} cores, {platform.machine()}"
@@ -171,7 +226,8 @@ def main() -> None:
     if args.json_path:
         Path(args.json_path).write_text(json.dumps(results, indent=2))
     if args.plot:
-        plot.ratios(results, list(ROWS), Path(args.plot), f"{machine}, origin {args.origin}")
+        ratios = {row: {name: found for name in results if (found := ratio(results, name, row))} for row in ROWS}
+        plot.ratios(ratios, Path(args.plot), f"{machine}, origin {args.origin}")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,10 @@ class Order:
         self._inos.extend(inos)
         self._know()
 
+    def begin_at(self, position: int) -> None:
+        """Readers have come so far before anything was fetched here."""
+        self._pass(min(position, len(self._inos)))
+
     def has_room(self, most_bytes: int) -> bool:
         """Whether to fetch more; one file ahead there may always be, however large."""
         return not self._ahead or (self.ahead_bytes < most_bytes and len(self._ahead) < MOST_FILES)
