@@ -90,7 +90,8 @@ def main() -> None:
         source.mkdir()
         (source / "file").write_bytes(b"what is read")
         print(
-            "| cache | `dsfs mount` | CPU of the server until then | its PSS | CPU a second, idle |\n|---|---|---|---|---|"
+            "| cache | `dsfs mount` | CPU of the server until then | its PSS | CPU a second, idle |\n"
+            "|---|---|---|---|---|"
         )
         measure(mounts, source, work / "empty", "empty")
         began_s = time.monotonic()
