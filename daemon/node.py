@@ -70,7 +70,10 @@ class Node:
 
     async def status(self) -> dict[str, Any]:
         """One element of ``mounts`` in ``dsfs status --json`` (DESIGN section 7)."""
-        await trio.to_thread.run_sync(self._tier.upkeep, limiter=DISK)
+        try:
+            await trio.to_thread.run_sync(self._tier.upkeep, limiter=DISK)
+        except OSError as error:  # what was known before is told, with this
+            self._tier.note_trouble(error)
         tier = self._tier.statistics()
         shared = {} if self._shared is None else {"shared_cache": _shared_status(self._shared)}
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -33,7 +34,7 @@ from dsfs import metrics
 from dsfs.bridge import network_side
 from dsfs.cache.index import open_index
 from dsfs.cache.layout import Layout, open_layout, trust_id
-from dsfs.cache.node import NodeTier
+from dsfs.cache.node import DESCRIPTORS_EACH, OPEN_OBJECTS, NodeTier
 from dsfs.cache.verify import rebuild_index
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
@@ -226,7 +227,9 @@ async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]
     try:
         index = open_index(layout.index)
         boot = trust_id(layout.root)
-        tier = NodeTier(layout, index, settings.cache_limit, boot, least_free=settings.least_free)
+        tier = NodeTier(
+            layout, index, settings.cache_limit, boot, least_free=settings.least_free, open_objects=_open_objects()
+        )
         await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
         try:
             yield tier, boot
@@ -262,6 +265,12 @@ async def _locked_layout(directory: str) -> Layout:
             if trio.current_time() > deadline:
                 raise
         await trio.sleep(_LOCK_AGAIN_S)
+
+
+def _open_objects() -> int:
+    """How many objects the cache keeps open: an eighth of the descriptors is for that where those are few."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_OBJECTS if soft < 0 else max(4, min(OPEN_OBJECTS, soft // 8 // DESCRIPTORS_EACH))
 
 
 def _tree(settings: Settings) -> WholeTree:

@@ -39,7 +39,9 @@ from dsfs.ranges import MiB, block_count, block_range
 log = structlog.get_logger()
 
 BLOCK_BYTES = 1 * MiB
-_OPEN_OBJECTS = 512  # two descriptors each, three when blocks were written past the page cache
+OPEN_OBJECTS = 512
+DESCRIPTORS_EACH = 3  # of an open object: two, and one more when blocks were written past the page cache
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES}
 
 
@@ -71,6 +73,7 @@ class NodeTier:
         boot: bytes,
         block_bytes: int = BLOCK_BYTES,
         least_free: Callable[[], int] = lambda: 0,
+        open_objects: int = OPEN_OBJECTS,
     ) -> None:
         self.layout = layout
         self.index = index
@@ -82,7 +85,7 @@ class NodeTier:
         self._least_free = least_free
         self._leaving: weakref.WeakSet[CachedObject] = weakref.WeakSet()  # unlinked, and kept by who has them open
         self._boot = boot
-        self._recent: LRUCache[str, CachedObject] = LRUCache(_OPEN_OBJECTS)
+        self._recent: LRUCache[str, CachedObject] = LRUCache(open_objects)
         self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
         self._reserved_bytes = 0
         self._overhead_bytes = 0
@@ -388,6 +391,9 @@ class NodeTier:
 
     def note_trouble(self, error: OSError) -> None:
         """The disk refused. Reads go on without it; said once per cause, and again when it changes."""
+        if error.errno in _NO_DESCRIPTORS:
+            with self._lock:
+                self._recent.clear()  # what nobody reads just now gives its descriptors back
         text = os.strerror(error.errno) if error.errno else str(error)
         if error.errno not in _DISK_TROUBLE:
             text = f"unexpected: {text}"

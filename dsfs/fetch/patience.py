@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -9,7 +10,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from dsfs.errors import RetryLater, SourceError, SourceRefused, SourceTimeout
+from dsfs.errors import RetryLater, SourceError, SourceRefused, SourceTimeout, SourceUnavailable
 from dsfs.fetch.origin import Origin
 from dsfs.sources.retry import retry_delay
 
@@ -18,6 +19,10 @@ T = TypeVar("T")
 
 ATTEMPTS = 6
 """After about 3 s of failures without any progress a reader is told; who asked for patience gets it."""
+
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
+_DESCRIPTORS_S = 0.05
+_TOO_FEW = "this process may open no more files (raise its limit: ulimit -n, LimitNOFILE=)"
 
 
 async def patiently(
@@ -30,7 +35,7 @@ async def patiently(
     the deadline of the ``scope`` it gave.
     """
     last: SourceError | None = None
-    attempt, renewed = 0, False
+    attempt, renewed, short = 0, False, False
     scope = scope or trio.CancelScope()
     scope.deadline = trio.current_time() + deadline_s
     with scope:
@@ -49,6 +54,15 @@ async def patiently(
                     raise
                 attempt += 1
                 log.debug("source asked again", dataset=origin.id, reason=str(error), in_s=delay_s)
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS:
+                    raise
+                delay_s = _DESCRIPTORS_S  # others give theirs back when they are done
+                if trio.current_time() + delay_s > scope.deadline:
+                    raise SourceUnavailable(f"{origin.source.uri}: {_TOO_FEW}") from error
+                if not short:
+                    short = True
+                    log.warning("no descriptor is left: reads wait for one", dataset=origin.id, reason=_TOO_FEW)
             await trio.sleep(delay_s)
     if last is None:
         last = SourceTimeout(f"{origin.source.uri}: no answer within {deadline_s:g} s")
