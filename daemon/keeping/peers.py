@@ -72,7 +72,7 @@ class Peer:
         try:
             raw, fds, _flags, _address = socket.recv_fds(self.sock, LARGEST_MESSAGE, 1)
             message = json.loads(raw) if raw else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             say(f"a peer on the keeper's socket is dropped: {error}")
             return None, []
         for fd in fds:

@@ -151,6 +151,24 @@ def test_a_reader_that_waits_can_be_ended(mounts: Mounts, path: str, number: sig
         assert (mount.root / "file").read_bytes() == server.files["/file"]
 
 
+def test_a_reader_that_waits_through_pyfuse3_ends_with_the_read_timeout(mounts: Mounts) -> None:
+    """pyfuse3 does not tell of INTERRUPT, and the kernel lets nobody go whose request is being answered: who was killed
+    is gone when the time for the answer is over."""
+    with web.hostile() as server:
+        server.files["/file"] = os.urandom(100_000)
+        flag = f"--read-timeout={READ_TIMEOUT_S}s"
+        mount = mount_path(mounts, "pyfuse3", f"{server.url}file", flag, type="HTTP")
+        mount.expect_log("fetch failed")
+        gate = server.gate("/file", 10)
+        with subprocess.Popen(["cat", mount.root / "file"], stdout=subprocess.DEVNULL) as reader:
+            try:
+                assert gate.reached.wait(20), "the reader waits for the origin"
+                reader.kill()
+                assert reader.wait(20) == -signal.SIGKILL
+            finally:
+                gate.open()
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_stalled_origin_ends_in_a_timeout(mounts: Mounts, path: str) -> None:
     with web.hostile() as server:

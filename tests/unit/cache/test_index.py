@@ -76,6 +76,24 @@ def test_least_recently_used_comes_first(tmp_path: Path) -> None:
     index.close(2.0)
 
 
+@pytest.mark.parametrize("jump_s", [-7200.0, 7200.0, -86_400.0 * 400])
+def test_a_clock_that_jumps_changes_nothing_of_the_order(tmp_path: Path, jump_s: float) -> None:
+    """Neither is a use after the jump taken for one of the same minute, nor does the order go by the clock."""
+    index, now_s = Index(str(tmp_path)), 1e9
+    for key in KEYS:
+        index.add(key, 10, 10, "a")
+        index.flush(now_s)
+    index.flush(now_s + jump_s)
+    index.use(KEYS[0], "a")
+    index.flush(now_s + jump_s)
+    assert [row.key for row in index.everything()] == [KEYS[1], KEYS[2], KEYS[0]]
+    index.close(now_s)
+    again = Index(str(tmp_path))
+    assert again.was_clean
+    assert [row.key for row in again.everything()] == [KEYS[1], KEYS[2], KEYS[0]]
+    again.close(now_s + jump_s)
+
+
 def test_a_full_disk_loses_nothing_that_the_next_flush_can_write(tmp_path: Path) -> None:
     """SQLite's own limit on pages stands for the disk."""
     index = Index(str(tmp_path))
