@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -55,16 +57,21 @@ def kill(at: Scene, *, standby: bool) -> float:
 
 
 def healed(at: Scene, servers: int) -> int:
-    """Waits until there were more servers than that, and the last one answers; how many there were."""
+    """Waits until there were more servers than that, and the keeper says that the last one serves; how many there were.
 
-    def answers() -> int:
-        try:
-            count = int(at.mount.metrics()["dsfs_server_restarts_total"]) + 1
-        except OSError:
-            return 0
-        return count if count > servers else 0
+    The keeper takes a server that was ready for a second for one that is well: who is killed before goes on with the
+    patience of whoever waits, and that ends.
+    """
 
-    return int(eventually(answers, 60.0, "another server answers"))
+    def serving() -> int:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+            keeper.connect(str(runtime_dir_of(at.mount.mountpoint) / "keeper.sock"))
+            keeper.send(b'{"op": "look"}')
+            said = json.loads(keeper.recv(65536))
+        count = int(said["restarts"]) + 1
+        return count if said["state"] == "serving" and count > servers else 0
+
+    return int(eventually(serving, 60.0, "another server serves"))
 
 
 def tell(console: Console, what: str, times: list[float]) -> None:
