@@ -1,6 +1,6 @@
 """A cache directory with very many objects: how long a server takes to start over it, and what memory it has then.
 
-    python -m benchmarks.objects [--objects 1000000] [--work DIR]
+    python -m benchmarks.objects [--objects 1000000] [--files 1000000] [--work DIR]
 
 The objects are real, of one sparse block each (a file, a map, and a row of the index), so a million of them take 4 GB
 of maps and two million inodes. Memory is the PSS of a fresh server over the full cache, and of one over an empty one.
@@ -29,7 +29,7 @@ MAP_SPACE = 4096
 MIB = 1 << 20
 
 
-def fill(cache: Path, objects: int) -> None:
+def fill(cache: Path, objects: int, files: int) -> None:
     """As a server leaves them, but for the bytes: all zeros, in holes, with the checksum of that."""
     layout = open_layout(str(cache))
     index = open_index(layout.index)
@@ -37,6 +37,11 @@ def fill(cache: Path, objects: int) -> None:
     for number in range(objects):
         key = hashlib.sha256(struct.pack("=Q", number)).hexdigest()
         packed = pack_complete(key, SIZE_BYTES, BLOCK_BYTES, boot, [zeros])
+        index.add(key, MAP_SPACE, SIZE_BYTES, f"team/set{number % 4}")
+        if number % 20_000 == 19_999:
+            index.flush(time.time())
+        if number >= files:
+            continue
         path = layout.object_path(key)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         os.ftruncate(fd, SIZE_BYTES)
@@ -44,9 +49,6 @@ def fill(cache: Path, objects: int) -> None:
         fd = os.open(f"{path}.map", os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(fd, packed)
         os.close(fd)
-        index.add(key, MAP_SPACE, SIZE_BYTES, f"team/set{number % 4}")
-        if number % 20_000 == 19_999:
-            index.flush(time.time())
     index.close(time.time())
     layout.release()
 
@@ -80,6 +82,7 @@ def measure(mounts: Mounts, source: Path, cache: Path, what: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=int, default=1_000_000)
+    parser.add_argument("--files", type=int, default=1_000_000, help="of how many objects the files are made")
     parser.add_argument("--work", default=None)
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="dsfs-objects-", dir=arguments.work))
@@ -95,7 +98,7 @@ def main() -> None:
         )
         measure(mounts, source, work / "empty", "empty")
         began_s = time.monotonic()
-        fill(work / "full", arguments.objects)
+        fill(work / "full", arguments.objects, min(arguments.files, arguments.objects))
         made_s = time.monotonic() - began_s
         measure(mounts, source, work / "full", f"{arguments.objects:,} objects")
         measure(mounts, source, work / "full", "the same, again")

@@ -40,10 +40,13 @@ class Making:
             return key in self._made
 
     @contextmanager
-    def clearing(self, key: str) -> Iterator[bool]:
-        """Whether what lies on the disk under this key is nobody's, and may be removed inside."""
+    def clearing(self, key: str, *, leftovers: bool = False) -> Iterator[bool]:
+        """Whether what lies on the disk under this key is nobody's, and may be removed inside.
+
+        ``leftovers`` are files under temporary names alone: who has the object open has not opened those.
+        """
         with self._changed:
-            free = key not in self._made and key not in self._cleared and not self._is_open(key)
+            free = key not in self._made and key not in self._cleared and (leftovers or not self._is_open(key))
             if free:
                 self._cleared.add(key)
         try:

@@ -90,9 +90,11 @@ def rebuild_index(tier: NodeTier, boot: bytes) -> None:
     for directory, _names, files in os.walk(tier.layout.objects):
         for name in files:
             key, rest = name[:64], name[64:]
-            with tier.clearing(key) as nobodys:
+            if rest and not rest.endswith(".new"):
+                continue
+            with tier.clearing(key, leftovers=bool(rest)) as nobodys:
                 # looked at inside: since the directory was listed a map may have come
-                if nobodys and (rest.endswith(".new") or (not rest and not os.path.exists(tier.layout.map_path(key)))):
+                if nobodys and (rest or not os.path.exists(tier.layout.map_path(key))):
                     _remove(f"{directory}/{name}")
 
 
