@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -85,7 +86,8 @@ async def open_rooms(
     queue = FetchQueue(Limits(fetch_memory_bytes()))
     shared_tier = await _shared_tier(settings, background)
     longest_s = within_patience(math.inf, kernel_patience_s())
-    flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier, longest_s)
+    courier = (sys.executable, "-m", "daemon.courier")
+    flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier, longest_s, courier)
     reader = Reader(tier, flights)
     store = DatasetStore(tier.layout.catalogs)
     tree = None if wanted.single else _tree(settings)

@@ -50,6 +50,11 @@ ORIGIN_REQUESTS = Counter("dsfs_origin_requests", "Requests to the source, by ho
 ORIGIN_REQUEST_SECONDS = Histogram(
     "dsfs_origin_request_seconds", "Duration of requests to the source, in seconds.", _DATASET, buckets=_REQUEST_SECONDS
 )
+COURIER_FILES = Counter(
+    "dsfs_courier_files",
+    "Small files that the process beside the server was sent for: stored, or fetched otherwise after that.",
+    ("outcome",),
+)
 OPERATION_SECONDS = Histogram(
     "dsfs_operation_seconds",
     "Duration of file system operations in the daemon, in seconds.",

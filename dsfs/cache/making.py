@@ -30,10 +30,21 @@ class Making:
         try:
             yield
         finally:
-            with self._changed:
-                self._made[key] -= 1
-                if not self._made[key]:
-                    del self._made[key]
+            self.end(key)
+
+    def begin(self, key: str) -> bool:
+        """As ``making``, without waiting, and until ``end``; False: they are being cleared away just now."""
+        with self._changed:
+            if key in self._cleared:
+                return False
+            self._made[key] += 1
+            return True
+
+    def end(self, key: str) -> None:
+        with self._changed:
+            self._made[key] -= 1
+            if not self._made[key]:
+                del self._made[key]
 
     def under_way(self, key: str) -> bool:
         with self._changed:

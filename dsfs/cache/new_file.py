@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def new_file(path: str) -> Iterator[tuple[int, bool]]:
     """A descriptor of a new file, and whether another one had this name."""
     replaced = False
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o600)
     except FileExistsError:

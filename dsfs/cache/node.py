@@ -18,23 +18,22 @@ from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import (
     CachedObject,
+    CompleteObject,
     clear_mark,
     open_complete,
     open_known_complete,
     open_object,
-    set_mark,
 )
 from dsfs.cache.direct import DirectWrites
 from dsfs.cache.eviction import ROOM_SHARE
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.making import Making
-from dsfs.cache.mapfile import crc32c, pack_complete
-from dsfs.cache.new_file import new_file, write_all
 from dsfs.cache.unproven import Unproven
+from dsfs.cache.whole import Stored, store_whole
 from dsfs.errors import CacheFull
 from dsfs.model import Tier
-from dsfs.ranges import MiB, block_count, block_range
+from dsfs.ranges import MiB
 
 log = structlog.get_logger()
 
@@ -117,6 +116,16 @@ class NodeTier:
         self._limit_bytes = self.index.limit_bytes = limit_bytes
 
     @property
+    def in_trouble(self) -> bool:
+        """Whether the disk refused something, and has taken nothing since."""
+        return bool(self._trouble)
+
+    @property
+    def boot(self) -> bytes:
+        """What maps say that are true now; see ``layout.trust_id``."""
+        return self._boot
+
+    @property
     def used_bytes(self) -> int:
         """All that lies in the cache directory: objects, catalogs and index."""
         return self.index.used_bytes + self._overhead_bytes
@@ -178,6 +187,10 @@ class NodeTier:
             if obj.key not in self._open:  # somebody may begin it anew just now, and that one counts
                 self._recent[obj.key] = self._open[obj.key] = obj
 
+    def knows(self, key: str) -> bool:
+        """Whether an object is open; one that ``open`` has just not found is not."""
+        return key in self._open
+
     def holds_all(self, key: str, size_bytes: int, owner: str) -> bool:
         """Whether every byte of an object is here and checked; then it counts as used. Looks at the disk, without
         keeping anything open: for scans over many objects."""
@@ -218,31 +231,33 @@ class NodeTier:
 
     def _put_whole(self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         path = self.layout.object_path(key)
-        map_aside = f"{path}.map.{threading.get_ident()}.new"
-        view = memoryview(data)
-        sums = [
-            crc32c(view[place.start : place.stop])
-            for place in (
-                block_range(block, size_bytes, self.block_bytes)
-                for block in range(block_count(size_bytes, self.block_bytes))
-            )
-        ]
         try:
-            with new_file(path) as (fd, replaced):
-                data_space = write_all(fd, view)
-                with new_file(map_aside) as (map_fd, _replaced):
-                    map_space = write_all(map_fd, pack_complete(key, size_bytes, self.block_bytes, self._boot, sums))
-                    set_mark(map_fd, key, self._boot)
-                os.rename(map_aside, f"{path}.map")
-                set_mark(fd, key, self._boot)
+            stored = store_whole(path, key, size_bytes, self.block_bytes, self._boot, data)
         except OSError:
-            if os.path.exists(map_aside):
-                os.unlink(map_aside)
             self.drop(key)
             raise
-        if replaced:  # what lacked a block, or its map: whoever holds it keeps it, whoever comes now gets the new one
+        os.close(stored.fd)
+        self.count_whole(key, size_bytes, stored, owner)
+
+    def begin_making(self, key: str) -> bool:
+        """A courier is going to store an object; False: not just now. Then ``end_making``, when it is counted."""
+        return self._making.begin(key)
+
+    def end_making(self, key: str) -> None:
+        self._making.end(key)
+
+    def adopt(self, key: str, size_bytes: int, stored: Stored, owner: str) -> CompleteObject:
+        """Take over an object that a courier has stored here, and its descriptor. For the thread of ``open``."""
+        self.count_whole(key, size_bytes, stored, owner)
+        obj = CompleteObject(stored.fd, key, size_bytes)
+        self._keep(obj)
+        return obj
+
+    def count_whole(self, key: str, size_bytes: int, stored: Stored, owner: str) -> None:
+        """An object was stored as a whole, by whomever."""
+        if stored.replaced:  # what lacked a block, or its map: who holds it keeps it, who comes now gets the new one
             self._forget(key)
-        self.index.add(key, data_space + map_space, size_bytes, owner)
+        self.index.add(key, stored.space_bytes, size_bytes, owner)
 
     def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         """Store one block of a larger object. Raises OSError when the disk refuses."""

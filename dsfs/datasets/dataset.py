@@ -338,6 +338,9 @@ class Dataset:
     async def find(self, parent: int, name: bytes) -> Row | None:
         return await self._names.find(parent, name)
 
+    def lookup(self, parent: int, name: bytes) -> Row | None:
+        return self._names.lookup(parent, name)
+
     def row(self, ino: int) -> Row | None:
         return self._names.row(ino)
 

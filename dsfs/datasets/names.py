@@ -22,6 +22,7 @@ from dsfs.model import Kind, SourceObject
 _T = TypeVar("_T")
 
 _OLDER_REVISIONS = 16  # whose open files can still be read, unless their bytes are gone
+_REMEMBERED_ROWS = 4096
 _SIBLINGS = 256  # files whose size is asked for together with the one that somebody looks at
 
 
@@ -38,6 +39,7 @@ class Names:
         self._timeout_s = timeout_s
         self._catalog: Catalog | None = None
         self._older: list[Catalog] = []
+        self._rows: dict[int, Row] = {}
         self._listing = Once()
         self._resolving = Once()
 
@@ -63,11 +65,13 @@ class Names:
         """Show another revision in place of one that nobody has seen anything of."""
         self.catalog.close()
         self._catalog = Catalog(file)
+        self._rows.clear()
 
     def show_next(self, file: str) -> None:
         """Show another revision; the one before it can still be looked at by its numbers."""
         self._older.insert(0, self.catalog)
         self._catalog = Catalog(file)
+        self._rows.clear()
         for forgotten in self._older[_OLDER_REVISIONS:]:
             forgotten.close()
         del self._older[_OLDER_REVISIONS:]
@@ -137,11 +141,27 @@ class Names:
 
     def row(self, ino: int) -> Row | None:
         """An entry of the revision that is shown, or of one before it that somebody may have open."""
+        known = self._rows.get(ino)
+        if known is not None:
+            return known
         for catalog in self.known:
             row = catalog.row(ino)
             if row is not None:
-                return row
+                return self._remembered(row)
         return None
+
+    def lookup(self, parent: int, name: bytes) -> Row | None:
+        """A name of the revision that is shown, if it is a row already."""
+        row = self.catalog.lookup(parent, name)
+        return None if row is None else self._remembered(row)
+
+    def _remembered(self, row: Row) -> Row:
+        """Who looks a name up opens it next. A file whose size is known stays as it is for the whole revision."""
+        if row.kind == Kind.FILE and row.size is not None:
+            if len(self._rows) >= _REMEMBERED_ROWS:
+                self._rows.clear()
+            self._rows[row.ino] = row
+        return row
 
     def children(self, parent: int, after_ino: int, limit: int) -> list[Row]:
         """Entries of a directory in order of name, behind the one with a number (0: from the start).

@@ -12,7 +12,7 @@ from dsfs.cache.node import NodeTier
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole, take_whole
 from dsfs.ranges import ByteRange
-from dsfs.sources.wire import Body, NotForWire, Stop, Wire, WireRequest, WireSource
+from dsfs.sources.wire import Body, NotForWire, Stop, Wire, WireRequest, as_wire
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -50,8 +50,8 @@ class Carrier:
         sink.check_end()
 
     async def _over_wire(self, file: RemoteFile, wanted: ByteRange, take: Callable[[Body], T]) -> T:
-        source = file.origin.source
-        request = source.asking(file.obj, wanted) if isinstance(source, WireSource) else None
+        source = as_wire(file.origin.source)
+        request = None if source is None else source.asking(file.obj, wanted)
         if request is None:
             raise NotForWire("")
         return await self._bridge.in_lane(_exchange(self._wire, request, wanted, take, stop := Stop()), stop)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from dsfs.cache.complete import CachedObject
 from dsfs.cache.shared_file import Group
 from dsfs.errors import SourceError
+from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Ticket
 from dsfs.fetch.shared import Bringing
@@ -52,9 +55,16 @@ class Flight:
     error: SourceError | None = None
     done: bool = False
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    scope: trio.CancelScope | None = None
+    """Of its task, if it has one."""
+    when_over: list[Callable[[], None]] = field(default_factory=list)
+    """Called once when it is done, for who waits without a task."""
     joined: bool = False
     """Whether somebody else asked for it too."""
+    stored: CachedObject | None = None
+    """The small object that it was for, once a courier has stored it; then ``data`` is read from there."""
+    told: SourceError | None = None
+    """What the source answered a courier: the first try of the flight's own ends with it."""
 
     @property
     def wanted(self) -> ByteRange:
@@ -74,12 +84,20 @@ class Flight:
             self.bringing.landed = len(self.data)
         self.changed.unpark_all()
 
-    async def block(self, block: int) -> memoryview:
+    async def landed(self, block: int) -> None:
         """Wait for one block. Raises the SourceError that ended the flight."""
-        while block not in self.data:
+        while block not in self.data and self.stored is None:
             if self.error is not None:
                 raise self.error
             await self.changed.park()
+
+    async def block(self, block: int) -> memoryview:
+        """As ``landed``; its bytes. Raises DamagedObject and OSError too, of what was stored and cannot be read."""
+        await self.landed(block)
+        if block not in self.data:
+            assert self.stored is not None
+            place = block_range(block, self.file.size_bytes, self.block_bytes)
+            self.data[block] = await _read(self.stored, place)
         return self.data[block]
 
     async def end(self) -> None:
@@ -88,3 +106,13 @@ class Flight:
             await self.changed.park()
         if self.error is not None:
             raise self.error
+
+
+async def _read(obj: CachedObject, wanted: ByteRange) -> memoryview:
+    """Bytes of an object that was written just now, so they are in memory still; else a thread waits for them."""
+    buffer = bytearray(wanted.length)
+    try:
+        obj.read(wanted, memoryview(buffer), os.RWF_NOWAIT)
+    except OSError:  # not in memory any more, or a file system that knows no such flag
+        await trio.to_thread.run_sync(obj.read, wanted, memoryview(buffer), limiter=DISK)
+    return memoryview(buffer).toreadonly()

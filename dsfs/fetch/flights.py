@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import structlog
@@ -13,6 +13,7 @@ from dsfs.bridge import Bridge
 from dsfs.cache.node import NodeTier
 from dsfs.cache.shared_file import GROUP_BLOCKS, group_blocks
 from dsfs.errors import SourceError, SourceTimeout, SourceUnavailable
+from dsfs.fetch.by_courier import ByCourier
 from dsfs.fetch.content import ContentChecks
 from dsfs.fetch.flight import SMALL_BLOCKS, Flight, range_of
 from dsfs.fetch.from_origin import FromOrigin
@@ -43,7 +44,9 @@ class Flights:
         deadline_s: float,
         shared: SharedTier | None = None,
         longest_read_s: float = math.inf,
+        courier_argv: Sequence[str] = (),
     ) -> None:
+        """``courier_argv`` starts the process that fetches small files; without, they come by lanes."""
         self.nursery = nursery
         self.deadline_s = deadline_s
         self.longest_read_s = longest_read_s
@@ -58,6 +61,10 @@ class Flights:
         )
         self.fresh, self.streams = self.from_origin.fresh, self.from_origin.streams
         self._by_block: dict[tuple[str, int], Flight] = {}
+        self.courier: ByCourier | None = None
+        if courier_argv:
+            self.courier = ByCourier(courier_argv, tier, room, queue, deadline_s, self._fly_soon, self._end)
+            nursery.start_soon(self.courier.run)
 
     @property
     def under_way(self) -> int:
@@ -72,7 +79,9 @@ class Flights:
         """A flight for each of these blocks (ascending); those that are not on their way yet start."""
         flights: dict[int, Flight] = {}
         absent: list[int] = []
-        for block in blocks:
+        if len(file_blocks := tuple(blocks)) == 1 and file.size_bytes <= self._tier.block_bytes:
+            return {file_blocks[0]: self._ensure_one(file, file_blocks[0], priority)}
+        for block in file_blocks:
             flight = self._by_block.get((file.key, block))
             if flight is None:
                 absent.append(block)
@@ -89,6 +98,16 @@ class Flights:
             for block in run:
                 flights[block] = flight
         return flights
+
+    def _ensure_one(self, file: RemoteFile, block: int, priority: Priority) -> Flight:
+        """As ``ensure``, for a file that has no other block."""
+        flight = self._by_block.get((file.key, block))
+        if flight is None:
+            return self._start(file, range(block, block + 1), block, priority)
+        flight.joined = True
+        if priority < flight.ticket.priority:
+            self._queue.raise_priority(flight.ticket, priority)
+        return flight
 
     def _runs(self, file: RemoteFile, absent: list[int], priority: Priority) -> list[tuple[range, int]]:
         """What to fetch at once, in which order, and which block of it first.
@@ -126,19 +145,32 @@ class Flights:
         flight = Flight(file, blocks, block_bytes, ticket, trio.current_time(), first, group)
         for block in blocks:
             self._by_block[file.key, block] = flight
-        self.nursery.start_soon(self._fly, flight)
+        if self.courier is not None and self.courier.takes(flight):
+            self.courier.enter(flight)
+        else:
+            self._fly_soon(flight)
         return flight
+
+    def _fly_soon(self, flight: Flight) -> None:
+        flight.scope = trio.CancelScope()
+        self.nursery.start_soon(self._fly, flight)
 
     def withdraw(self, file: RemoteFile, blocks: Iterable[int]) -> int:
         """Read-ahead that nobody will come to: what has not begun, and nobody else has asked for, does not begin. The
         bytes of that."""
         given_up = 0
         for flight in {self._by_block.get((file.key, block)) for block in blocks}:
-            if flight is None or flight.joined or flight.ticket.granted.is_set() or flight.scope.cancel_called:
+            if flight is None or flight.joined or flight.ticket.granted or flight.done:
                 continue
             if flight.ticket.priority is Priority.AHEAD:
-                flight.scope.cancel()
-                self._forget(flight)  # at once: who comes now has a flight that flies
+                if flight.scope is None:
+                    self._queue.leave(flight.ticket)
+                    self._end(flight)
+                elif flight.scope.cancel_called:
+                    continue
+                else:
+                    flight.scope.cancel()
+                    self._forget(flight)  # at once: who comes now has a flight that flies
                 given_up += flight.wanted.length
         return given_up
 
@@ -148,6 +180,7 @@ class Flights:
                 del self._by_block[flight.file.key, block]
 
     async def _fly(self, flight: Flight) -> None:
+        assert flight.scope is not None
         with flight.scope:
             await self._fly_on(flight)
 
@@ -177,11 +210,18 @@ class Flights:
             log.exception("fetch failed unexpectedly", dataset=file.origin.id, path=file.obj.path)
             flight.error = SourceUnavailable(f"{file.origin.id}: {type(error).__name__} in the daemon (see its log)")
         finally:
-            flight.done = True
-            if flight.error is None and len(flight.data) < len(flight.blocks):
-                flight.error = SourceTimeout(f"{file.origin.id}: the server stops")
-            self._forget(flight)
-            flight.changed.unpark_all()
+            self._end(flight)
+
+    def _end(self, flight: Flight) -> None:
+        """It has brought what it was to bring, or nothing more will come of it."""
+        flight.done = True
+        if flight.error is None and flight.stored is None and len(flight.data) < len(flight.blocks):
+            flight.error = SourceTimeout(f"{flight.file.origin.id}: the server stops")
+        self._forget(flight)
+        flight.changed.unpark_all()
+        for call in flight.when_over:
+            call()
+        flight.when_over.clear()
 
     async def _bring(self, flight: Flight) -> Busy | None:
         shared_area = flight.file.origin.shared_area  # it may have been taken away since the flight began

@@ -64,6 +64,9 @@ class FromOrigin:
 
         async def bring() -> tuple[memoryview, OSError | None]:
             nonlocal epoch
+            if flight.told is not None:
+                told, flight.told = flight.told, None
+                raise told
             if sink.rest.length:  # else nothing is asked of the source, and nothing proven
                 epoch = file.origin.entitlement.epoch
             return await self._carrier.whole(file, sink, keep=keep)

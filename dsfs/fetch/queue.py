@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 import trio
@@ -33,7 +33,9 @@ class Ticket:
     size_bytes: int
     source: Hashable
     order: int
-    granted: trio.Event = field(default_factory=trio.Event)
+    granted: bool = False
+    on_granted: Callable[[], object] | None = None
+    """Called once when it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +122,55 @@ class FetchQueue:
 
     @asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for the turn, and hold its share of the budget until the context ends."""
-        self._waiting.append(ticket)
-        self._grant()
-        try:
-            await ticket.granted.wait()
-        except trio.Cancelled:
-            if ticket.granted.is_set():
-                self._give_back(ticket)
-            else:
-                self._waiting.remove(ticket)
-            raise
+        """Wait for the turn, unless ``enter`` has led to it; hold its share of the budget until the context ends."""
+        if not ticket.granted:
+            await self._wait(ticket)
         try:
             yield
         finally:
             self._give_back(ticket)
+
+    async def _wait(self, ticket: Ticket) -> None:
+        granted = trio.Event()
+        self.enter(ticket, granted.set)
+        try:
+            await granted.wait()
+        except trio.Cancelled:
+            if ticket.granted:
+                self._give_back(ticket)
+            else:
+                self._waiting.remove(ticket)
+            raise
+
+    def enter(self, ticket: Ticket, on_granted: Callable[[], object]) -> None:
+        """As ``turn``, for what has no task: ``on_granted`` is called once, now or later; then ``leave`` is due.
+
+        It must not raise, nor call this queue.
+        """
+        ticket.on_granted = on_granted
+        if not self._waiting and self._fits_at_once(ticket):
+            self._begin(ticket)
+        else:
+            self._waiting.append(ticket)
+            self._grant()
+
+    def _fits_at_once(self, ticket: Ticket) -> bool:
+        """What ``grantable`` would say of the only one that waits, where that takes no look at the others."""
+        share, limits = _SHARE[ticket.priority], self.limits
+        return (
+            ticket.priority is not Priority.WARM
+            and ticket.source not in self._slow
+            and self.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
+            and self.in_flight + 1 <= limits.requests * share
+            and self._per_source[ticket.source] < limits.requests_per_source * share
+        )
+
+    def leave(self, ticket: Ticket) -> None:
+        """What ``enter`` led to is over; or, while it has not yet been granted, is not wanted any more."""
+        if ticket.granted:
+            self._give_back(ticket)
+        else:
+            self._waiting.remove(ticket)
 
     def _give_back(self, ticket: Ticket) -> None:
         self.bytes_in_flight -= ticket.size_bytes
@@ -151,8 +187,13 @@ class FetchQueue:
         load = (self.bytes_in_flight, self.in_flight, self._per_source)
         for ticket in grantable(self._waiting, self.limits, *load, self._slow, self._flying):
             self._waiting.remove(ticket)
-            self._flying.add(ticket)
-            self.bytes_in_flight += ticket.size_bytes
-            self.in_flight += 1
-            self._per_source[ticket.source] += 1
-            ticket.granted.set()
+            self._begin(ticket)
+
+    def _begin(self, ticket: Ticket) -> None:
+        self._flying.add(ticket)
+        self.bytes_in_flight += ticket.size_bytes
+        self.in_flight += 1
+        self._per_source[ticket.source] += 1
+        ticket.granted = True
+        if ticket.on_granted is not None:
+            ticket.on_granted()

@@ -185,12 +185,26 @@ class Reader:
         again = self._flights.ensure(file, [block], Priority.DEMAND)[block]
         return await again.block(block), again.tier
 
+    def comes_at_once(self, file: RemoteFile) -> bool:
+        """Whether a file that was just looked for in vain needs nothing but a fetch of its only block."""
+        return (
+            0 < file.size_bytes <= self._tier.block_bytes
+            and file.origin.entitlement.proven
+            and not self._tier.knows(file.key)
+            and not file.origin.shared_area
+        )
+
+    def begin(self, file: RemoteFile) -> Flight | None:
+        """A flight for such a file; None when it has not begun, so that who waits has to look at the clock."""
+        flight = self._flights.ensure(file, [0], Priority.DEMAND)[0]
+        return flight if flight.ticket.granted and not flight.done else None
+
     async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         """Have all of an object in the node tier, or as much as it takes. Raises the SourceError that ended it."""
         missing = await self.missing(file)
         flights = self._flights.ensure(file, missing, priority)
         for block in missing:
-            await flights[block].block(block)
+            await flights[block].landed(block)
         await self._prove(file)
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:

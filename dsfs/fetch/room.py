@@ -37,10 +37,7 @@ class Room:
 
     async def reserve(self, origin: Origin, key: str, space: int) -> bool:
         """Room in the node tier; False: what comes is served without being kept."""
-        quota = origin.quota_bytes
-        # A dataset beyond its quota keeps what it has. Read in a new order each epoch, a part that stays is hit
-        # quota/size of the time, where one that turns over is hit hardly ever.
-        if quota is not None and self._tier.index.owner_bytes(origin.id) + space > quota:
+        if self._beyond_quota(origin, space):
             return False
         if self._tier.reserve(space):
             return True
@@ -49,6 +46,16 @@ class Room:
         except (CacheFull, OSError):
             return False
         return True
+
+    def try_reserve(self, origin: Origin, space: int) -> bool:
+        """As ``reserve``, where that takes no eviction; False: ask that."""
+        return not self._beyond_quota(origin, space) and self._tier.reserve(space)
+
+    def _beyond_quota(self, origin: Origin, space: int) -> bool:
+        """A dataset beyond its quota keeps what it has. Read in a new order each epoch, a part that stays is hit
+        quota/size of the time, where one that turns over is hit hardly ever."""
+        quota = origin.quota_bytes
+        return quota is not None and self._tier.index.owner_bytes(origin.id) + space > quota
 
     def target(self, file: RemoteFile) -> BlockMap | None:
         """Where the blocks of a large object are stored; None: nowhere, the disk refuses."""

@@ -33,7 +33,7 @@ from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink
 from dsfs.ranges import ByteRange, block_range
 from dsfs.sources.answers import WholeAnswer
-from dsfs.sources.wire import WireSource
+from dsfs.sources.wire import as_wire
 
 log = structlog.get_logger()
 
@@ -101,7 +101,7 @@ class Streams:
     async def first_range(self, origin: Origin) -> AsyncIterator[None]:
         """Around asking for a range: the first one goes alone, as each that is broken off costs what is on the way
         (2 MiB on loopback). Not for long: a server that is slow to answer is asked by all."""
-        if not isinstance(origin.source, WireSource):  # others know ranges, or break off for nothing
+        if as_wire(origin.source) is None:  # others know ranges, or break off for nothing
             yield
         elif origin.first_range is None:
             origin.first_range = trio.Event()

@@ -73,7 +73,7 @@ class Ahead:
         if ino == self._last_missed:
             return  # the kernel asks in pieces
         self._last_missed = ino
-        if self._neighbours.follows(ino) is None:
+        if self._neighbours.follows(ino) is None and self._neighbours.worth_beginning():
             row = self._dataset.row(ino)
             if row is not None:
                 self._neighbours.begin(row.parent, ino, self._behind(ino, LOOK_FILES))

@@ -13,7 +13,7 @@ from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
 from dsfs.datasets.dataset import Dataset
 from dsfs.errors import DsfsError, SourceChanged, SourceError, SourceUnavailable
 from dsfs.fetch.disk_read import DiskRead
-from dsfs.fetch.flight import SMALL_BLOCKS
+from dsfs.fetch.flight import SMALL_BLOCKS, Flight
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader
@@ -105,7 +105,7 @@ class DatasetFiles:
         directory = self._ino(parent)
         if not self.dataset.catalog.is_listed(directory):
             return None
-        row = self.dataset.catalog.lookup(directory, name)
+        row = self.dataset.lookup(directory, name)
         if row is None:
             return _ABSENT
         return None if row.size is None else self._entry(row)
@@ -194,6 +194,15 @@ class DatasetFiles:
         else:
             self._ahead.begun(self._ino(nodeid), file)
             await self._reader.check_all(file)
+
+    def begin_small(self, nodeid: int) -> Flight | None:
+        """For a file that ``complete`` has just not found: the flight that brings all of it, when that has begun and
+        nothing else need be waited for; None: ``prepare``."""
+        file = self.file(nodeid)
+        if not self._reader.comes_at_once(file):
+            return None
+        self._ahead.missed(self._ino(nodeid))
+        return self._reader.begin(file)
 
     def try_pieces(self, nodeid: int, offset: int, size: int) -> list[Buffer] | None:
         """What of a large file was fetched just now, without a copy; None: ask ``try_read``."""

@@ -7,12 +7,14 @@ errno.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum
+from functools import partial
 from types import CoroutineType
 from typing import Any, ClassVar, Final
 
@@ -28,6 +30,7 @@ from dsfs.filesystem.tree import Directories
 from dsfs.filesystem.waiting import Waiting
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.interrupts import wants_out
+from dsfs.fuse.later import Later
 from dsfs.fuse.packing import pack_attributes, pack_entry, pack_names, pack_names_plus, pack_sized
 from dsfs.fuse.wire import (
     ATTR_OUT,
@@ -63,7 +66,7 @@ class _Elsewhere(Enum):
 HANDED_OVER: Final = _Elsewhere.HANDED_OVER
 
 Work = Coroutine[Any, Any, "bytes | bytearray | memoryview | None"]
-Answer = bytes | memoryview | None | _Elsewhere | Work
+Answer = bytes | memoryview | None | _Elsewhere | Later | Work
 Handler = Callable[["Connection", int, int, memoryview], Answer]
 
 
@@ -91,7 +94,8 @@ class Connection:
         self._tree = tree
         self._labels = labels
         self._initialised = initialised
-        self._running: dict[int, tuple[trio.CancelScope, int, float]] = {}  # unique → (scope, pid, since), oldest first
+        # unique → (scope, pid, since), oldest first
+        self._running: dict[int, tuple[trio.CancelScope | Later, int, float]] = {}
         self._handed_over: dict[int, tuple[int, float]] = {}  # unique → pid, since: what other threads answer
         self._interrupted: set[int] = set()  # of those
         self._pid = 0  # who asks for what is being handled
@@ -128,6 +132,9 @@ class Connection:
             log.info("unmounted", connection=self.name)
         finally:
             self._nursery = None
+            for running, _pid, _since in self._running.values():
+                if isinstance(running, Later):
+                    running.over = True
 
     async def forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
         """Have the kernel ask anew for names and listings that changed, in nodeids. In a thread: the kernel may wait
@@ -187,9 +194,33 @@ class Connection:
                 return
             if answer is HANDED_OVER:
                 return
+            if type(answer) is Later:
+                asked = unique, opcode, nodeid, started
+                self._running[unique] = (answer, pid, started)
+                answer.begin(
+                    partial(self._time_for, answer, *asked), partial(self._wanted_out, unique, opcode, started)
+                )
+                return
             if answer is not None:
                 self.device.reply(unique, answer)  # type: ignore[arg-type]  # mypy does not narrow on CoroutineType
         self._seconds[opcode].observe(time.perf_counter() - started)
+
+    def _time_for(self, later: Later, unique: int, opcode: int, nodeid: int, started: float) -> None:
+        """Called from wherever the thing was awaited: nothing may come out of here but the answer."""
+        with contextlib.suppress(Disconnected):  # which ``run`` sees too
+            try:
+                self.device.reply(unique, later.finish())
+            except Disconnected:
+                raise
+            except Exception as error:
+                self._fail(unique, opcode, nodeid, error)
+        self._running.pop(unique, None)
+        self._seconds[opcode].observe(time.perf_counter() - started)
+
+    def _wanted_out(self, unique: int, opcode: int, started: float) -> None:
+        self._running.pop(unique, None)
+        self._seconds[opcode].observe(time.perf_counter() - started)
+        self.device.reply_error(unique, errno.EINTR)
 
     def _begin(self, unique: int, opcode: int, nodeid: int, pid: int, started: float, work: Work) -> None:
         """Answer once a task has found out what."""

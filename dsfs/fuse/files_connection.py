@@ -16,12 +16,14 @@ import trio
 from dsfs.cache.complete import CachedObject
 from dsfs.errors import DsfsError
 from dsfs.fetch.disk_read import DiskRead
+from dsfs.fetch.flight import Flight
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.read_path import Abilities, InodeMode, Listing, choose_read_path, mode_for_open
 from dsfs.filesystem.tree import Directories
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.connection import HANDED_OVER, LARGEST_READ_BYTES, NOTIFICATIONS, Answer, Connection
 from dsfs.fuse.device import Device, Disconnected
+from dsfs.fuse.later import Later
 from dsfs.fuse.polling import LARGEST_BYTES, PATIENCE_S, Polling
 from dsfs.fuse.resume import OpenJournal
 from dsfs.fuse.waiters import Waiters
@@ -275,8 +277,16 @@ class FilesConnection(ReadingConnection):
             return self._open_as(unique, nodeid, ReadPath.DAEMON if path is ReadPath.DAEMON else path, None)
         obj = self._files.complete(nodeid)
         if obj is None:
-            return self._wait_open(unique, nodeid)
+            flight = self._files.begin_small(nodeid)
+            if flight is None:
+                return self._wait_open(unique, nodeid)
+            return Later(flight.when_over, partial(self._open_small, unique, nodeid, flight))
         return self._open_as(unique, nodeid, path, obj)
+
+    def _open_small(self, unique: int, nodeid: int, flight: Flight) -> bytes:
+        if flight.error is not None:
+            raise flight.error
+        return self._open_as(unique, nodeid, self.read_path, self._files.complete(nodeid))
 
     async def _wait_open(self, unique: int, nodeid: int) -> bytes:
         await self._files.prepare(nodeid)

@@ -20,6 +20,8 @@ BELIEVED_STEPS = 3
 MOST_FILES, MOST_BYTES = 64, 32 * MiB
 _BEHIND_FILES = 32  # readers that share a listing arrive in any order
 _WALKS = 32
+_FRUITLESS_WALKS = 32  # in a row, and the readers are known to jump about
+_LOOK_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,16 @@ class Neighbours:
         self.worth = worth
         self._walks: LRUCache[int, Walk] = LRUCache(_WALKS)
         self._where: dict[int, Walk] = {}
+        self._fruitless = 0
+        self._unlooked = 0
+
+    def worth_beginning(self) -> bool:
+        """Whether to look what is behind the file that was missed: mostly not, while readers only jump about."""
+        self._unlooked += 1
+        if self._fruitless >= _FRUITLESS_WALKS and self._unlooked < _LOOK_EVERY:
+            return False
+        self._unlooked = 0
+        return True
 
     def follows(self, ino: int) -> Walk | None:
         """The walk that comes to this file with its next step, if any."""
@@ -83,6 +95,7 @@ class Neighbours:
         self._forget_behind(walk)
         if walk.steps < BELIEVED_STEPS:
             return []
+        self._fruitless = 0
         walk.window = min(2 * walk.window, MOST_FILES)
         stop = walk.position + self.worth.allowed(walk.window)
         ahead = walk.files[walk.position : stop]
@@ -125,6 +138,7 @@ class Neighbours:
             walk.asked -= gone
 
     def _drop(self, walk: Walk) -> None:
+        self._fruitless += walk.steps < BELIEVED_STEPS
         self._count(walk, len(walk.files))
         self._walks.pop(walk.directory, None)
 

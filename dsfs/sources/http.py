@@ -25,6 +25,7 @@ from dsfs.sources.http_client import (
     HttpClient,
     check_not_compressed,
     chunks,
+    proof_of,
     proves_nothing,
     raise_for,
     tag_of,
@@ -33,7 +34,8 @@ from dsfs.sources.http_index import IndexParser
 from dsfs.sources.http_lists import HttpListSource
 from dsfs.sources.http_options import authorization_of, flag, headers_of
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from dsfs.sources.told_digests import ToldDigests, of_http_headers
+from dsfs.sources.told_digests import ToldDigests
+from dsfs.sources.told_headers import of_http_headers
 from dsfs.sources.wire import NotForWire, WireRequest
 from dsfs.sources.wire_head import Head
 
@@ -178,7 +180,9 @@ class HttpSource:
             self._check_version(obj, answer, size, url)
             self._note_digest(obj, answer, wanted)
 
-        return WireRequest(*head, url, size, judge, self._timeouts)
+        version = proof_of(obj.version_tag, size)
+        proof = None if version is None else (*version, ("content-encoding", ("", "identity")))
+        return WireRequest(*head, url, size, judge, self._timeouts, proof, "http")
 
     def digest_of(self, obj: SourceObject) -> Digest | None:
         """See ``DigestSource``."""

@@ -27,6 +27,7 @@ from dsfs.errors import (
 from dsfs.ranges import KiB
 from dsfs.sources.answers import parse_content_range, retry_after_s
 from dsfs.sources.timeouts import Timeouts
+from dsfs.sources.wire import Proof
 
 CONNECTIONS: Final = 128
 REDIRECTS_MAX: Final = 10
@@ -64,6 +65,8 @@ class HttpClient:
         self._authority = parts.raw_authority.rpartition("@")[2]
         self._base = f"{parts.scheme}://{parts.raw_authority}"
         self._plain: bool | None = None
+        lines = {"Host": self._authority, "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+        self._constant = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **self._headers}.items())
 
     @asynccontextmanager
     async def request(
@@ -106,11 +109,10 @@ class HttpClient:
         """
         if not self._plain or not url.startswith(self._base):
             return None
-        lines = [f"{method} {url[len(self._base) :] or '/'} HTTP/1.1", f"Host: {self._authority}", "Accept: */*"]
-        lines.append("Accept-Encoding: identity")
-        lines += [f"{name}: {value}" for name, value in {"User-Agent": USER_AGENT, **headers, **self._headers}.items()]
         _scheme, host, port = self._origin
-        return host or "", port or 80, "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+        varying = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if name not in self._headers)
+        head = f"{method} {url[len(self._base) :] or '/'} HTTP/1.1\r\n{self._constant}{varying}"
+        return host or "", port or 80, head.encode("latin-1")
 
     def _is_plain(self) -> bool:
         scheme, host, _port = self._origin
@@ -171,12 +173,29 @@ def origin_of(url: str) -> tuple[str, str | None, int | None]:
 def tag_of(answer: Answered, size: int) -> str:
     """The version that an answer is of: a strong ETag; else the weak one and Last-Modified with the size."""
     etag = answer.headers.get("ETag", "").strip()
-    if len(etag) >= 2 and etag.startswith('"') and etag.endswith('"'):
+    if _is_strong(etag):
         return etag
     modified = answer.headers.get("Last-Modified", "").strip()
     if etag or modified:
         return f"{etag}|{modified}|{size}"
     return _UNPROVABLE.format(size=size)
+
+
+def _is_strong(etag: str) -> bool:
+    return len(etag) >= 2 and etag.startswith('"') and etag.endswith('"')
+
+
+def proof_of(tag: str, size: int) -> Proof | None:
+    """What headers say that ``tag_of`` an answer of this size is this tag; None where that cannot be said so."""
+    if proves_nothing(tag, size):
+        return (("etag", ("",)), ("last-modified", ("",)))
+    if _is_strong(tag):
+        return (("etag", (tag,)),)
+    etag, _, rest = tag.partition("|")
+    modified, _, said_size = rest.partition("|")
+    if _is_strong(etag) or said_size != str(size):
+        return None
+    return (("etag", (etag,)), ("last-modified", (modified,)))
 
 
 def proves_nothing(tag: str, size: int) -> bool:

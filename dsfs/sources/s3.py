@@ -26,7 +26,8 @@ from dsfs.sources.s3_client import Opened, S3Connection, S3Options, translated
 from dsfs.sources.s3_read import S3Reader, etag_in, tag_of, version_in
 from dsfs.sources.s3_versions import pages_at
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from dsfs.sources.told_digests import EtagDigests, ToldDigests, of_amz_headers
+from dsfs.sources.told_digests import EtagDigests, ToldDigests
+from dsfs.sources.told_headers import of_amz_headers
 from dsfs.sources.wire import WireRequest
 
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)

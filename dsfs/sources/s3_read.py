@@ -32,7 +32,8 @@ from dsfs.sources.answers import body_place, copy_body, http_date_ns, retry_afte
 from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.s3_client import PAYER_HEADER, CredentialsExpired, Opened, S3Connection, of_status, translated
 from dsfs.sources.s3_sign import Keys, path_of, signed
-from dsfs.sources.told_digests import ToldDigests, of_amz_headers
+from dsfs.sources.told_digests import ToldDigests
+from dsfs.sources.told_headers import of_amz_headers
 from dsfs.sources.wire import NotForWire, WireRequest
 from dsfs.sources.wire_head import Head
 
@@ -176,7 +177,8 @@ class S3Reader:
                 self._told.note(obj, of_amz_headers(answer.headers))
 
         head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
-        return WireRequest(way.host, way.port, head, what, size, judge, self._connection.timeouts)
+        proof = None if etag is None else (("etag", (f'"{etag}"', etag)),)
+        return WireRequest(way.host, way.port, head, what, size, judge, self._connection.timeouts, proof, "amz")
 
     # -- obstore --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final, Protocol, runtime_checkable
 
 from dsfs.errors import SourceTimeout, SourceUnavailable
@@ -29,6 +30,10 @@ IDLE_CONNECTIONS_MAX: Final = 64  # of one server
 _DOCUMENT_MAX_BYTES: Final = 16 * KiB
 _FIRST_PIECE_BYTES: Final = 64 * KiB
 _TIMEVAL: Final = struct.Struct("@ll")
+
+
+Proof = tuple[tuple[str, tuple[str, ...]], ...]
+"""Header names in lower case, each with the values of which it must have one; "" is no such header."""
 
 
 class NotForWire(Exception):
@@ -54,6 +59,10 @@ class WireRequest:
     size: int
     judge: Callable[[Head], None]
     timeouts: Timeouts
+    proof: Proof | None = None
+    """What headers of a plain answer prove that the body is of the listed version; None: only ``judge`` can tell."""
+    tells: str = ""
+    """Whose headers may tell what the whole object hashes to: "http" or "amz" (``sources.told_digests``)."""
 
     def __repr__(self) -> str:
         return f"WireRequest({self.what})"
@@ -65,6 +74,16 @@ class WireSource(Protocol):
 
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
         """From any thread, without waiting for anything. None: use ``read`` (this time)."""
+
+
+def as_wire(source: object) -> WireSource | None:
+    """The source, if it is one of those."""
+    return source if _is_wire(type(source)) else None  # type: ignore[return-value, arg-type]  # a type is hashable
+
+
+@cache  # 20 µs each time, otherwise
+def _is_wire(kind: type) -> bool:
+    return issubclass(kind, WireSource)
 
 
 class Stop:

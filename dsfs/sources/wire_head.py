@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from multidict import CIMultiDict
@@ -48,13 +49,18 @@ def parse_head(raw: bytes) -> Head:
         raise BadHead("no HTTP/1.1 status line")
     headers: CIMultiDict[str] = CIMultiDict()
     for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon or not name or not _TOKEN.issuperset(name) or b"\n" in value or b"\r" in value or b"\0" in value:
-            raise BadHead("a header line that is none")
-        headers.add(name.decode("ascii"), value.strip(b" \t").decode("latin-1"))
+        headers.add(*_header(line))
     said = " ".join(headers.getall("Connection", ())).lower()
     keeps_open = "close" not in said and (version == b"HTTP/1.1" or "keep-alive" in said)
     return Head(int(code), headers, _content_length(headers), keeps_open)
+
+
+@lru_cache(maxsize=256)  # most lines of an answer were in the one before
+def _header(line: bytes) -> tuple[str, str]:
+    name, colon, value = line.partition(b":")
+    if not colon or not name or not _TOKEN.issuperset(name) or b"\n" in value or b"\r" in value or b"\0" in value:
+        raise BadHead("a header line that is none")
+    return name.decode("ascii"), value.strip(b" \t").decode("latin-1")
 
 
 def _content_length(headers: CIMultiDict[str]) -> int | None:

@@ -97,6 +97,12 @@ class Hostile:
         """For each GET and HEAD of this path."""
         self._always[path] = behaviour
 
+    def hang_up(self) -> None:
+        """Close every connection, which its other side may think idle."""
+        for task in list(self._tasks):
+            if task is not None:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+
     def gate(self, path: str, after_bytes: int) -> Gate:
         """For the next GET of this path."""
         gate = Gate(after_bytes)

@@ -10,7 +10,8 @@ import pytest
 from dsfs.model import SourceObject
 from dsfs.ranges import MiB
 from dsfs.sources.digest import Digest
-from dsfs.sources.told_digests import EtagDigests, ToldDigests, of_amz_headers, of_http_headers
+from dsfs.sources.told_digests import EtagDigests, ToldDigests
+from dsfs.sources.told_headers import of_amz_headers, of_http_headers
 
 DATA = b"what is in the file"
 CRC32C = base64.b64encode(bytes(4)).decode()

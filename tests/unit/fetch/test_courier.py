@@ -1,0 +1,389 @@
+"""Small files by courier: a real process beside a real fetcher, and a server that misbehaves as told.
+
+What the courier cannot do, and what it was at when it died, comes another way: never wrong bytes, never a lost reader.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+import structlog
+import trio
+
+from dsfs import metrics
+from dsfs.bridge import Bridge, network_side
+from dsfs.cache.complete import CompleteObject
+from dsfs.cache.index import Index
+from dsfs.cache.layout import Layout
+from dsfs.cache.node import NodeTier
+from dsfs.errors import SourceChanged, SourceError, SourceRefused, SourceTimeout, SourceUnavailable
+from dsfs.fetch.by_courier import ByCourier
+from dsfs.fetch.flights import Flights
+from dsfs.fetch.origin import Origin, RemoteFile
+from dsfs.fetch.queue import FetchQueue, Limits, Priority
+from dsfs.fetch.reader import Reader
+from dsfs.model import SourceObject, object_key
+from dsfs.ranges import ByteRange, KiB
+from dsfs.sources.digest import Digest
+from dsfs.sources.http import HttpSource
+from dsfs.sources.http_client import proof_of
+from dsfs.sources.timeouts import Timeouts
+from tests.servers import hostile as h
+
+BLOCK: Final = 128 * KiB
+DATA: Final = random.Random(5).randbytes(BLOCK - 1000)
+WITHIN_S: Final = 30
+SHORT: Final = Timeouts(connect_s=3.0, idle_s=1.0)
+ARGV: Final = (sys.executable, "-m", "daemon.courier")
+
+RIGHT: Final = None
+
+
+def tells(data: bytes) -> h.Behaviour:
+    """The answer says which hash its file has: that of these bytes."""
+    told = base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+    def behave(_asked: h.Asked, _data: bytes, answer: h.Answer) -> h.Answer:
+        return answer.with_headers(Repr_Digest=f"sha-256=:{told}:")
+
+    return behave
+
+
+CASES: Final = [  # one bad answer; what comes of it when every other one is good, and when none is
+    (h.other_range, RIGHT, SourceUnavailable),
+    (h.other_bytes_count, RIGHT, SourceUnavailable),
+    (h.whole_for_range, RIGHT, RIGHT),
+    (h.part_under_200, RIGHT, RIGHT),
+    (h.part_under_200_unsaid, RIGHT, RIGHT),
+    (h.no_content_range, RIGHT, SourceUnavailable),
+    (h.nonsense_range, RIGHT, SourceUnavailable),
+    (h.wrong_total, RIGHT, SourceChanged),
+    (h.short_body, RIGHT, SourceUnavailable),
+    (h.short_length, RIGHT, SourceUnavailable),
+    (h.compressed, RIGHT, SourceUnavailable),
+    (h.reset_midway, RIGHT, SourceUnavailable),
+    (h.stall_midway, RIGHT, SourceTimeout),
+    (h.other_etag, RIGHT, SourceChanged),
+    (h.other_version, RIGHT, SourceChanged),
+    (tells(DATA), RIGHT, RIGHT),
+    (tells(b"others"), RIGHT, SourceUnavailable),
+    (h.status(403), SourceRefused, SourceRefused),
+    (h.status(404), SourceChanged, SourceChanged),
+    (h.status(412), SourceChanged, SourceChanged),
+    (h.status(500), RIGHT, SourceUnavailable),
+    (h.status(503), RIGHT, SourceUnavailable),
+]
+
+
+@dataclass
+class World:
+    server: h.Hostile
+    bridge: Bridge
+    tier: NodeTier
+    flights: Flights
+    reader: Reader
+    origin: Origin
+    queue: FetchQueue
+
+    @property
+    def courier(self) -> ByCourier:
+        assert self.flights.courier is not None
+        return self.flights.courier
+
+    def file(self, name: str, data: bytes = DATA) -> RemoteFile:
+        """A file of the server, as it is when it is listed."""
+        self.server.files[f"/bucket/{name}"] = data
+        tag = h.etag_of(data)
+        obj = SourceObject(name, size=len(data), version_tag=tag)
+        return RemoteFile(object_key("test", name, tag), len(data), obj, self.origin)
+
+    async def read(self, file: RemoteFile) -> bytes:
+        with trio.fail_after(WITHIN_S):
+            return b"".join(await self.reader.read(file, ByteRange(0, file.size_bytes)))
+
+    async def ends(self, file: RemoteFile, error: type[SourceError] | None) -> None:
+        """Read it, and assert that this comes of it: an error, or the bytes."""
+        if error is RIGHT:
+            assert await self.read(file) == DATA
+        else:
+            with pytest.raises(error):
+                await self.read(file)
+            assert self.tier.open(file.key, file.size_bytes, "") is None
+
+    async def ready(self, *, other_than: int = 0) -> int:
+        """Once there is a courier that takes errands; its pid."""
+        with trio.fail_after(WITHIN_S):
+            while not self.courier.ready or self.courier.pid == other_than:  # noqa: ASYNC110  # it tells nobody
+                await trio.sleep(0.01)
+        return self.courier.pid
+
+    async def idle(self) -> None:
+        with trio.fail_after(WITHIN_S):
+            while self.flights.under_way or self.queue.in_flight:  # noqa: ASYNC110  # they tell nobody
+                await trio.sleep(0.01)
+
+
+def stored() -> float:
+    return metrics.COURIER_FILES.labels("stored")._value.get()
+
+
+def otherwise() -> float:
+    return metrics.COURIER_FILES.labels("otherwise")._value.get()
+
+
+@asynccontextmanager
+async def world(root: Path, server: h.Hostile, deadline_s: float, limit: int) -> AsyncIterator[World]:
+    for name in ("catalogs", "index", *(f"objects/{fan:02x}" for fan in range(256))):
+        os.makedirs(f"{root}/{name}")
+    index = Index(f"{root}/index")
+    tier = NodeTier(Layout(str(root), -1), index, lambda: limit, b"b" * 16, BLOCK)
+    async with network_side() as bridge, trio.open_nursery() as nursery:
+        queue = FetchQueue(Limits(64 * BLOCK, 16, 16))
+        flights = Flights(nursery, bridge, tier, queue, deadline_s, courier_argv=ARGV)
+        source = HttpSource(f"{server.url}bucket/", timeouts=SHORT)
+        there = World(server, bridge, tier, flights, Reader(tier, flights), Origin(source, "test", "small"), queue)
+        try:
+            pid = await there.ready()
+            # The source looks once, in its library, whether there is a proxy or a netrc for its host.
+            assert await there.read(there.file("first")) == DATA
+            yield there
+            await there.idle()
+            assert (queue.in_flight, queue.bytes_in_flight) == (0, 0)
+            assert tier.statistics().reserved_bytes == 0
+            pid = there.courier.pid or pid
+        finally:
+            await bridge.call(source.close)
+            nursery.cancel_scope.cancel()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    index.close(0.0)
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with h.hostile() as server, structlog.testing.capture_logs():
+
+        def runner(test: Callable[[World], Awaitable[None]], deadline_s: float = 20, limit: int = 1 << 30) -> None:
+            async def main() -> None:
+                async with world(tmp_path, server, deadline_s, limit) as there:
+                    await test(there)
+
+            trio.run(main)
+
+        yield runner
+
+
+def test_many_files_are_stored_by_the_courier_and_counted(run: Run) -> None:
+    async def test(there: World) -> None:
+        rng = random.Random(1)
+        files = {name: rng.randbytes(rng.randrange(1, BLOCK + 1)) for name in map(str, range(100))}
+        before, used = stored(), there.tier.used_bytes
+        assert there.origin.last_error is None
+
+        async def one(name: str, data: bytes) -> None:
+            file = there.file(name, data)
+            assert await there.read(file) == data
+            obj = there.tier.open(file.key, file.size_bytes, "")
+            assert isinstance(obj, CompleteObject)
+            assert os.pread(obj.fd, BLOCK + 1, 0) == data
+
+        async with trio.open_nursery() as nursery:
+            for name, data in files.items():
+                nursery.start_soon(one, name, data)
+        assert stored() - before == len(files)
+        assert {there.server.requests[f"/bucket/{name}"] for name in files} == {1}
+        space = sum(
+            os.stat(path).st_blocks * 512
+            for name, data in files.items()
+            for key in [there.file(name, data).key]
+            for path in (there.tier.layout.object_path(key), there.tier.layout.map_path(key))
+        )
+        assert there.tier.used_bytes - used == space
+        assert there.tier.index.owner_bytes("test/small") == sum(map(len, files.values())) + len(DATA)
+
+    run(test)
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_a_file_that_is_brought_without_a_reader_is_here(run: Run, priority: Priority) -> None:
+    async def test(there: World) -> None:
+        file, before = there.file("f"), stored()
+        await there.reader.bring(file, [0], priority)
+        assert stored() == before + 1
+        assert there.reader.has(file, range(1))
+        assert await there.read(file) == DATA
+        assert there.server.requests["/bucket/f"] == 1
+
+    run(test)
+
+
+def test_a_bad_answer_ends_as_it_does_without_a_courier(run: Run) -> None:
+    async def test(there: World) -> None:
+        async def one(number: int, behaviour: h.Behaviour, error: type[SourceError] | None) -> None:
+            file = there.file(f"{number}")
+            there.server.behave(f"/bucket/{number}", behaviour)
+            await there.ends(file, error)
+            if error is not RIGHT:
+                assert there.server.requests[f"/bucket/{number}"] == 1, "what was said is not asked for once more"
+
+        async with trio.open_nursery() as nursery:
+            for number, (behaviour, once, _always) in enumerate(CASES):
+                nursery.start_soon(one, number, behaviour, once)
+        await one(len(CASES), h.redirect_to_itself, RIGHT)  # after which the source knows that its server redirects
+
+    run(test)
+
+
+def test_a_server_that_stays_bad_gives_its_error_or_the_right_bytes(run: Run) -> None:
+    async def test(there: World) -> None:
+        async with trio.open_nursery() as nursery:
+            for number, (behaviour, _once, always) in enumerate(CASES):
+                there.server.always(f"/bucket/{number}", behaviour)
+                nursery.start_soon(there.ends, there.file(f"{number}"), always)
+        there.server.always("/bucket/f", h.redirect_to_itself)
+        await there.ends(there.file("f"), SourceUnavailable)
+
+    run(test, deadline_s=5)
+
+
+def test_what_is_not_what_its_source_lists_is_not_stored(run: Run) -> None:
+    async def test(there: World) -> None:
+        right = {"right": hashlib.sha256(DATA).hexdigest(), "wrong": hashlib.sha256(b"others").hexdigest()}
+        source = there.origin.source
+        source.digest_of = lambda obj: Digest("sha256", right[obj.path])  # type: ignore[method-assign, assignment]
+        before = stored(), otherwise()
+        await there.ends(there.file("right"), RIGHT)
+        assert (stored(), otherwise()) == (before[0] + 1, before[1])
+        await there.ends(there.file("wrong"), SourceUnavailable)
+        assert (stored(), otherwise()) == (before[0] + 1, before[1] + 1)
+
+    run(test, deadline_s=5)
+
+
+def test_killed_at_any_time_it_loses_no_reader(run: Run) -> None:
+    async def test(there: World) -> None:
+        rng = random.Random(2)
+        reading = True
+
+        async def kill() -> None:
+            pid = 0
+            for _ in range(2):
+                pid = await there.ready(other_than=pid)
+                await trio.sleep(rng.random() * 0.05)
+                os.kill(pid, signal.SIGKILL)
+            nonlocal reading
+            reading = False
+
+        async def read(number: int) -> None:
+            count = 0
+            while reading:
+                data = random.Random(f"{number} {count}").randbytes(BLOCK - number)
+                assert await there.read(there.file(f"{number}-{count}", data)) == data
+                count += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            for number in range(8):
+                nursery.start_soon(read, number)
+        await there.ready()
+
+    run(test)
+
+
+def test_one_that_stands_still_is_ended_and_its_files_come_otherwise(run: Run) -> None:
+    async def test(there: World) -> None:
+        pid = there.courier.pid
+        os.kill(pid, signal.SIGSTOP)
+        assert await there.read(there.file("f")) == DATA
+        assert await there.ready(other_than=pid) != pid
+
+    run(test, deadline_s=4)
+
+
+def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(run: Run) -> None:
+    async def test(there: World) -> None:
+        file = there.file("f")
+        there.server.always("/bucket/f", h.stall_at_once)
+        with pytest.raises(SourceTimeout):
+            await there.read(file)
+
+    run(test, deadline_s=2)
+
+
+def test_a_disk_that_refuses_costs_the_copy_and_not_the_read(run: Run) -> None:
+    async def test(there: World) -> None:
+        file, before = there.file("f"), otherwise()
+        directory = os.path.dirname(there.tier.layout.object_path(file.key))
+        os.rename(directory, f"{directory}.gone")
+        assert await there.read(file) == DATA
+        assert otherwise() == before + 1
+        assert there.tier.in_trouble
+        os.rename(f"{directory}.gone", directory)
+        assert await there.read(there.file("g")) == DATA
+        assert not there.tier.in_trouble
+
+    run(test)
+
+
+def test_a_full_cache_evicts_for_what_the_courier_would_bring(run: Run) -> None:
+    async def test(there: World) -> None:
+        for number in range(40):
+            data = random.Random(number).randbytes(BLOCK)
+            assert await there.read(there.file(str(number), data)) == data
+        assert there.tier.used_bytes <= 1 << 20
+
+    run(test, limit=1 << 20)
+
+
+def test_data_without_its_map_is_replaced(run: Run) -> None:
+    async def test(there: World) -> None:
+        file, before = there.file("f"), stored()
+        path = trio.Path(there.tier.layout.object_path(file.key))
+        await path.write_bytes(bytes(len(DATA)))
+        assert await there.read(file) == DATA
+        assert stored() == before + 1
+        assert await path.read_bytes() == DATA
+
+    run(test)
+
+
+def test_connections_are_used_again_and_one_that_was_closed_is_not_missed(run: Run) -> None:
+    async def test(there: World) -> None:
+        before = otherwise()
+        for number in range(3):
+            assert await there.read(there.file(str(number))) == DATA
+        there.server.hang_up()
+        assert await there.read(there.file("4")) == DATA
+        assert otherwise() == before
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("tag", "proof"),
+    [
+        ('"a"', (("etag", ('"a"',)),)),
+        ('W/"a"|Tue|7', (("etag", ('W/"a"',)), ("last-modified", ("Tue",)))),
+        ("|Tue|7", (("etag", ("",)), ("last-modified", ("Tue",)))),
+        ("size 7", (("etag", ("",)), ("last-modified", ("",)))),
+        ('"a"|Tue|7', None),
+        ("|Tue|8", None),
+        ("anything", None),
+    ],
+)
+def test_what_proves_a_version(tag: str, proof: object) -> None:
+    assert proof_of(tag, 7) == proof
