@@ -70,9 +70,13 @@ class _Parser:
 def parsed_page(body: bytes) -> dict[str, Any] | None:
     """What ``dsfs.sources.s3`` looks at in a page; None if it is not exactly like one."""
     try:
-        text = body.decode()
-    except UnicodeDecodeError:
+        return _page(body.decode())
+    except ValueError:  # text that is no UTF-8, a character by number, a time or a size of another kind
         return None
+
+
+def _page(text: str) -> dict[str, Any] | None:
+    """Raises ValueError."""
     truncated = _TRUNCATED.findall(text)
     if _DOCUMENT.match(text) is None or not text.rstrip().endswith("</ListBucketResult>") or len(truncated) != 1:
         return None
@@ -94,18 +98,15 @@ def _contents(text: str) -> list[dict[str, Any]] | None:
         return None
     times: dict[str, datetime] = {}  # many keys of a page were written within one second
     key_at, time_at, etag_at, size_at = (pattern.groupindex[name] - 1 for name in _WANTED)
-    try:
-        contents = [
-            {
-                "Key": _plain(values[key_at]),
-                "LastModified": times.get(values[time_at]) or times.setdefault(values[time_at], _time(values[time_at])),
-                "ETag": _plain(values[etag_at].replace("&quot;", '"').replace("&#34;", '"')),
-                "Size": int(values[size_at]),
-            }
-            for values in pattern.findall(text)
-        ]
-    except ValueError:
-        return None
+    contents = [
+        {
+            "Key": _plain(values[key_at]),
+            "LastModified": times.get(values[time_at]) or times.setdefault(values[time_at], _time(values[time_at])),
+            "ETag": _plain(values[etag_at].replace("&quot;", '"').replace("&#34;", '"')),
+            "Size": int(values[size_at]),
+        }
+        for values in pattern.findall(text)
+    ]
     return contents if len(contents) == count else None
 
 

@@ -74,6 +74,8 @@ GOOD = ONE.format(key="a", tag="0", size=3)
         document(GOOD.replace("10:00:00.000Z", "10:00:00")),
         document(GOOD.replace("<Contents>", "<Contents >")),
         document("<CommonPrefixes><Prefix>a/</Prefix><X/></CommonPrefixes>"),
+        document("<CommonPrefixes><Prefix>a&#xA;b/</Prefix></CommonPrefixes>"),
+        document("<NextContinuationToken>a&#9;b</NextContinuationToken>"),
         document(GOOD).replace(b"<Key>a", b"<Key>\xff"),
     ],
 )
