@@ -115,7 +115,7 @@ def test_each_is_replaced(apart: Apart, tmp_path: Path) -> None:
 
 def test_a_silent_server_that_no_signal_of_the_keeper_reaches(apart: Apart, tmp_path: Path) -> None:
     """They are pods, with a pid namespace each: the server's own stand-by has to end it when an upgrade needs that."""
-    apart.start_keeper(before=("unshare", "--pid", "--fork", "--kill-child"))
+    keeper = apart.start_keeper(before=("unshare", "--pid", "--fork", "--kill-child"))
     first = apart.start_server()
     apart.wait_healthy()
     silent = apart.mount.server_pid_now()
@@ -129,6 +129,8 @@ def test_a_silent_server_that_no_signal_of_the_keeper_reaches(apart: Apart, tmp_
     assert "takes no SIGKILL" in apart.log()
     assert not Path(f"/proc/{silent}").exists()
     assert first.poll() is None
+    assert dsfs("unmount", apart.mount.mountpoint).returncode == 0
+    keeper.kill()  # unshare takes no SIGTERM
 
 
 def test_wrong_use(apart: Apart, mounts: Mounts) -> None:
