@@ -86,7 +86,7 @@ async def open_rooms(
     queue = FetchQueue(Limits(fetch_memory_bytes()))
     shared_tier = await _shared_tier(settings, background)
     longest_s = within_patience(math.inf, kernel_patience_s())
-    courier = (sys.executable, "-m", "daemon.courier")
+    courier = (sys.executable, "-P", "-m", "daemon.courier")
     flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier, longest_s, courier)
     reader = Reader(tier, flights)
     store = DatasetStore(tier.layout.catalogs)

@@ -188,7 +188,11 @@ class Courier:
                 self._report(errand, Outcome.NOT_SO, "the address of the host is not known yet")
                 return
             family, place = address
-            connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            try:
+                connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            except OSError as error:
+                self._report(errand, Outcome.NOT_SO, f"no connection can be made ({error.strerror})")
+                return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 connection.connect(place)
