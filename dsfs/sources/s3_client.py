@@ -8,6 +8,7 @@ import binascii
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal, TypeVar
 
 import structlog
@@ -66,6 +67,12 @@ _REFUSED_CODES: Final = frozenset(
 _EXPIRED_CODES: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _LATER_CODES: Final = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "503", "429"})
 _MISSING_CODES: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
+
+
+@cache
+def _models() -> Any:
+    """What botocore knows of S3's requests, for all clients of this process: 12 MB in memory, and 0.1 s to read."""
+    return get_session().get_component("data_loader")
 
 
 class CredentialsExpired(SourceRefused):
@@ -165,6 +172,7 @@ class S3Connection:
 
     async def _open(self) -> Opened:
         session = get_session()
+        session.register_component("data_loader", _models())
         listings_parsed_here(session)
         if key := self._credentials.get("access-key"):
             session.set_credentials(key, self._credentials["secret-key"], self._credentials.get("session-token"))
