@@ -42,29 +42,40 @@ async def patiently(
         while True:
             try:
                 return await origin.timed(call)
-            except SourceError as error:
-                last = error
-                if isinstance(error, SourceRefused) and not renewed:
-                    renewed = True
-                    if await origin.renew():
-                        continue
-                delay_s = retry_delay(attempt, error, random.random())
-                hopeless = attempt + 1 >= ATTEMPTS and not isinstance(error, RetryLater)
-                if delay_s is None or hopeless or trio.current_time() + delay_s > scope.deadline:
+            except (SourceError, OSError) as error:
+                if _no_descriptor(error):
+                    delay_s = _DESCRIPTORS_S  # others give theirs back when they are done
+                    if trio.current_time() + delay_s > scope.deadline:
+                        raise SourceUnavailable(f"{origin.source.uri}: {_TOO_FEW}") from error
+                    if not short:
+                        short = True
+                        log.warning("no descriptor is left: reads wait for one", dataset=origin.id, reason=_TOO_FEW)
+                elif isinstance(error, SourceError):
+                    last = error
+                    if isinstance(error, SourceRefused) and not renewed:
+                        renewed = True
+                        if await origin.renew():
+                            continue
+                    again_s = retry_delay(attempt, error, random.random())
+                    hopeless = attempt + 1 >= ATTEMPTS and not isinstance(error, RetryLater)
+                    if again_s is None or hopeless or trio.current_time() + again_s > scope.deadline:
+                        raise
+                    delay_s = again_s
+                    attempt += 1
+                    log.debug("source asked again", dataset=origin.id, reason=str(error), in_s=delay_s)
+                else:
                     raise
-                attempt += 1
-                log.debug("source asked again", dataset=origin.id, reason=str(error), in_s=delay_s)
-            except OSError as error:
-                if error.errno not in _NO_DESCRIPTORS:
-                    raise
-                delay_s = _DESCRIPTORS_S  # others give theirs back when they are done
-                if trio.current_time() + delay_s > scope.deadline:
-                    raise SourceUnavailable(f"{origin.source.uri}: {_TOO_FEW}") from error
-                if not short:
-                    short = True
-                    log.warning("no descriptor is left: reads wait for one", dataset=origin.id, reason=_TOO_FEW)
             await trio.sleep(delay_s)
     if last is None:
         last = SourceTimeout(f"{origin.source.uri}: no answer within {deadline_s:g} s")
         origin.note_error(last)
     raise last
+
+
+def _no_descriptor(error: BaseException | None) -> bool:
+    """Whether it comes of that. A source has words of its own for a connection that it could not open."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+            return True
+        error = error.__cause__
+    return False
