@@ -191,6 +191,13 @@ class Mount:
         os.kill(pid, signal.SIGKILL)
         return int(pid)
 
+    def kill_server_and_courier(self) -> None:
+        """As ``kill_server``; waits until what fetches for the server has ended with it, with nothing more stored."""
+        courier = courier_of(self.server_pid)
+        self.kill_server()
+        if courier is not None:
+            eventually(lambda: not _is_courier(courier), 10.0, "a courier ends with its server")
+
     def kill_keeper(self) -> int:
         """SIGKILL for the keeper; its pid. Waits for the next one, which has taken everything over."""
         self.expect_log("keeper is gone")
@@ -328,6 +335,22 @@ def processes_of(runtime_dirs: Sequence[Path]) -> list[int]:
                 if b"daemon.keeper" in argv or b"daemon.server" in argv:
                     found += [int(name)] if wanted & set(argv) else []
     return found
+
+
+def courier_of(server_pid: int) -> int | None:
+    """The process that fetches for a server."""
+    for task in os.listdir(f"/proc/{server_pid}/task"):
+        for child in Path(f"/proc/{server_pid}/task/{task}/children").read_text().split():
+            if _is_courier(int(child)):
+                return int(child)
+    return None
+
+
+def _is_courier(pid: int) -> bool:
+    try:
+        return b"daemon.courier" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def runtime_dirs_below(directory: Path) -> list[Path]:

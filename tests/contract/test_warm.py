@@ -158,7 +158,7 @@ def test_it_goes_on_in_the_next_server(mounts: Mounts, server: web.Hostile) -> N
         assert asked.stdout.startswith("warming team/data")
         for gate in gates:
             assert gate.reached.wait(10)
-        mount.kill_server()
+        mount.kill_server_and_courier()
         for gate in gates:
             gate.open()
         out, said = waiting.communicate(timeout=40)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import Mount, Mounts, eventually
+from tests.mounts import Mount, Mounts, courier_of, eventually
 from tests.resilience.conftest import DIRECT, mount_path
 from tests.servers import hostile as web
 
@@ -26,15 +26,6 @@ def serve(server: web.Hostile) -> dict[str, bytes]:
     server.files["/data/"] = f"<h1>Index of /</h1>{links}".encode()
     server.always("/data/", lambda _asked, _data, answer: answer.with_headers(Content_Type="text/html"))
     return files
-
-
-def courier_of(server_pid: int) -> int | None:
-    """The process that fetches for a server."""
-    for task in os.listdir(f"/proc/{server_pid}/task"):
-        for child in Path(f"/proc/{server_pid}/task/{task}/children").read_text().split():
-            if b"daemon.courier" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    return None
 
 
 def with_courier(mount: Mount, other_than: int | None = None) -> int:
