@@ -9,6 +9,8 @@ by its library. Everything here blocks and belongs into a thread; ``Stop`` is ho
 from __future__ import annotations
 
 import contextlib
+import encodings.ascii
+import encodings.idna
 import socket
 import struct
 import threading
@@ -25,6 +27,9 @@ from dsfs.sources.answers import body_place
 from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import BadHead, Head, parse_head
 
+# getaddrinfo and the libraries ask for these by name. If the first time is when no descriptor is left to load them,
+# Python notes for good that there are none: so they are loaded before.
+_CODECS: Final = (encodings.idna, encodings.ascii)
 IDLE_MAX_S: Final = 30.0  # nginx closes after 75, many balancers after 60
 IDLE_CONNECTIONS_MAX: Final = 64  # of one server
 _DOCUMENT_MAX_BYTES: Final = 16 * KiB

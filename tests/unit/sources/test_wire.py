@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -198,3 +200,19 @@ def test_errors_and_requests_show_no_header() -> None:
     with pytest.raises(SourceUnavailable) as caught:
         read(Wire(), port)
     assert "s3cret" not in str(caught.value)
+
+
+def test_names_are_known_when_no_descriptor_is_left() -> None:
+    """In a fresh interpreter, as what it takes to look up a name is loaded once."""
+    program = """
+import os, resource, socket
+import dsfs.sources.wire
+in_use = len(os.listdir("/proc/self/fd")) - 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (in_use, in_use))
+try:
+    open("/dev/null")
+except OSError:
+    print(socket.getaddrinfo("127.0.0.1", 80)[0][4], "a".encode("idna"), str(b"a", "ascii"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "('127.0.0.1', 80) b'a' a\n", done.stderr
