@@ -143,7 +143,8 @@ class Dataset:
                 self._phase = Phase.PROCESSING
             self._rounds.begin()
             try:
-                await list_all(self._bridge, self.manifest.id, self.origin.source, writer, self._answered_soon)
+                with self.origin.held() as source:
+                    await list_all(self._bridge, self.manifest.id, source, writer, self._answered_soon)
             except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
                 if isinstance(error, SourceError):
                     self.origin.note_error(error)

@@ -117,14 +117,16 @@ class Names:
                 scope.deadline = trio.current_time() + self._timeout_s  # a huge directory may take its time
 
             async def work() -> None:
-                await self._bridge.call(
-                    crawl.list_directory, self._origin.source, writer, path, lambda: self._bridge.soon(progressed)
-                )
+                with self._origin.held() as source:
+                    await self._bridge.call(
+                        crawl.list_directory, source, writer, path, lambda: self._bridge.soon(progressed)
+                    )
 
             await patiently(self._origin, work, self._timeout_s, scope)
 
     async def _find(self, writer: CatalogWriter, path: str) -> SourceObject | None:
-        return await self._bridge.call(crawl.find, self._origin.source, writer, path)
+        with self._origin.held() as source:
+            return await self._bridge.call(crawl.find, source, writer, path)
 
     async def _resolve(self, row: Row) -> None:
         writer = self.writer
@@ -134,7 +136,12 @@ class Names:
         paths = await trio.to_thread.run_sync(
             crawl.sibling_paths, writer, row.parent, directory, row.name, _SIBLINGS, limiter=CATALOG
         )
-        await self._patiently(lambda: self._bridge.call(crawl.resolve, self._origin.source, writer, paths))
+
+        async def work() -> None:
+            with self._origin.held() as source:
+                await self._bridge.call(crawl.resolve, source, writer, paths)
+
+        await self._patiently(work)
 
     async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
         return await patiently(self._origin, call, self._timeout_s)

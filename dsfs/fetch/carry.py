@@ -35,7 +35,8 @@ class Carrier:
                 return await self._over_wire(file, rest, lambda body: take_whole(self._tier, file, sink, body, keep))
             except NotForWire as reason:
                 _say(file.origin, reason)
-        return await self._bridge.call(bring_whole, self._bridge, self._tier, file, sink, keep)
+        with file.origin.held() as source:
+            return await self._bridge.call(bring_whole, self._bridge, source, self._tier, file, sink, keep)
 
     async def blocks(self, file: RemoteFile, sink: BlockSink) -> None:
         """What is left of what the sink wants."""
@@ -46,7 +47,8 @@ class Carrier:
             await self._over_wire(file, rest, sink.take_from)
         except NotForWire as reason:
             _say(file.origin, reason)
-            await self._bridge.call(file.origin.source.read, file.obj, rest, sink)
+            with file.origin.held() as source:
+                await self._bridge.call(source.read, file.obj, rest, sink)
         sink.check_end()
 
     async def _over_wire(self, file: RemoteFile, wanted: ByteRange, take: Callable[[Body], T]) -> T:

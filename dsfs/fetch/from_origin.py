@@ -146,7 +146,8 @@ class FromOrigin:
         """Have the source give one byte of a file to this dataset's own credentials. Raises the SourceError if not."""
 
         async def read_a_byte() -> None:
-            await self._bridge.call(file.origin.source.read, file.obj, ByteRange(0, 1), Unread())
+            with file.origin.held() as source:
+                await self._bridge.call(source.read, file.obj, ByteRange(0, 1), Unread())
 
         await patiently(file.origin, read_a_byte, self._deadline_s)
         file.origin.count_fetched(1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,6 +49,7 @@ class Origin:
         shared_area: str = "",
     ) -> None:
         self.source = source
+        self._held: Counter[Source] = Counter()
         self.shared_area = shared_area
         """Which part of the shared tier its bytes go through; empty: none."""
         self.quota_bytes = quota_bytes
@@ -78,6 +81,22 @@ class Origin:
     def key_of(self, path: str, version_tag: str) -> str:
         """What the cache calls a file: the same as the dataset does that it is borrowed from."""
         return object_key(self.source.identity, self._key_prefix + path, version_tag)
+
+    @contextmanager
+    def held(self) -> Iterator[Source]:
+        """``source``, for a call of it: until that is over ``in_use`` says so, even if another has taken its place."""
+        source = self.source
+        self._held[source] += 1
+        try:
+            yield source
+        finally:
+            self._held[source] -= 1
+            if not self._held[source]:
+                del self._held[source]
+
+    def in_use(self, source: Source) -> bool:
+        """Whether somebody may still call it."""
+        return source is self.source or source in self._held
 
     def count_read(self, tier: Tier, size_bytes: int) -> None:
         """So many bytes went to the kernel, from there."""

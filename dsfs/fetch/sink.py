@@ -18,7 +18,7 @@ from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.origin import RemoteFile
 from dsfs.ranges import ByteRange, KiB, block_range
 from dsfs.sources.answers import WholeAnswer
-from dsfs.sources.base import Buffer
+from dsfs.sources.base import Buffer, Source
 from dsfs.sources.digest import digest_of
 from dsfs.sources.wire import Body
 
@@ -214,7 +214,7 @@ def take_whole(
 
 
 async def bring_whole(
-    bridge: Bridge, tier: NodeTier, file: RemoteFile, sink: WholeSink, keep: bool
+    bridge: Bridge, source: Source, tier: NodeTier, file: RemoteFile, sink: WholeSink, keep: bool
 ) -> tuple[memoryview, OSError | None]:
     """Read a small object to its end and store it: one trip to the network side for all of it.
 
@@ -223,7 +223,7 @@ async def bring_whole(
     """
     rest = ByteRange(sink.position, file.size_bytes)
     if rest.length:
-        await file.origin.source.read(file.obj, rest, sink)
+        await source.read(file.obj, rest, sink)
         sink.check_end()
     data = sink.checked() if file.size_bytes <= INLINE_BYTES else await bridge.to_disk(sink.checked)
     if keep:
