@@ -112,7 +112,7 @@ async def open_rooms(
         lambda dataset: settings.mountpoint if wanted.single else f"{settings.mountpoint}/{dataset.manifest.id}",
     )
     node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, disk)
-    listening, mounted = trio.Event(), trio.Event()
+    listening = trio.Event()
 
     async def listen() -> None:
         await background.start(control_interface, settings, node, bridge)
@@ -120,7 +120,7 @@ async def open_rooms(
 
     async def look_after() -> None:
         """What nobody waits for, once those who do have a server again."""
-        await mounted.wait()
+        await node.mounted.wait()
         background.start_soon(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, tier))
         background.start_soon(_every, _GAUGES_S, "gauges", node.set_gauges)
         background.start_soon(_every, _SECRETS_S, "secrets", shown.credentials.look_at_all)
@@ -145,7 +145,9 @@ async def open_rooms(
     async with trio.open_nursery() as serving:
         serving.start_soon(_stop_on_signal, serving, signals)
         serving.start_soon(_stop_when_asked, serving, keeper)
-        serving.start_soon(_show, serving, settings, wanted, session, shown, keeper, warming, hints, listening, mounted)
+        serving.start_soon(
+            _show, serving, settings, wanted, session, shown, keeper, warming, hints, listening, node.mounted
+        )
 
 
 def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -> DirectSession | PortableSession:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.contract.conftest import dataset, write_manifests
 from tests.mounts import (
     Mounts,
     dsfs,
@@ -42,6 +46,21 @@ def test_readers_do_not_notice_that_the_server_is_killed(mounts: Mounts, tmp_pat
     assert mount.keeper_pid == keeper
     assert mount.dataset()["read_path"] == path
     assert mount.status()["healthy"] is True
+
+
+def test_healthy_is_told_once_readers_are_answered(mounts: Mounts, tmp_path: Path) -> None:
+    """The portable session is mounted anew after a kill: until then there is an empty directory in its place."""
+    source = make_tree(tmp_path / "source", files=4)
+    datasets = [dataset(f"d{number}", source, "team") for number in range(40)]  # each takes a moment to come back
+    mount = mounts.mount("-f", write_manifests(tmp_path / "m.yaml", *datasets), session="pyfuse3", dataset="team/d0")
+    healthz = partial(urllib.request.urlopen, f"http://{mount.http}/healthz", timeout=5)
+    for _ in range(3):
+        mount.kill_server()
+        eventually(lambda: not is_mounted(mount.mountpoint), 10, "the killed server's mount is gone")
+        while True:
+            with contextlib.suppress(OSError), healthz():
+                break
+        assert sorted(os.listdir(mount.root)) == sorted(os.listdir(source))
 
 
 @pytest.mark.parametrize("path", DIRECT)
