@@ -48,6 +48,7 @@ class Opens:
         self._stdin: trio.abc.SendStream | None = None
         self._series: dict[tuple[str, str], _Series] = {}
         self._unnoted: deque[tuple[str, int]] = deque(maxlen=_MOST_UNNOTED)
+        self._nothing_to_note = trio.lowlevel.ParkingLot()
         self._say_lock = trio.Lock()
 
     async def run(self) -> None:
@@ -127,6 +128,7 @@ class Opens:
             self._tell_share(what["share"])
             for name, nodeids in what["used"].items():
                 self._unnoted.extend((name, nodeid) for nodeid in nodeids)
+            self._nothing_to_note.unpark_all()
         return True
 
     def _tell_share(self, share: float) -> None:
@@ -157,6 +159,8 @@ class Opens:
 
     async def _note_uses(self) -> None:
         while True:
+            if not self._unnoted:
+                await self._nothing_to_note.park()
             await trio.sleep(_NOTE_EVERY_S)
             for _ in range(min(_NOTED_AT_ONCE, len(self._unnoted))):
                 self._note_use(*self._unnoted.popleft())
