@@ -226,7 +226,7 @@ class ByCourier:
         if sent.given_up:
             return
         origin.note_answered(sent.started_s)
-        self._queue.note(origin, answered=True)
+        self._queue.answered(flight.ticket)
         if descriptor < 0:  # it was only wanted ahead when it was sent, or no more files may be open
             flight.stored = self._tier.open(file.key, file.size_bytes, origin.id)
 
@@ -325,7 +325,7 @@ class ByCourier:
         origin = sent.flight.file.origin
         error = SourceTimeout(f"{origin.source.uri}: no answer within {self._deadline_s:g} s")
         origin.note_error(error)
-        self._queue.note(origin, answered=False)
+        self._queue.failed(sent.flight.ticket, error)
         sent.flight.error = error
         self._over(sent.flight)
 

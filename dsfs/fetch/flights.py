@@ -18,7 +18,7 @@ from dsfs.fetch.content import ContentChecks
 from dsfs.fetch.flight import SMALL_BLOCKS, Flight, range_of
 from dsfs.fetch.from_origin import FromOrigin
 from dsfs.fetch.from_shared import FromShared
-from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.queue import FetchQueue, Priority
 from dsfs.fetch.room import Room
 from dsfs.fetch.shared import Busy, SharedTier
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 LONGEST_RUN_BLOCKS = 8
 """Blocks in one request. 8 MiB from loopback: one request of 8 MiB moved 1.9 times as much as eight of 1 MiB."""
+SHORTEST_RUN_BLOCKS = 2
+"""From a source of which one connection brings little (``fetch.pace``)."""
 
 
 class Flights:
@@ -117,7 +119,7 @@ class Flights:
         """
         shared = self._from_shared
         if not absent or shared is None or not shared.takes(file):
-            return [(run, run.start) for run in runs(absent, LONGEST_RUN_BLOCKS)]
+            return [(run, run.start) for run in runs(absent, self._run_blocks(file.origin))]
         found: list[tuple[range, int]] = []
         for number, inside in groupby(absent, lambda block: block // GROUP_BLOCKS):
             group, wanted = group_blocks(number, file.size_bytes, self._tier.block_bytes), list(inside)
@@ -129,6 +131,10 @@ class Flights:
             turn = shared.first_group(file, len(found))
             found = found[turn:] + found[:turn]
         return found
+
+    def _run_blocks(self, origin: Origin) -> int:
+        wanted = self._queue.range_bytes(origin) / self._tier.block_bytes
+        return int(max(SHORTEST_RUN_BLOCKS, min(LONGEST_RUN_BLOCKS, wanted)))
 
     def first_block(self, file: RemoteFile) -> int:
         """Where this node begins with a file that nobody waits for: those that fill the same one begin at different
@@ -194,9 +200,9 @@ class Flights:
                     break
                 await self._wait(flight, busy)
             if flight.tier is Tier.ORIGIN:
-                self._queue.note(file.origin, answered=True)
+                self._queue.answered(flight.ticket)
         except SourceError as error:
-            self._queue.note(file.origin, answered=not isinstance(error, SourceTimeout))
+            self._queue.failed(flight.ticket, error)
             flight.error = error
             log.warning(
                 "fetch failed",

@@ -7,8 +7,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 
 import trio
+from cachetools import LRUCache
+
+from dsfs.errors import RetryLater, SourceError, SourceTimeout
+from dsfs.fetch.pace import Pace
 
 
 class Priority(IntEnum):
@@ -21,8 +26,10 @@ class Priority(IntEnum):
 
 # What a priority may fill of the budget, so that somebody who waits always finds room.
 _SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
-# And of one source while somebody waits for any: the wire is everybody's, and what has begun is not interrupted.
+# And of one source while somebody waits for any, unless that is known to have room for more: the wire is everybody's,
+# and what has begun is not interrupted.
 _WARM_BESIDE_DEMAND = 0.125
+_PACES = 256  # sources that were read from lately
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +43,8 @@ class Ticket:
     granted: bool = False
     on_granted: Callable[[], object] | None = None
     """Called once when it is."""
+    granted_s: float = 0.0
+    """When it was, on trio's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ class Limits:
     memory_bytes: int
     requests: int = 128
     requests_per_source: int = 32
+    """Whatever it has room for; more where ``Pace`` says so."""
     requests_per_slow_source: int = 4
 
 
@@ -56,11 +66,13 @@ def grantable(
     per_source: Mapping[Hashable, int],
     slow: Collection[Hashable] = (),
     flying: Collection[Ticket] = (),
+    paces: Mapping[Hashable, Pace] = MappingProxyType({}),
 ) -> list[Ticket]:
     """Which tickets may start now, best first. Something that fits nowhere may go when nothing else is under way.
 
     A ``slow`` source, one that did not answer in time, gets few slots, so that it takes none from those that answer.
-    ``flying`` are the tickets in flight: while one of those is demand, warm-up goes on with a little, and stops never.
+    ``flying`` are the tickets in flight: while one of those is demand, warm-up goes on with a little, and stops never;
+    with more where ``paces`` knows that readers do not feel it.
     """
     granted: list[Ticket] = []
     busy = Counter(per_source)
@@ -76,11 +88,14 @@ def grantable(
             if ticket.priority is Priority.DEMAND:
                 break  # nobody overtakes somebody who waits by being smaller
             continue
+        pace = None if ticket.source in slow else paces.get(ticket.source)
         most = limits.requests_per_slow_source if ticket.source in slow else limits.requests_per_source
-        if busy[ticket.source] >= most * share:
+        at_once = pace.at_once if pace else 0
+        if busy[ticket.source] >= max(most * share, at_once):
             continue
         if ticket.priority is Priority.WARM:
-            if demand and warming[ticket.source] >= max(1, most * _WARM_BESIDE_DEMAND):
+            others = busy[ticket.source] - warming[ticket.source]
+            if demand and warming[ticket.source] >= max(1, most * _WARM_BESIDE_DEMAND, at_once - others):
                 continue
             warming[ticket.source] += 1
         granted.append(ticket)
@@ -102,6 +117,7 @@ class FetchQueue:
         self._per_source: Counter[Hashable] = Counter()
         self._slow: set[Hashable] = set()
         self._flying: set[Ticket] = set()
+        self._paces: LRUCache[Hashable, Pace] = LRUCache(_PACES)
 
     def ticket(self, priority: Priority, size_bytes: int, source: Hashable) -> Ticket:
         self._order += 1
@@ -113,12 +129,30 @@ class FetchQueue:
             ticket.priority = priority
             self._grant()
 
-    def note(self, source: Hashable, *, answered: bool) -> None:
-        """A source answered, or did not in time."""
-        if answered:
-            self._slow.discard(source)
+    def answered(self, ticket: Ticket) -> None:
+        """What was granted brought what it was to bring."""
+        self._slow.discard(ticket.source)
+        seconds = trio.current_time() - ticket.granted_s
+        self._pace(ticket.source).answered(ticket.size_bytes, seconds, self._per_source[ticket.source])
+
+    def failed(self, ticket: Ticket, error: SourceError) -> None:
+        """It did not."""
+        if isinstance(error, SourceTimeout):
+            self._slow.add(ticket.source)
         else:
-            self._slow.add(source)
+            self._slow.discard(ticket.source)
+        if isinstance(error, RetryLater):
+            self._pace(ticket.source).refused()
+
+    def range_bytes(self, source: Hashable) -> float:
+        """How long a range of a large object of this source should be."""
+        return self._pace(source).range_bytes
+
+    def _pace(self, source: Hashable) -> Pace:
+        pace: Pace | None = self._paces.get(source)
+        if pace is None:
+            pace = self._paces[source] = Pace()
+        return pace
 
     @asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
@@ -162,7 +196,7 @@ class FetchQueue:
             and ticket.source not in self._slow
             and self.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
             and self.in_flight + 1 <= limits.requests * share
-            and self._per_source[ticket.source] < limits.requests_per_source * share
+            and self._per_source[ticket.source] < limits.requests_per_source * share  # or more, which is looked up then
         )
 
     def leave(self, ticket: Ticket) -> None:
@@ -185,7 +219,7 @@ class FetchQueue:
         if not self._waiting or self.in_flight >= self.limits.requests:
             return
         load = (self.bytes_in_flight, self.in_flight, self._per_source)
-        for ticket in grantable(self._waiting, self.limits, *load, self._slow, self._flying):
+        for ticket in grantable(self._waiting, self.limits, *load, self._slow, self._flying, self._paces):
             self._waiting.remove(ticket)
             self._begin(ticket)
 
@@ -194,6 +228,6 @@ class FetchQueue:
         self.bytes_in_flight += ticket.size_bytes
         self.in_flight += 1
         self._per_source[ticket.source] += 1
-        ticket.granted = True
+        ticket.granted, ticket.granted_s = True, trio.current_time()
         if ticket.on_granted is not None:
             ticket.on_granted()

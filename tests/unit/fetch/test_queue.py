@@ -11,6 +11,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsfs.errors import RetryLater
+from dsfs.fetch.pace import Pace
 from dsfs.fetch.queue import FetchQueue, Limits, Priority, Ticket, grantable
 
 SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
@@ -195,3 +197,63 @@ def test_something_that_fits_nowhere_goes_when_it_is_alone(priority: Priority) -
     ticket = Ticket(priority, 1000, "x", 0)
     assert grantable([ticket], Limits(10), 0, 0, {}) == [ticket]
     assert grantable([ticket], Limits(10), 1, 1, {"y": 1}) == []
+
+
+# -- with what is known of a source -------------------------------------------------------------------
+
+
+def pace(at_once: int) -> Pace:
+    known = Pace()
+    while known.at_once < at_once:
+        known.answered(1000, 0.04, known.at_once)
+    return known
+
+
+def test_warm_up_goes_on_beside_readers_as_far_as_they_do_not_feel_it() -> None:
+    flying = [Ticket(Priority.DEMAND, 1, "x", order) for order in range(8)]
+    waiting = [Ticket(Priority.WARM, 1, "x", order) for order in range(8, 100)]
+    known = pace(32)
+    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, (), flying)) == 4
+    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, (), flying, {"x": known})) == known.at_once - 8
+    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, {"x"}, flying, {"x": known})) == 0, "a slow one"
+    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, (), flying, {"y": known})) == 4
+
+
+def test_readers_get_what_a_source_can_take_and_never_less_than_before() -> None:
+    waiting = [Ticket(Priority.DEMAND, 1, "x", order) for order in range(100)]
+    assert len(grantable(waiting, Limits(1000), 0, 0, {})) == 32
+    assert len(grantable(waiting, Limits(1000), 0, 0, {}, (), (), {"x": pace(8)})) == 32
+    assert len(grantable(waiting, Limits(1000), 0, 0, {}, (), (), {"x": pace(64)})) == 64
+
+
+def test_the_queue_learns_from_answers_and_refusals() -> None:
+    async def main() -> None:
+        queue = FetchQueue(Limits(10_000))
+        most = 0
+
+        async def fetch() -> None:
+            nonlocal most
+            ticket = queue.ticket(Priority.WARM, 1, "x")
+            async with queue.turn(ticket):
+                most = max(most, queue.in_flight)
+                await trio.sleep(0.04)
+            queue.answered(ticket)
+
+        async def fetch_all() -> None:
+            async with trio.open_nursery() as nursery:
+                for _ in range(600):
+                    nursery.start_soon(fetch)
+
+        await fetch_all()
+        assert most == 64, "half of all requests, for warm-ups"
+        most = 0
+        for _ in range(40):
+            queue.failed(queue.ticket(Priority.WARM, 1, "x"), RetryLater("slow down"))
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(fetch)
+            await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert most == 16
+
+    run(main)
