@@ -248,8 +248,8 @@ class NodeTier:
 
     def adopt(self, key: str, size_bytes: int, stored: Stored, owner: str) -> CompleteObject:
         """Take over an object that a courier has stored here, and its descriptor. For the thread of ``open``."""
+        obj = CompleteObject(stored.fd, key, size_bytes)  # first, as it closes the descriptor whatever comes
         self.count_whole(key, size_bytes, stored, owner)
-        obj = CompleteObject(stored.fd, key, size_bytes)
         self._keep(obj)
         return obj
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -37,9 +37,9 @@ from dsfs.fetch.errand import (
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.queue import FetchQueue, Priority
 from dsfs.fetch.room import Room
-from dsfs.ranges import ByteRange
-from dsfs.sources.digest import digest_of
-from dsfs.sources.wire import NotForWire, WireRequest, as_wire
+from dsfs.ranges import ByteRange, KiB
+from dsfs.sources.digest import Digest, digest_of
+from dsfs.sources.wire import NotForWire, Proof, WireRequest, as_wire
 from dsfs.sources.wire_head import BadHead, parse_head
 
 log = structlog.get_logger()
@@ -48,7 +48,9 @@ _AGAIN_S: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
 _WELL_S: Final = 60.0  # one that lived for so long was well: the next one starts at once
 _LOOK_S: Final = 0.25
 _ENDED_S: Final = 2.0
-_ERRANDS_AT_ONCE: Final = 32  # of at most some 4 kB each
+_ERRANDS_AT_ONCE: Final = 32
+_LONGEST_REQUEST: Final = 32 * KiB  # what is longer flies by itself
+_BESIDES: Final = 2 * KiB  # of an errand, beside its request and path
 _STANDS_STILL_S: Final = 5.0
 """Without a word, and it is ended: it never waits for anything but the disk."""
 
@@ -124,11 +126,12 @@ class ByCourier:
         self._queue.enter(flight.ticket, partial(self._send, flight))
 
     def _send(self, flight: Flight) -> None:
-        file, link = flight.file, self._link
-        request = None if link is None else self._request(flight)
-        if link is None or request is None or request.proof is None:
+        file = flight.file
+        asking = None if self._link is None else self._asking(flight)
+        if asking is None:
             self._fly(flight)
             return
+        request, proof, digest = asking
         space = space_of(file.size_bytes) + map_space(file.size_bytes, self._tier.block_bytes)
         if not self._room.try_reserve(file.origin, space):
             self._fly(flight)
@@ -137,14 +140,13 @@ class ByCourier:
             self._tier.release(space)
             self._fly(flight)
             return
-        digest = digest_of(file.origin.source, file.obj)
         self._number += 1
         errand = Errand(
             self._number,
             request.host,
             request.port,
             request.head + b"\r\n",
-            request.proof,
+            proof,
             file.size_bytes,
             self._tier.layout.object_path(file.key),
             file.key,
@@ -163,10 +165,7 @@ class ByCourier:
         """Send what was given up since: one message for all that readers asked for in one round of the loop."""
         while True:
             while self._outbox or self._asks:
-                some, self._outbox = self._outbox[:_ERRANDS_AT_ONCE], self._outbox[_ERRANDS_AT_ONCE:]
-                if self._asks:
-                    self._asks, some, self._outbox = False, [], some + self._outbox
-                raw = packed([tuple(errand) for errand in some])
+                raw = packed([tuple(errand) for errand in self._next_message()])
                 while True:
                     try:
                         link.send(raw)
@@ -177,18 +176,41 @@ class ByCourier:
                         return  # it is gone, which ``_listen`` sees too
             await self._lot.park()
 
-    def _request(self, flight: Flight) -> WireRequest | None:
-        file, source = flight.file, as_wire(flight.file.origin.source)
+    def _next_message(self) -> list[Errand]:
+        """As many errands as it holds; none to ask whether the courier is well."""
+        some: list[Errand] = []
+        if self._asks:
+            self._asks = False
+            return some
+        size = 0
+        for errand in self._outbox[:_ERRANDS_AT_ONCE]:
+            size += len(errand.request) + len(errand.path) + _BESIDES
+            if some and size > LARGEST_MESSAGE:
+                break
+            some.append(errand)
+        del self._outbox[: len(some)]
+        return some
+
+    def _asking(self, flight: Flight) -> tuple[WireRequest, Proof, Digest | None] | None:
+        """What to ask, what proves the answer, and what it must hash to; None: not by courier."""
+        file = flight.file
         try:
-            return None if source is None else source.asking(file.obj, ByteRange(0, file.size_bytes))
-        except SourceError:
-            return None  # its own way says it again
+            source = as_wire(file.origin.source)
+            request = None if source is None else source.asking(file.obj, ByteRange(0, file.size_bytes))
+            if request is None or request.proof is None or len(request.head) > _LONGEST_REQUEST:
+                return None
+            return request, request.proof, digest_of(file.origin.source, file.obj)
+        except Exception:  # whatever it is, its own way meets it again and says so
+            return None
 
     def _heard(self, report: Report, descriptor: int) -> None:
         sent = self._sent.pop(report.number)
         flight = sent.flight
         try:
             self._take_in(sent, report, descriptor)
+        except Exception:  # as in a flight of its own: a bug here must not end the server
+            file = flight.file
+            log.exception("report of a courier not understood", dataset=file.origin.id, path=file.obj.path)
         finally:
             self._tier.end_making(flight.file.key)
             self._tier.release(sent.space_bytes)
@@ -245,6 +267,8 @@ class ByCourier:
                 await self._one()
             except OSError as error:  # no process, no descriptor: small files come by lanes
                 log.warning("no courier for small files", reason=str(error))
+            except Exception:  # nor must a bug here end the server
+                log.exception("no courier for small files")
             deaths = 0 if trio.current_time() - started_s > _WELL_S else deaths + 1
             await trio.sleep(_AGAIN_S[min(deaths, len(_AGAIN_S) - 1)])
 
@@ -343,7 +367,7 @@ def _told(request: WireRequest, report: Report) -> SourceError | None:
     """The error behind an answer; None when there is none that would not come again."""
     try:
         head = parse_head(report.head)
-        request.judge(type(head)(head.status, head.headers, head.content_length, head.keeps_open, report.document))
+        request.judge(replace(head, document=report.document))
     except SourceError as error:
         return error
     except (BadHead, NotForWire):

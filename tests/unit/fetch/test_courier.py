@@ -13,9 +13,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 import structlog
@@ -39,6 +39,7 @@ from dsfs.sources.digest import Digest
 from dsfs.sources.http import HttpSource
 from dsfs.sources.http_client import proof_of
 from dsfs.sources.timeouts import Timeouts
+from dsfs.sources.wire import WireRequest
 from tests.servers import hostile as h
 
 BLOCK: Final = 128 * KiB
@@ -369,6 +370,58 @@ def test_connections_are_used_again_and_one_that_was_closed_is_not_missed(run: R
         there.server.hang_up()
         assert await there.read(there.file("4")) == DATA
         assert otherwise() == before
+
+    run(test)
+
+
+def test_long_requests_go_in_messages_that_hold_them(run: Run) -> None:
+    async def test(there: World) -> None:
+        asks_with(there, b"X-Token: " + b"x" * 20_000 + b"\r\n")
+        before = stored()
+        async with trio.open_nursery() as nursery:
+            for number in range(16):
+                nursery.start_soon(there.ends, there.file(f"{number}"), RIGHT)
+        assert stored() == before + 16
+
+    run(test)
+
+
+def test_what_no_message_holds_comes_otherwise(run: Run) -> None:
+    async def test(there: World) -> None:
+        asks_with(there, b"".join(b"X-%d: " % number + b"x" * 60_000 + b"\r\n" for number in range(4)))
+        before = stored()
+        await there.ends(there.file("f"), RIGHT)
+        assert stored() == before
+
+    run(test)
+
+
+def asks_with(there: World, header: bytes) -> None:
+    source = there.origin.source
+    assert isinstance(source, HttpSource)
+    asking = source.asking
+
+    def asks(obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
+        request = asking(obj, wanted)
+        return request and replace(request, head=request.head + header)
+
+    source.asking = asks  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("where", ["before it is sent", "when it is heard of"])
+def test_a_bug_costs_no_more_than_the_courier(run: Run, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """As what a flight runs into: the server goes on, and so does the reader."""
+
+    def bug(*_whatever: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    async def test(there: World) -> None:
+        if where == "before it is sent":
+            monkeypatch.setattr("dsfs.fetch.by_courier.digest_of", bug)
+        else:
+            there.server.behave("/bucket/f", h.status(500))
+            monkeypatch.setattr("dsfs.fetch.by_courier._told", bug)
+        await there.ends(there.file("f"), RIGHT)
 
     run(test)
 
