@@ -8,6 +8,7 @@ by itself, and another is started.
 from __future__ import annotations
 
 import array
+import contextlib
 import socket
 import subprocess
 import time
@@ -284,12 +285,14 @@ class ByCourier:
             try:
                 ours.send(packed((self._tier.block_bytes, self._tier.boot)))
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch, process)
+                    nursery.start_soon(self._watch, nursery.cancel_scope)
                     nursery.start_soon(self._post, ours)
                     await self._listen(ours)
                     nursery.cancel_scope.cancel()
             finally:
                 self._link, self.pid = None, 0
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _ENDED_S):
+                    await self._last_words(ours)
                 process.kill()
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _ENDED_S):
                     await process.wait()
@@ -297,24 +300,37 @@ class ByCourier:
         log.warning("the courier for small files ended", status=process.returncode)
 
     async def _listen(self, link: socket.socket) -> None:
-        while True:
+        """Until it is gone."""
+        await trio.lowlevel.wait_readable(link)
+        while self._hear(link):
+            self._link = link
             await trio.lowlevel.wait_readable(link)
-            while True:
-                try:
-                    raw, ancillary, _flags, _address = link.recvmsg(
-                        LARGEST_MESSAGE + LARGEST_DOCUMENT, socket.CMSG_SPACE(4 * DESCRIPTORS_MAX)
-                    )
-                except BlockingIOError:
-                    break
-                except ConnectionError:
-                    return
-                if not raw:
-                    return
-                descriptors = array.array("i")
-                for _level, _type, data in ancillary:
-                    descriptors.frombytes(data)
-                self._take(unpacked(raw), list(descriptors))
-                self._link = link
+
+    async def _last_words(self, link: socket.socket) -> None:
+        """Have it end, and hear what it has stored: that would lie here for ever, as the index does not know of it."""
+        with contextlib.suppress(OSError):  # it is gone
+            link.shutdown(socket.SHUT_WR)
+        await trio.lowlevel.wait_readable(link)
+        while self._hear(link):
+            await trio.lowlevel.wait_readable(link)
+
+    def _hear(self, link: socket.socket) -> bool:
+        """Take what has come; False: nothing more will."""
+        while True:
+            try:
+                raw, ancillary, _flags, _address = link.recvmsg(
+                    LARGEST_MESSAGE + LARGEST_DOCUMENT, socket.CMSG_SPACE(4 * DESCRIPTORS_MAX)
+                )
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                continue  # it has died and left a message unread: said once, before what it had sent
+            if not raw:
+                return False
+            descriptors = array.array("i")
+            for _level, _type, data in ancillary:
+                descriptors.frombytes(data)
+            self._take(unpacked(raw), list(descriptors))
 
     def _take(self, reports: list[tuple[Any, ...]], descriptors: list[int]) -> None:
         self._asked_s = None  # whatever it says, it is well
@@ -324,8 +340,8 @@ class ByCourier:
                 report = Report(*fields)
                 self._heard(report, descriptors.pop() if report.descriptor and descriptors else -1)
 
-    async def _watch(self, process: trio.Process) -> None:
-        """End flights whose time is over, and a courier that stands still."""
+    async def _watch(self, life: trio.CancelScope) -> None:
+        """End flights whose time is over, and the life of a courier that stands still."""
         while True:
             if not self._sent:
                 self._something_sent = trio.Event()
@@ -338,7 +354,7 @@ class ByCourier:
                 self._lot.unpark()
             elif now_s - self._asked_s > min(_STANDS_STILL_S, self._deadline_s / 2):
                 log.warning("the courier for small files stands still")
-                process.kill()
+                life.cancel()  # what waits for a dead disk cannot even be killed, so its end is not waited for
                 return
             for sent in list(self._sent.values()):
                 if now_s - sent.started_s > self._deadline_s and not sent.given_up:

@@ -118,6 +118,7 @@ class Courier:
             for fd, _events in self._poll.poll(_TICK_S if self._lines else None):
                 if fd == control_fd:
                     if not self._hear():
+                        self._tell()  # the server may want to know to the last what lies in its cache
                         return
                 elif (line := self._lines.get(fd)) is not None:
                     self._on_event(line)
@@ -168,9 +169,14 @@ class Courier:
                 self._control.sendmsg([raw], along)
                 return
             except _AGAIN:
-                select.select([], [self._control], [])  # the server has its reasons; there is nothing better to do
+                self._wait_writable()  # the server has its reasons; there is nothing better to do
             except ConnectionError:
                 raise SystemExit(0) from None  # it is gone
+
+    def _wait_writable(self) -> None:
+        poll = select.poll()  # select() takes no number above 1023, and the server may have had more descriptors
+        poll.register(self._control, select.POLLOUT)
+        poll.poll()
 
     def _report(self, errand: Errand, outcome: Outcome, reason: str = "") -> None:
         self._reports.append(Report(errand.number, int(outcome), reason=reason))

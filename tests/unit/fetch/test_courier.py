@@ -6,12 +6,17 @@ What the courier cannot do, and what it was at when it died, comes another way: 
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import os
 import random
+import resource
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +25,7 @@ from typing import Final, NoReturn
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from dsfs import metrics
 from dsfs.bridge import Bridge, network_side
@@ -29,6 +35,8 @@ from dsfs.cache.layout import Layout
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceChanged, SourceError, SourceRefused, SourceTimeout, SourceUnavailable
 from dsfs.fetch.by_courier import ByCourier
+from dsfs.fetch.courier import Courier
+from dsfs.fetch.errand import LARGEST_MESSAGE
 from dsfs.fetch.flights import Flights
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.queue import FetchQueue, Limits, Priority
@@ -192,7 +200,7 @@ def test_many_files_are_stored_by_the_courier_and_counted(run: Run) -> None:
     async def test(there: World) -> None:
         rng = random.Random(1)
         files = {name: rng.randbytes(rng.randrange(1, BLOCK + 1)) for name in map(str, range(100))}
-        before, used = stored(), there.tier.used_bytes
+        before = stored()
         assert there.origin.last_error is None
 
         async def one(name: str, data: bytes) -> None:
@@ -207,13 +215,7 @@ def test_many_files_are_stored_by_the_courier_and_counted(run: Run) -> None:
                 nursery.start_soon(one, name, data)
         assert stored() - before == len(files)
         assert {there.server.requests[f"/bucket/{name}"] for name in files} == {1}
-        space = sum(
-            os.stat(path).st_blocks * 512
-            for name, data in files.items()
-            for key in [there.file(name, data).key]
-            for path in (there.tier.layout.object_path(key), there.tier.layout.map_path(key))
-        )
-        assert there.tier.used_bytes - used == space
+        assert there.tier.used_bytes == space_on_disk(there.tier)
         assert there.tier.index.owner_bytes("test/small") == sum(map(len, files.values())) + len(DATA)
 
     run(test)
@@ -313,6 +315,78 @@ def test_one_that_stands_still_is_ended_and_its_files_come_otherwise(run: Run) -
         assert await there.ready(other_than=pid) != pid
 
     run(test, deadline_s=4)
+
+
+def test_one_that_cannot_even_be_killed_is_not_waited_for(run: Run, tmp_path: Path) -> None:
+    """As in a system call on a dead disk; here it is the child of what is killed."""
+    argv = ("sh", "-c", f'"{sys.executable}" -m daemon.courier "$1" & echo $! >{tmp_path}/pid; wait', "courier")
+
+    async def test(there: World) -> None:
+        async with flights_of_its_own(there, argv) as flights:
+            assert flights.courier is not None
+            first, pid = flights.courier.pid, int(await trio.Path(f"{tmp_path}/pid").read_text())
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await Reader(there.tier, flights).fetch_whole(there.file("f"), Priority.DEMAND)
+                assert flights.courier.pid != first
+            finally:
+                os.kill(pid, signal.SIGKILL)
+
+    run(test, deadline_s=4)
+
+
+def test_what_was_stored_when_the_server_ends_is_counted(run: Run) -> None:
+    async def test(there: World) -> None:
+        before, space = stored(), space_on_disk(there.tier)
+        async with flights_of_its_own(there) as flights:
+            assert flights.courier is not None
+            flights.ensure(there.file("f"), [0], Priority.DEMAND)
+            await trio.testing.wait_all_tasks_blocked()
+            flights.courier._hear = lambda _link: True  # type: ignore[method-assign]  # the server is busy
+            while space_on_disk(there.tier) < space + len(DATA):  # noqa: ASYNC110  # it tells nobody
+                await trio.sleep(0.01)
+            del flights.courier._hear
+        assert stored() == before + 1
+        assert there.tier.used_bytes == space_on_disk(there.tier) > space
+
+    run(test)
+
+
+def space_on_disk(tier: NodeTier) -> int:
+    return sum(path.stat().st_blocks * 512 for path in Path(tier.layout.objects).glob("*/*"))
+
+
+@asynccontextmanager
+async def flights_of_its_own(there: World, argv: Sequence[str] = ARGV) -> AsyncIterator[Flights]:
+    """Beside those of the world, and they end with the context as those of a server do."""
+    async with trio.open_nursery() as nursery:
+        flights = Flights(
+            nursery, there.bridge, there.tier, FetchQueue(Limits(64 * BLOCK, 16, 16)), 20, courier_argv=argv
+        )
+        with trio.fail_after(WITHIN_S):
+            while not flights.courier or not flights.courier.ready:  # noqa: ASYNC110  # it tells nobody
+                await trio.sleep(0.01)
+        yield flights
+        nursery.cancel_scope.cancel()
+
+
+def test_it_waits_for_its_server_on_any_descriptor() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 2048), limits[1]))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 1500)) as control:
+        ours.settimeout(WITHIN_S)
+        courier = Courier(control, BLOCK, b"b" * 16)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                control.send(b"full")
+        sending = threading.Thread(target=courier._send, args=([()],), daemon=True)
+        sending.start()
+        while ours.recv(LARGEST_MESSAGE) == b"full":
+            pass
+        sending.join(WITHIN_S)
+        assert not sending.is_alive()
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(run: Run) -> None:
