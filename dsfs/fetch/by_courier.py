@@ -364,9 +364,9 @@ class ByCourier:
         sent.given_up = True
         origin = sent.flight.file.origin
         error = SourceTimeout(f"{origin.source.uri}: no answer within {self._deadline_s:g} s")
-        origin.note_error(error)
+        origin.note_failed(error, sent.started_s)
         self._queue.failed(sent.flight.ticket, error)
-        sent.flight.error = error
+        sent.flight.fail(error)
         self._over(sent.flight)
 
     def _fly_on(self) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import structlog
 import trio
 
 from dsfs.cache.complete import CachedObject
@@ -17,6 +18,8 @@ from dsfs.fetch.queue import Ticket
 from dsfs.fetch.shared import Bringing
 from dsfs.model import Tier
 from dsfs.ranges import ByteRange, block_count, block_range
+
+log = structlog.get_logger()
 
 SMALL_BLOCKS = 4
 """An object of up to so many blocks is fetched whole on first use and stored as two renamed files."""
@@ -76,6 +79,18 @@ class Flight:
         """Whether it is all of a small object, which is stored as a whole."""
         total = block_count(self.file.size_bytes, self.block_bytes)
         return len(self.blocks) == total <= SMALL_BLOCKS
+
+    def fail(self, error: SourceError) -> None:
+        """No more of it will come, and this is why."""
+        self.error = error
+        log.warning(
+            "fetch failed",
+            dataset=self.file.origin.id,
+            path=self.file.obj.path,
+            offset=self.wanted.start,
+            error=type(error).__name__,
+            reason=str(error),
+        )
 
     def show(self, landed: Mapping[int, memoryview]) -> None:
         """Give blocks to those who wait for them."""

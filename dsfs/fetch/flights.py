@@ -203,15 +203,7 @@ class Flights:
                 self._queue.answered(flight.ticket)
         except SourceError as error:
             self._queue.failed(flight.ticket, error)
-            flight.error = error
-            log.warning(
-                "fetch failed",
-                dataset=file.origin.id,
-                path=file.obj.path,
-                offset=flight.wanted.start,
-                error=type(error).__name__,
-                reason=str(error),
-            )
+            flight.fail(error)
         except Exception as error:  # a bug here must not end the server; its readers get EIO, the log the traceback
             log.exception("fetch failed unexpectedly", dataset=file.origin.id, path=file.obj.path)
             flight.error = SourceUnavailable(f"{file.origin.id}: {type(error).__name__} in the daemon (see its log)")

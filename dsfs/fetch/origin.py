@@ -138,6 +138,11 @@ class Origin:
         self.last_error = None
         self._count_request("ok", started_s)
 
+    def note_failed(self, error: SourceError, started_s: float) -> None:
+        """A request that was begun then came to nothing."""
+        self.note_error(error)
+        self._count_request(_outcome_of(error), started_s)
+
     def _count_request(self, outcome: str, started_s: float) -> None:
         self._outcomes[outcome].inc()
         self._seconds.observe(time.perf_counter() - started_s)

@@ -139,8 +139,13 @@ class World:
 
     async def idle(self) -> None:
         with trio.fail_after(WITHIN_S):
-            while self.flights.under_way or self.queue.in_flight:  # noqa: ASYNC110  # they tell nobody
+            while self.busy:  # noqa: ASYNC110  # they tell nobody
                 await trio.sleep(0.01)
+
+    @property
+    def busy(self) -> bool:
+        """What nobody waits for any more may still be stored: room is kept for it."""
+        return bool(self.flights.under_way or self.queue.in_flight or self.tier.statistics().reserved_bytes)
 
 
 def stored() -> float:
@@ -389,14 +394,23 @@ def test_it_waits_for_its_server_on_any_descriptor() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(run: Run) -> None:
+@pytest.mark.parametrize("deadline_s", [0.5, 2.0])  # less than the courier waits for an answer, and more
+def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(run: Run, deadline_s: float) -> None:
     async def test(there: World) -> None:
         file = there.file("f")
         there.server.always("/bucket/f", h.stall_at_once)
-        with pytest.raises(SourceTimeout):
-            await there.read(file)
+        timeouts = metrics.ORIGIN_REQUESTS.labels("test", "small", "timeout")._value
+        before = timeouts.get()
+        with structlog.testing.capture_logs() as logs:
+            with pytest.raises(SourceTimeout):
+                await there.read(file)
+            await there.idle()
+        assert timeouts.get() > before
+        assert [(line["dataset"], line["path"]) for line in logs if line["event"] == "fetch failed"] == [
+            ("test/small", "f")
+        ]
 
-    run(test, deadline_s=2)
+    run(test, deadline_s=deadline_s)
 
 
 def test_a_disk_that_refuses_costs_the_copy_and_not_the_read(run: Run) -> None:
