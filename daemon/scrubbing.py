@@ -24,7 +24,7 @@ async def scrub_in_background(tier: NodeTier, boot: bytes, every_s: float, busy:
     saved_s = trio.current_time()
     try:
         while True:
-            checked = await trio.to_thread.run_sync(scrub.step, limiter=_SCRUB)
+            checked = await trio.to_thread.run_sync(_step, scrub, tier, limiter=_SCRUB)
             rest_s = pause_s(checked or STEP_BYTES, tier.used_bytes, every_s)
             if trio.current_time() - saved_s >= _SAVED_S:
                 saved_s = trio.current_time()
@@ -36,6 +36,14 @@ async def scrub_in_background(tier: NodeTier, boot: bytes, every_s: float, busy:
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await trio.to_thread.run_sync(_save, scrub, tier, limiter=_SCRUB, abandon_on_cancel=True)
+
+
+def _step(scrub: Scrub, tier: NodeTier) -> int:
+    try:
+        return scrub.step()
+    except OSError as error:
+        tier.note_trouble(error)
+        return 0
 
 
 def _save(scrub: Scrub, tier: NodeTier) -> None:

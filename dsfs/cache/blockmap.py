@@ -46,8 +46,16 @@ _UNTRIED, _REFUSED = -1, -2
 _opening_direct = threading.Lock()
 
 
+_NOT_OF_THE_OBJECT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
 class DamagedObject(Exception):
     """Map and data do not belong together, or are torn: the object has to be dropped."""
+
+
+def is_of_the_object(error: Exception) -> bool:
+    """Whether what opening or reading an object raised says that it cannot be used; else another time it can."""
+    return isinstance(error, DamagedObject) or (isinstance(error, OSError) and error.errno not in _NOT_OF_THE_OBJECT)
 
 
 class BlockMap:
@@ -331,8 +339,10 @@ class BlockMap:
         is: the caller drops it (``retract``, or the whole object). Raises DamagedObject, OSError.
         """
         place = block_range(block, self.size_bytes, self.block_bytes)
+        generation = self._generation[0]  # before the state, as in ``read``
         state = self._states[block]
-        generation = self._generation[0]
+        if state == State.ABSENT:
+            return True  # taken back meanwhile: not wrong, just gone
         if read is None:
             data = memoryview(bytearray(place.length))
             self._pread(place, data, 0)
@@ -341,7 +351,7 @@ class BlockMap:
             if len(data) != place.length:
                 raise DamagedObject(f"data of {self.key} ends before byte {place.stop}")
         if crc32c(data) != self._checksums[block]:
-            return self._generation[0] != generation  # punched meanwhile: not wrong, just gone
+            return self._generation[0] != generation  # punched meanwhile
         if state == State.UNCHECKED:
             lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -15,17 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-import structlog
-
 from dsfs import metrics
-from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.blockmap import DamagedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
-from dsfs.cache.past_cache import PastCache, ReadRange
-from dsfs.cache.verify import open_by_key
+from dsfs.cache.past_cache import PastCache
+from dsfs.cache.verify import drop_damaged, is_right, open_by_key
 from dsfs.ranges import MiB, block_range
-
-log = structlog.get_logger()
 
 STEP_BYTES = 1 * MiB
 """What is checked between two pauses; a block of a large object, or some small objects."""
@@ -64,11 +60,13 @@ class Scrub:
         self._file = tier.layout.scrub
         self.place = self._saved = _load(self._file)
         self._left: list[str] = []  # keys of the directory that it is in, the next one last
-        self._fan = int(self.place.after[:2] or "0", 16)
-        self._read_fan()
+        self._fan = int(self.place.after[:2] or "0", 16) - 1
 
     def step(self, budget_bytes: int = STEP_BYTES) -> int:
-        """Check about so many bytes; how many there were, 0 at the end of a round. Blocks on the disk."""
+        """Check about so many bytes; how many there were, 0 at the end of a round. Blocks on the disk.
+
+        Raises OSError of what says nothing about an object: that one is looked at another time.
+        """
         done = 0
         with _idle_priority():
             for _object in range(_STEP_OBJECTS):
@@ -92,10 +90,9 @@ class Scrub:
         while not self._left:
             self._fan += 1
             if self._fan == _FANS:
-                self._fan = 0
+                self._fan = -1
                 self.place = Place(rounds=self.place.rounds + 1)
                 metrics.SCRUB_ROUNDS.inc()
-                self._read_fan()
                 return False
             self._read_fan()
         return True
@@ -118,9 +115,8 @@ class Scrub:
             self._done_with(key)  # evicted meanwhile
             return 0
         except (DamagedObject, OSError) as error:
+            drop_damaged(self._tier, key, error)
             metrics.CORRUPT_BLOCKS.inc()
-            log.warning("cached object dropped", key=key, reason=str(error))
-            self._tier.drop(key)
             self._done_with(key)
             return 0
         looked_at = 0
@@ -134,19 +130,12 @@ class Scrub:
                 size_bytes = block_range(block, obj.size_bytes, obj.block_bytes).length
                 looked_at += size_bytes
                 metrics.SCRUBBED_BYTES.inc(size_bytes)
-                if not self._is_right(obj, block, read):
+                if not is_right(obj, block, read):
                     self._tier.drop_bad_block(obj, block)
                     if obj.complete:
                         break  # dropped as a whole
         self._done_with(key)
         return looked_at
-
-    def _is_right(self, obj: BlockMap, block: int, read: ReadRange) -> bool:
-        try:
-            return obj.check(block, read)
-        except (DamagedObject, OSError) as error:
-            log.warning("cached block cannot be read", key=obj.key, block=block, reason=str(error))
-            return False
 
     def _done_with(self, key: str) -> None:
         self._left.pop()

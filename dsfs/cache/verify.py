@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.blockmap import BlockMap, DamagedObject, is_of_the_object
 from dsfs.cache.mapfile import HEADER, State
 from dsfs.cache.node import NodeTier
+from dsfs.cache.past_cache import ReadRange
 from dsfs.ranges import block_range
 
 log = structlog.get_logger()
@@ -27,7 +28,10 @@ class Verified:
 
 
 def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = lambda _: None) -> Verified:
-    """Compare every cached block with its checksum; drop what is wrong. Blocks on the disk; hours for terabytes."""
+    """Compare every cached block with its checksum; drop what is wrong. Blocks on the disk; hours for terabytes.
+
+    Raises OSError of what says nothing about the cache: no descriptors, no memory.
+    """
     found = Verified()
     for key in keys_on_disk(tier.layout.objects):
         found.objects += 1
@@ -37,9 +41,8 @@ def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = l
             found.objects -= 1  # evicted while we came here
             continue
         except (DamagedObject, OSError) as error:
-            log.warning("cached object dropped", key=key, reason=str(error))
+            drop_damaged(tier, key, error)
             found.bad += 1
-            tier.drop(key)
             continue
         _verify_object(tier, obj, found)
         progress(found)
@@ -53,8 +56,26 @@ def verify_one(tier: NodeTier, key: str, boot: bytes) -> None:
     except FileNotFoundError:
         return
     except (DamagedObject, OSError) as error:
-        log.warning("cached object dropped", key=key, reason=str(error))
-        tier.drop(key)
+        drop_damaged(tier, key, error)
+
+
+def drop_damaged(tier: NodeTier, key: str, error: DamagedObject | OSError) -> None:
+    """Drop an object that could not be opened. Raises the error if that is no fault of the object's."""
+    if not is_of_the_object(error):
+        raise error
+    log.warning("cached object dropped", key=key, reason=str(error))
+    tier.drop(key)
+
+
+def is_right(obj: BlockMap, block: int, read: ReadRange | None = None) -> bool:
+    """Whether a block is what its checksum says (``BlockMap.check``). Raises OSError, where that is not its fault."""
+    try:
+        return obj.check(block, read)
+    except (DamagedObject, OSError) as error:
+        if not is_of_the_object(error):
+            raise
+        log.warning("cached block cannot be read", key=obj.key, block=block, reason=str(error))
+        return False
 
 
 def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
@@ -62,12 +83,7 @@ def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
         if obj.state(block) == State.ABSENT:
             continue
         found.blocks += 1
-        try:
-            right = obj.check(block)
-        except (DamagedObject, OSError) as error:
-            log.warning("cached block cannot be read", key=obj.key, block=block, reason=str(error))
-            right = False
-        if right:
+        if is_right(obj, block):
             found.bytes += block_range(block, obj.size_bytes, obj.block_bytes).length
             continue
         found.bad += 1
@@ -106,8 +122,7 @@ def _note(tier: NodeTier, key: str, boot: bytes) -> None:
     except FileNotFoundError:
         return
     except (DamagedObject, OSError) as error:
-        log.warning("cached object dropped", key=key, reason=str(error))
-        tier.drop(key)
+        drop_damaged(tier, key, error)
         return
     if obj.present_bytes():
         tier.index.add(key, obj.space_bytes(), obj.present_bytes(), "")

@@ -11,6 +11,7 @@ from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import CachedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
+from dsfs.cache.verify import is_right
 from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.disk_read import DiskRead
@@ -307,12 +308,10 @@ class Reader:
     async def _check(self, obj: BlockMap, blocks: list[int]) -> None:
         for block in blocks:
             try:
-                right = await trio.to_thread.run_sync(obj.check, block, limiter=DISK)
-            except (DamagedObject, OSError) as error:
-                log.warning("cached block cannot be read", key=obj.key, block=block, reason=str(error))
-                right = False
-            if not right:
-                self._tier.drop_bad_block(obj, block)
+                if not await trio.to_thread.run_sync(is_right, obj, block, limiter=DISK):
+                    self._tier.drop_bad_block(obj, block)
+            except OSError as error:
+                self._tier.note_trouble(error)
 
     async def _read_node(self, obj: CachedObject, wanted: ByteRange, into: memoryview) -> bool:
         try:

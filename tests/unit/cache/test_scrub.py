@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,7 @@ from dsfs.cache.layout import open_layout
 from dsfs.cache.node import NodeTier
 from dsfs.cache.past_cache import PastCache
 from dsfs.cache.scrub import LONGEST_PAUSE_S, Scrub, pause_s
+from dsfs.cache.verify import rebuild_index, verify
 from dsfs.ranges import ByteRange
 
 BLOCK = 4096
@@ -114,6 +120,52 @@ def test_a_bad_block_of_what_is_being_written_goes_alone_and_is_counted_once(tie
     tier.publish(obj, 4, bytes(BLOCK), "a/one")
     tier.publish(obj, 1, bytes(BLOCK), "a/one")
     assert tier.index.used_bytes == obj.space_bytes()
+
+
+@contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """No more than so many may be opened inside."""
+    free = (number for number in itertools.count() if not os.path.exists(f"/proc/self/fd/{number}"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, count, None)), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("way", ["scrub", "verify", "rebuild"])
+def test_who_may_open_no_more_files_drops_nothing(tier: NodeTier, way: str, count: int) -> None:
+    for number in (1, 2, 3):
+        put(tier, number)
+        if way == "rebuild":
+            tier.index.remove(key_of(number))
+    before = metrics.CORRUPT_BLOCKS._value.get()
+    another_boot = b"another boot ..."  # so that there is something to check
+    scrub = Scrub(tier, another_boot)
+    work: dict[str, Callable[[], object]] = {
+        "scrub": partial(whole_round, scrub, 1 << 20),
+        "verify": partial(verify, tier, another_boot),
+        "rebuild": partial(rebuild_index, tier, another_boot),
+    }
+    refused: int | None = errno.EMFILE
+    try:
+        with descriptors(count):
+            work[way]()
+    except OSError as error:
+        refused = error.errno
+    assert refused == errno.EMFILE
+    work[way]()
+    assert metrics.CORRUPT_BLOCKS._value.get() == before
+    assert [tier.open(key_of(number), len(data_of(0)), "a/one") is not None for number in (1, 2, 3)] == [True] * 3
+
+
+def test_a_block_that_goes_before_it_is_looked_at_is_not_wrong(tier: NodeTier) -> None:
+    obj = tier.create(key_of(5), 6 * BLOCK)
+    tier.publish(obj, 1, bytes([1]) * BLOCK, "a/one")
+    assert obj.retract([1]) == BLOCK
+    assert obj.check(1)
 
 
 def test_it_is_no_use_of_what_it_looks_at(tier: NodeTier) -> None:
