@@ -154,6 +154,7 @@ class NodeTier:
                 self.note_trouble(error)
                 return None
             self._keep(obj)
+            self._look_again(obj)
         self.index.use(key, owner)
         return obj
 
@@ -184,8 +185,10 @@ class NodeTier:
     def keep_open(self, obj: CachedObject) -> None:
         """More of an object will be asked for."""
         with self._lock:
-            if obj.key not in self._open:  # somebody may begin it anew just now, and that one counts
-                self._recent[obj.key] = self._open[obj.key] = obj
+            if obj.key in self._open:  # somebody may begin it anew just now, and that one counts
+                return
+            self._recent[obj.key] = self._open[obj.key] = obj
+        self._look_again(obj)
 
     def knows(self, key: str) -> bool:
         """Whether an object is open; one that ``open`` has just not found is not."""
@@ -215,6 +218,18 @@ class NodeTier:
         with self._lock:
             self._recent[obj.key] = obj
             self._open[obj.key] = obj
+
+    def _look_again(self, obj: CachedObject) -> None:
+        """Who drops an object unlinks it, then has what is open forgotten: one that was opened before and is kept
+        since would be handed out on and on, corrupt or not."""
+        if os.fstat(obj.fd).st_nlink:
+            return
+        with self._lock:
+            obj.unlinked = True
+            self._leaving.add(obj)
+            if self._open.get(obj.key) is obj:
+                del self._open[obj.key]
+                self._recent.pop(obj.key, None)
 
     # -- bringing in --------------------------------------------------------------------------------------------
 
@@ -279,9 +294,13 @@ class NodeTier:
         if isinstance(obj, BlockMap):
             with obj.counting:
                 self._count_all(obj, obj.counted_bytes)
-        else:
-            paths = (self.layout.map_path(key), self.layout.object_path(key))
-            self._count_all(obj, sum(os.stat(path).st_blocks * 512 for path in paths))
+            return
+        paths = (self.layout.map_path(key), self.layout.object_path(key))
+        try:
+            space_bytes = sum(os.stat(path).st_blocks * 512 for path in paths)
+        except FileNotFoundError:
+            return  # evicted just now
+        self._count_all(obj, space_bytes)
 
     def _count_all(self, obj: CachedObject, space_bytes: int) -> None:
         known_bytes, known_content_bytes = self.index.known(obj.key)

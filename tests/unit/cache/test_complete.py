@@ -139,3 +139,14 @@ def test_opening_while_it_is_dropped_and_brought_in_anew_never_shows_a_hole(tier
         stop.set()
         looking.join()
     assert not wrong
+
+
+def test_what_is_dropped_while_it_is_read_is_not_kept_open(tier: NodeTier) -> None:
+    """It may be dropped because it is corrupt, and then no later reader shall have it."""
+    tier.put_whole(KEY, SIZE, CONTENT, "")
+    obj = tier.open_complete(KEY, SIZE, "")
+    assert obj is not None
+    tier.drop(KEY)
+    tier.keep_open(obj)
+    assert tier.open(KEY, SIZE, "") is None
+    assert not tier.knows(KEY)

@@ -121,3 +121,16 @@ def test_a_complete_one_that_is_open_too(cache: Cache) -> None:
     assert held is not None
     rebuild_index(cache.tier, BOOT)
     assert cache.index.used_bytes == used
+
+
+def test_what_is_evicted_while_it_is_counted_does_not_end_the_rest(cache: Cache) -> None:
+    cache.tier.put_whole(KEY, 5000, bytes(5000), "a/one")
+    cache.tier.put_whole(OTHER, 5000, bytes(5000), "a/one")
+    used = cache.index.used_bytes
+    cache.lose_index()
+    held = cache.tier.open(KEY, 5000, "a/one")
+    assert held is not None
+    os.unlink(cache.layout.map_path(KEY))  # which is how an eviction begins
+    cache.tier.recount(KEY)
+    rebuild_index(cache.tier, BOOT)
+    assert cache.index.used_bytes == used / 2
