@@ -82,6 +82,9 @@ class ContentChecks:
             self._tier.unproven.put_off(file.key)
         except OSError as error:
             self._tier.note_trouble(error)
+        except Exception:  # as in a flight: a bug here must not end the server, nor keep the file from the kernel
+            log.exception("file could not be compared with its hash", dataset=file.origin.id, path=file.obj.path)
+            self._tier.unproven.put_off(file.key)
         finally:
             self._checking.discard(file.key)
 

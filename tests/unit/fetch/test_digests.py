@@ -147,6 +147,7 @@ class Asked(FakeSource):
     """Lists no hash, and tells one when it is asked."""
 
     told: Digest | None = None
+    trouble: Exception = SourceUnavailable("it does not answer")
     questions = 0
 
     def may_tell(self, obj: SourceObject) -> bool:
@@ -155,7 +156,7 @@ class Asked(FakeSource):
     async def ask_digest(self, obj: SourceObject) -> Digest | None:
         self.questions += 1
         if self.told is None:
-            raise SourceUnavailable("it does not answer")
+            raise self.trouble
         return self.told
 
 
@@ -174,9 +175,11 @@ def test_a_large_file_is_asked_for_once(run: Callable[..., None], algorithm: str
     run(test, rate=1.0)
 
 
-def test_who_cannot_be_asked_does_not_keep_a_file_from_the_kernel(run: Callable[..., None]) -> None:
+@pytest.mark.parametrize("trouble", [SourceUnavailable("it does not answer"), ZeroDivisionError("a bug")])
+def test_who_cannot_be_asked_does_not_keep_a_file_from_the_kernel(run: Callable[..., None], trouble: Exception) -> None:
     async def test(there: World) -> None:
-        there.origin.source = Asked(there.bridge)
+        there.origin.source = source = Asked(there.bridge)
+        source.trouble = trouble
         file = there.file(LARGE)
         await there.reader.fetch_whole(file, Priority.WARM)
         await all_checked(there)
