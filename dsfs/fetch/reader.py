@@ -129,7 +129,11 @@ class Reader:
             if part.length == 0:
                 continue  # read together with the block before
             if block in absent:
-                data, tier = await self._landed(file, flights[block], block, asked_s)
+                try:
+                    data, tier = await self._landed(file, flights[block], block, asked_s)
+                except (DamagedObject, OSError) as error:  # of what a courier has stored
+                    log.debug("stored and not to be read", dataset=file.origin.id, reason=str(error))
+                    return None
                 pieces.append(data[part.start - place.start : part.stop - place.start])
                 read.append((tier, part.length))
             elif (data_here := self._flights.fresh.block(file.key, block)) is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -424,6 +425,19 @@ def test_a_disk_that_refuses_costs_the_copy_and_not_the_read(run: Run) -> None:
         os.rename(f"{directory}.gone", directory)
         assert await there.read(there.file("g")) == DATA
         assert not there.tier.in_trouble
+
+    run(test)
+
+
+def test_what_was_stored_and_cannot_be_read_is_read_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(there: World) -> None:
+        async def broken(*_whatever: object) -> NoReturn:
+            raise OSError(errno.EIO, "a bad disk")
+
+        before = stored()
+        monkeypatch.setattr("dsfs.fetch.flight._read", broken)
+        assert await there.read(there.file("f")) == DATA
+        assert stored() == before + 1
 
     run(test)
 
