@@ -17,15 +17,14 @@ class Unproven:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._directory = directory
         self._keys = set(os.listdir(directory))
+        self._put_off: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
+        return key in self._keys and key not in self._put_off
 
     def add(self, key: str) -> None:
         """Of an object that is about to be made. Raises OSError; then it is known in memory only."""
+        self._put_off.discard(key)
         if key not in self._keys:
             self._keys.add(key)
             os.close(os.open(f"{self._directory}/{key}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -34,6 +33,7 @@ class Unproven:
         """It is proven, or gone. Raises OSError."""
         if key in self._keys:
             self._keys.discard(key)
+            self._put_off.discard(key)
             try:
                 os.unlink(f"{self._directory}/{key}")
             except FileNotFoundError:
@@ -41,4 +41,4 @@ class Unproven:
 
     def put_off(self, key: str) -> None:
         """It cannot be known now, and nobody shall wait for it; the next server tries again."""
-        self._keys.discard(key)
+        self._put_off.add(key)
