@@ -19,7 +19,6 @@ from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import (
     CachedObject,
     CompleteObject,
-    clear_mark,
     open_complete,
     open_known_complete,
     open_object,
@@ -30,7 +29,7 @@ from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.making import Making
 from dsfs.cache.unproven import Unproven
-from dsfs.cache.whole import Stored, store_whole
+from dsfs.cache.whole import Stored, remove_object, store_whole
 from dsfs.errors import CacheFull
 from dsfs.model import Tier
 from dsfs.ranges import MiB
@@ -367,24 +366,12 @@ class NodeTier:
         obj.counted_bytes = 0
 
     def drop(self, key: str) -> int:
-        """Unlink an object, mark and map first, so that data never counts without; the bytes that were freed."""
-        freed = 0
+        """Unlink an object; the bytes that were freed."""
         try:
-            clear_mark(self.layout.object_path(key))
-        except FileNotFoundError:
-            pass  # a map without data
+            freed = remove_object(self.layout.object_path(key))
         except OSError as error:
             self.note_trouble(error)
             return 0
-        for path in (self.layout.map_path(key), self.layout.object_path(key)):
-            try:
-                freed += os.stat(path).st_blocks * 512
-                os.unlink(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                self.note_trouble(error)
-                return 0
         self._forget(key)
         try:
             self.unproven.discard(key)

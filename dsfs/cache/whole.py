@@ -7,7 +7,7 @@ import os
 import threading
 from typing import NamedTuple
 
-from dsfs.cache.complete import set_mark
+from dsfs.cache.complete import clear_mark, set_mark
 from dsfs.cache.mapfile import crc32c, pack_complete
 from dsfs.cache.new_file import new_file, write_all
 from dsfs.ranges import block_count, block_range
@@ -27,7 +27,7 @@ def store_whole(
     """Its data under a new inode, then its map, renamed into place. Blocks on the disk.
 
     Data without a map counts for nothing; what an earlier try left, a passthrough reader may still hold, so it is
-    unlinked and never written into. Raises OSError when the disk refuses: see ``remove_whole``.
+    unlinked and never written into. Raises OSError when the disk refuses: see ``remove_object``.
     """
     map_aside = f"{path}.map.{os.getpid()}.{threading.get_ident()}.new"
     view = memoryview(data)
@@ -52,8 +52,15 @@ def store_whole(
         raise
 
 
-def remove_whole(path: str) -> None:
-    """Unlink an object, map first, so that data never counts without its map. Raises OSError."""
+def remove_object(path: str) -> int:
+    """Unlink an object, mark and map first, so that data never counts without; the bytes that were freed. Raises
+    OSError; then what is left counts for nothing, or for as much as before."""
+    with contextlib.suppress(FileNotFoundError):  # a map without data
+        clear_mark(path)
+    freed = 0
     for name in (f"{path}.map", path):
         with contextlib.suppress(FileNotFoundError):
+            found = os.stat(name)
             os.unlink(name)
+            freed += found.st_blocks * 512
+    return freed

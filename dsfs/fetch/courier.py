@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Final
 
-from dsfs.cache.whole import Stored, remove_whole, store_whole
+from dsfs.cache.whole import Stored, remove_object, store_whole
 from dsfs.errors import SourceError
 from dsfs.fetch.errand import (
     DESCRIPTORS_MAX,
@@ -414,7 +414,7 @@ class Courier:
             stored = store_whole(errand.path, errand.key, errand.size_bytes, self._block_bytes, self._boot, data)
         except OSError as error:
             with contextlib.suppress(OSError):  # the server tries too, and says what is wrong with the disk
-                remove_whole(errand.path)
+                remove_object(errand.path)
             self._give_up(line, f"the disk refuses ({error.strerror})")
             return
         if line.keeps_open and line.have == line.need:

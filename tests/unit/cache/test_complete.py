@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dsfs.cache.blockmap import BlockMap
-from dsfs.cache.complete import CompleteObject, clear_mark, mark_of, open_complete, open_known_complete, open_object
+from dsfs.cache.complete import CompleteObject, mark_of, open_complete, open_known_complete, open_object
 from dsfs.cache.index import Index
 from dsfs.cache.layout import open_layout
 from dsfs.cache.mapfile import STATES_AT
 from dsfs.cache.node import NodeTier
+from dsfs.cache.whole import remove_object
 from dsfs.ranges import ByteRange
 
 BLOCK = 4096
@@ -69,8 +72,16 @@ def test_a_large_object_is_marked_once_it_is_found_complete(tier: NodeTier) -> N
     assert known(path) is not None
 
 
+def unlink_but(path: str, unlink: Callable[[str], None], name: str) -> None:
+    if name == path:
+        raise OSError(errno.EIO, "a bad disk")
+    unlink(name)
+
+
 @pytest.mark.parametrize("harm", ["written", "punched", "truncated", "dropped by half", "copied", "map touched"])
-def test_a_mark_does_not_outlive_what_it_says(tier: NodeTier, tmp_path: Path, harm: str) -> None:
+def test_a_mark_does_not_outlive_what_it_says(
+    tier: NodeTier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
     tier.put_whole(KEY, SIZE, CONTENT, "")
     path = tier.layout.object_path(KEY)
     assert known(path) is not None
@@ -86,8 +97,12 @@ def test_a_mark_does_not_outlive_what_it_says(tier: NodeTier, tmp_path: Path, ha
         case "truncated":
             os.truncate(path, SIZE - 1)
         case "dropped by half":
-            clear_mark(path)  # as drop() begins
-            os.unlink(f"{path}.map")
+            monkeypatch.setattr("os.unlink", partial(unlink_but, path, os.unlink))
+            with pytest.raises(OSError, match="bad disk"):
+                remove_object(path)
+            monkeypatch.undo()
+            assert not os.path.exists(f"{path}.map")
+            assert os.path.exists(path)
         case "copied":
             shutil.copyfile(path, tmp_path / "copy")
             os.rename(tmp_path / "copy", path)
