@@ -19,7 +19,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dsfs.cache.mapfile import crc32c
@@ -82,7 +83,8 @@ def check_group(path: str) -> int:
     key, _dot, number = os.path.basename(path).partition(".")
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        head = os.pread(fd, _IDENTITY.size, 0)
+        with _unreadable_is_damaged(path):
+            head = os.pread(fd, _IDENTITY.size, 0)
         if len(head) != _IDENTITY.size:
             raise DamagedGroup(f"{path} is torn")
         _magic, _key, _number, size_bytes, block_bytes, blocks = _IDENTITY.unpack(head)
@@ -105,12 +107,8 @@ def read_group(path: str, group: Group, stale_before_ns: int | None = None) -> l
 
     Raises FileNotFoundError, DamagedGroup (also for a file that its disk cannot read), OSError.
     """
-    try:
+    with _unreadable_is_damaged(path):
         whole = _read_file(path, group, stale_before_ns)
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise DamagedGroup(f"{path} cannot be read: {error.strerror}") from error
-        raise
     checksums = whole[_HEADER_BYTES : _HEADER_BYTES + 4 * len(group.blocks)]
     identity = group.identity()
     (check,) = _CHECK.unpack_from(whole, _IDENTITY.size)
@@ -125,6 +123,16 @@ def read_group(path: str, group: Group, stale_before_ns: int | None = None) -> l
         blocks.append(whole[at : at + length])
         at += length
     return blocks
+
+
+@contextmanager
+def _unreadable_is_damaged(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise DamagedGroup(f"{path} cannot be read: {error.strerror}") from error
+        raise
 
 
 def _read_file(path: str, group: Group, stale_before_ns: int | None) -> memoryview:

@@ -16,7 +16,7 @@ import pytest
 import structlog
 import trio
 
-from dsfs.cache.shared_file import Group
+from dsfs.cache.shared_file import DamagedGroup, Group, check_group
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.fetch.shared import Bringing, Busy, Patience, SharedTier
 from dsfs.fetch.shared_disk import SharedDisk
@@ -145,6 +145,19 @@ def test_what_is_damaged_is_found_without_a_reader(tmp_path: Path) -> None:
                 assert await obtain(tier, number, bring) == content(number)
 
     trio.run(main)
+
+
+def test_a_head_that_its_disk_cannot_read_is_damage_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of that file: else it would count as trouble of the whole directory."""
+    path = tmp_path / f"{'ab' * 32}.0"
+    path.write_bytes(b"dsfsgrp1")
+
+    def bad(*_whatever: object) -> bytes:
+        raise OSError(errno.EIO, "a bad disk")
+
+    monkeypatch.setattr("os.pread", bad)
+    with pytest.raises(DamagedGroup):
+        check_group(str(path))
 
 
 def test_who_is_slow_but_alive_is_waited_for_and_who_brings_nothing_is_not(tmp_path: Path) -> None:
