@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsfs.errors import CacheDirectoryBusy, CacheDirectoryError
@@ -48,10 +49,13 @@ class Layout:
         """A file for each object that is still to be compared with its source's hash of it."""
         return f"{self.root}/unproven"
 
-    def directory_bytes(self) -> int:
-        """Space of the directories that objects lie in: a name takes some hundred bytes, twice for each object."""
+    def overhead_bytes(self) -> int:
+        """Space of all but objects: catalogs, index, and the directories that objects lie in, where a name takes some
+        hundred bytes, twice for each object."""
+        catalogs = (directory for directory, _names, _files in os.walk(self.catalogs))
+        files = sum(space for directory in (*catalogs, self.index) for space in _spaces_in(directory))
         directories = (self.unproven, *(f"{self.objects}/{name}" for name in _FANOUT))
-        return sum(os.stat(directory).st_blocks * 512 for directory in directories)
+        return files + sum(os.stat(directory).st_blocks * 512 for directory in directories)
 
     def object_path(self, key: str) -> str:
         return f"{self.root}/objects/{key[:2]}/{key}"
@@ -99,6 +103,17 @@ def open_layout(root: str) -> Layout:
         os.close(lock_fd)
         raise
     return Layout(root, lock_fd)
+
+
+def _spaces_in(directory: str) -> Iterator[int]:
+    """Of each file."""
+    try:
+        with os.scandir(directory) as entries:
+            files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    for entry in files:
+        yield entry.stat(follow_symlinks=False).st_blocks * 512
 
 
 def _check_version(root: str) -> None:

@@ -6,13 +6,11 @@ import errno
 import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
-from cachetools import LRUCache
 
 from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap, DamagedObject
@@ -28,6 +26,8 @@ from dsfs.cache.eviction import ROOM_SHARE
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.making import Making
+from dsfs.cache.opened import Opened
+from dsfs.cache.trouble import Trouble
 from dsfs.cache.unproven import Unproven
 from dsfs.cache.whole import Stored, remove_object, store_whole
 from dsfs.errors import CacheFull
@@ -40,7 +40,6 @@ BLOCK_BYTES = 1 * MiB
 OPEN_OBJECTS = 512
 DESCRIPTORS_EACH = 3  # of an open object: two, and one more when blocks were written past the page cache
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
-_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +80,23 @@ class NodeTier:
         """For reads that must not wait; 0 once the file system was found not to know that: tmpfs, which never waits."""
         self._limit = limit
         self._least_free = least_free
-        self._leaving: weakref.WeakSet[CachedObject] = weakref.WeakSet()  # unlinked, and kept by who has them open
         self._boot = boot
-        self._recent: LRUCache[str, CachedObject] = LRUCache(open_objects)
-        self._open: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
+        self._opened = Opened(open_objects)
         self._reserved_bytes = 0
         self._overhead_bytes = 0
-        # guards _reserved_bytes, _recent, _open and _leaving; never held over a system call
-        self._lock = threading.RLock()
-        self._making = Making(self._open.__contains__)
+        self._reserving = threading.RLock()  # guards _reserved_bytes
+        self._making = Making(self._opened.__contains__)
         self.clearing = self._making.clearing
         self._evicting = threading.Lock()
         self._direct = DirectWrites()
-        self._trouble = ""
+        self._trouble = Trouble(layout.root)
         self._limit_bytes = self._size_bytes = 0
         self._look_at_disk()
 
     def statistics(self) -> NodeStatistics:
-        return NodeStatistics(self.used_bytes, self._limit_bytes, self._size_bytes, self._reserved_bytes, self._trouble)
+        return NodeStatistics(
+            self.used_bytes, self._limit_bytes, self._size_bytes, self._reserved_bytes, self._trouble.reason
+        )
 
     def _look_at_disk(self) -> None:
         """How much may be used now. Blocks on the disk."""
@@ -107,17 +105,14 @@ class NodeTier:
         if least_free > 0:
             disk = os.statvfs(self.layout.root)
             # What is unlinked and still open gives its space back by itself: it must not cost others theirs.
-            with self._lock:  # threads that evict add to it
-                leaving = list(self._leaving)
-            leaving_bytes = sum(obj.size_bytes for obj in leaving if obj.complete)
-            spare_bytes = disk.f_bavail * disk.f_frsize + leaving_bytes - least_free
+            spare_bytes = disk.f_bavail * disk.f_frsize + self._opened.leaving_bytes() - least_free
             limit_bytes = min(limit_bytes, max(0, self.used_bytes + spare_bytes))
         self._limit_bytes = self.index.limit_bytes = limit_bytes
 
     @property
     def in_trouble(self) -> bool:
         """Whether the disk refused something, and has taken nothing since."""
-        return bool(self._trouble)
+        return bool(self._trouble.reason)
 
     @property
     def boot(self) -> bytes:
@@ -138,7 +133,7 @@ class NodeTier:
 
     def open(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
         """The object if any of it may be here. A damaged one is dropped and counts as absent."""
-        obj = self._opened(key)
+        obj = self._opened.use(key)
         if obj is None:
             try:
                 obj = open_object(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
@@ -152,18 +147,13 @@ class NodeTier:
             except OSError as error:
                 self.note_trouble(error)
                 return None
-            self._keep(obj)
-            self._look_again(obj)
+            self._opened.keep(obj)
         self.index.use(key, owner)
         return obj
 
-    def _opened(self, key: str) -> CachedObject | None:
-        with self._lock:
-            return self._recent.get(key) or self._open.get(key)
-
     def open_at_once(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
         """The object if it is open already, or known to be complete; never waits for the disk. None: it may be here."""
-        obj = self._opened(key)
+        obj = self._opened.use(key)
         if obj is None:
             obj = open_known_complete(self.layout.object_path(key), key, size_bytes, self._boot)
             if obj is None:
@@ -173,7 +163,7 @@ class NodeTier:
 
     def open_complete(self, key: str, size_bytes: int, owner: str) -> CachedObject | None:
         """The object if it is open already, or complete. For any thread. None: it may be here. Raises OSError."""
-        obj = self._opened(key)
+        obj = self._opened.use(key)
         if obj is None:
             obj = open_complete(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
             if obj is None:
@@ -183,15 +173,11 @@ class NodeTier:
 
     def keep_open(self, obj: CachedObject) -> None:
         """More of an object will be asked for."""
-        with self._lock:
-            if obj.key in self._open:  # somebody may begin it anew just now, and that one counts
-                return
-            self._recent[obj.key] = self._open[obj.key] = obj
-        self._look_again(obj)
+        self._opened.keep_if_none(obj)
 
     def knows(self, key: str) -> bool:
         """Whether an object is open; one that ``open`` has just not found is not."""
-        return key in self._open
+        return key in self._opened
 
     def holds_all(self, key: str, size_bytes: int, owner: str) -> bool:
         """Whether every byte of an object is here and checked; then it counts as used. Looks at the disk, without
@@ -210,25 +196,8 @@ class NodeTier:
         """A new, empty object. Raises OSError when the disk refuses."""
         with self._making.making(key):
             obj = BlockMap.create(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
-            self._keep(obj)
+            self._opened.keep(obj)
             return obj
-
-    def _keep(self, obj: CachedObject) -> None:
-        with self._lock:
-            self._recent[obj.key] = obj
-            self._open[obj.key] = obj
-
-    def _look_again(self, obj: CachedObject) -> None:
-        """Who drops an object unlinks it, then has what is open forgotten: one that was opened before and is kept
-        since would be handed out on and on, corrupt or not."""
-        if os.fstat(obj.fd).st_nlink:
-            return
-        with self._lock:
-            obj.unlinked = True
-            self._leaving.add(obj)
-            if self._open.get(obj.key) is obj:
-                del self._open[obj.key]
-                self._recent.pop(obj.key, None)
 
     # -- bringing in --------------------------------------------------------------------------------------------
 
@@ -240,18 +209,15 @@ class NodeTier:
 
         Raises OSError when the disk refuses; then nothing of it is left.
         """
-        with self._making.making(key):
-            self._put_whole(key, size_bytes, data, owner)
-
-    def _put_whole(self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str) -> None:
         path = self.layout.object_path(key)
-        try:
-            stored = store_whole(path, key, size_bytes, self.block_bytes, self._boot, data)
-        except OSError:
-            self.drop(key)
-            raise
-        os.close(stored.fd)
-        self.count_whole(key, size_bytes, stored, owner)
+        with self._making.making(key):
+            try:
+                stored = store_whole(path, key, size_bytes, self.block_bytes, self._boot, data)
+            except OSError:
+                self.drop(key)
+                raise
+            os.close(stored.fd)
+            self.count_whole(key, size_bytes, stored, owner)
 
     def begin_making(self, key: str) -> bool:
         """A courier is going to store an object; False: not just now. Then ``end_making``, when it is counted."""
@@ -264,7 +230,7 @@ class NodeTier:
         """Take over an object that a courier has stored here, and its descriptor. For the thread of ``open``."""
         obj = CompleteObject(stored.fd, key, size_bytes)  # first, as it closes the descriptor whatever comes
         self.count_whole(key, size_bytes, stored, owner)
-        self._keep(obj)
+        self._opened.keep(obj)
         return obj
 
     def count_whole(self, key: str, size_bytes: int, stored: Stored, owner: str) -> None:
@@ -286,8 +252,7 @@ class NodeTier:
     def recount(self, key: str) -> None:
         """Have the index know all of an object that somebody has open, if it does not: it may have been lost with what
         was here before. Blocks on the disk; raises OSError."""
-        with self._lock:
-            obj = self._open.get(key)
+        obj = self._opened.get(key)
         if obj is None or self._making.under_way(key):
             return  # gone; or counted by who makes it
         if isinstance(obj, BlockMap):
@@ -310,7 +275,7 @@ class NodeTier:
 
     def reserve(self, size_bytes: int) -> bool:
         """Set space aside for a fetch; False when room has to be made first. Give it back with ``release``."""
-        with self._lock:
+        with self._reserving:
             if self.used_bytes + self._reserved_bytes + size_bytes > self._limit_bytes:
                 return False
             self._reserved_bytes += size_bytes
@@ -318,7 +283,7 @@ class NodeTier:
 
     def release(self, size_bytes: int) -> None:
         """What was fetched is counted as used by now, or did not come."""
-        with self._lock:
+        with self._reserving:
             self._reserved_bytes -= size_bytes
 
     def make_room(self, size_bytes: int, key: str = "") -> None:
@@ -349,8 +314,7 @@ class NodeTier:
         A partial object that somebody has open is punched, as an unlinked one would keep its space; a complete one
         is unlinked, and who holds it keeps it.
         """
-        with self._lock:
-            obj = self._open.get(key)
+        obj = self._opened.get(key)
         if isinstance(obj, BlockMap) and not obj.complete:
             try:
                 freed = obj.retract(range(obj.blocks), lambda _freed: self._count_empty(obj))
@@ -380,12 +344,7 @@ class NodeTier:
         return freed
 
     def _forget(self, key: str) -> None:
-        with self._lock:
-            obj = self._open.pop(key, None)
-            self._recent.pop(key, None)
-            if obj is not None:
-                obj.unlinked = True
-                self._leaving.add(obj)
+        self._opened.forget(key)
         self.index.remove(key)
 
     def drop_bad_block(self, obj: CachedObject, block: int) -> None:
@@ -393,8 +352,8 @@ class NodeTier:
         metrics.CORRUPT_BLOCKS.inc()
         log.warning("corrupt block dropped", key=obj.key, block=block)
         freed = None
-        with self._lock:  # space is counted by the one that others write through, if there is one
-            obj = self._open.get(obj.key, obj) if not obj.unlinked else obj
+        if not obj.unlinked:  # space is counted by the one that others write through, if there is one
+            obj = self._opened.get(obj.key) or obj
         if isinstance(obj, BlockMap) and not obj.complete:
             try:
                 freed = obj.retract([block], partial(self._count_retracted, obj))
@@ -411,22 +370,14 @@ class NodeTier:
     # -- health and upkeep --------------------------------------------------------------------------------------
 
     def note_trouble(self, error: OSError) -> None:
-        """The disk refused. Reads go on without it; said once per cause, and again when it changes."""
+        """The disk refused. Reads go on without it."""
         if error.errno in _NO_DESCRIPTORS:
-            with self._lock:
-                self._recent.clear()  # what nobody reads just now gives its descriptors back
-        text = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno not in _DISK_TROUBLE:
-            text = f"unexpected: {text}"
-        if text != self._trouble:
-            log.warning("cache directory in trouble, reading on without it", cache=self.layout.root, reason=text)
-            self._trouble = text
+            self._opened.close_idle()
+        self._trouble.note(error)
 
     def note_success(self) -> None:
         """The disk took something: trouble is over."""
-        if self._trouble:
-            log.info("cache directory works again", cache=self.layout.root)
-            self._trouble = ""
+        self._trouble.over()
 
     def _flush_index(self) -> None:
         """A disk that is too full for the index is one more reason to evict, and no reason to stop."""
@@ -442,12 +393,7 @@ class NodeTier:
             self.index.save_sometimes(time.time())
         except OSError as error:
             self.note_trouble(error)
-        self._overhead_bytes = sum(
-            entry.stat(follow_symlinks=False).st_blocks * 512
-            for directory, _names, _files in os.walk(self.layout.catalogs)
-            for entry in _files_in(directory)
-        ) + sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _files_in(self.layout.index))
-        self._overhead_bytes += self.layout.directory_bytes()
+        self._overhead_bytes = self.layout.overhead_bytes()
         self._look_at_disk()
         if self.used_bytes > self._limit_bytes:  # catalogs and index have grown, or a percentage of the disk has shrunk
             try:
@@ -456,11 +402,3 @@ class NodeTier:
                 log.debug("cache stays over its limit", cache=self.layout.root, reason=str(full))
         metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
         metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._size_bytes)
-
-
-def _files_in(directory: str) -> Iterable[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []

@@ -177,7 +177,7 @@ class World:
     async def drop_pages(self, name: bytes, pick: int) -> None:
         """The machine needs its memory for something else: the cache's disk is asked again."""
         if pick % 2:
-            self.tier._recent.clear()  # and many others were opened meanwhile
+            self.tier._opened.close_idle()  # and many others were opened meanwhile
         drop_pages(Path(self.tier.layout.object_path(self.files.file(await self.look_up(name)).key)))
 
     async def interrupt(self) -> None:
