@@ -69,16 +69,21 @@ class Peer:
 
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         """The next message; None when the peer has ended or makes no sense."""
+        fds: list[int] = []
+        message: Any = None
         try:
             raw, fds, _flags, _address = socket.recv_fds(self.sock, LARGEST_MESSAGE, 1)
             message = json.loads(raw) if raw else None
         except (OSError, ValueError, RecursionError) as error:
             say(f"a peer on the keeper's socket is dropped: {error}")
+        if not isinstance(message, dict):
+            for fd in fds:
+                os.close(fd)
             return None, []
         for fd in fds:
             os.set_inheritable(fd, False)
         self.heard += 1
-        return (message if isinstance(message, dict) else None), fds
+        return message, fds
 
     def alive(self) -> bool:
         if self.pidfd < 0:

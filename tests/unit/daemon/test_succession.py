@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -276,6 +277,19 @@ def test_a_mount_that_ends_while_a_server_starts_is_not_made_again(keeping: Keep
     assert "error" in late.hears()
     standby.end()
     keeping.server()
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[]", b"null"])
+def test_what_makes_no_sense_leaves_no_descriptor(keeping: Keeping, raw: bytes) -> None:
+    keeping.run_until(lambda: True)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        link.connect(str(keeping.path))
+        socket.send_fds(link, [raw], [0])
+        keeping.run_until(lambda link=link: select.select([link], [], [], 0)[0])  # it is hung up
+        link.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_peers_beyond_1023_descriptors(keeping: Keeping) -> None:
