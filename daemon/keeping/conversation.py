@@ -151,7 +151,7 @@ class Conversation:
                     succession.expect_adoption(_ADOPTION_S)
                 children = [int(pid) for pid in message.get("children", ())]
                 takes_over = bool(message.get("takes_over"))
-                succession.standby(peer, started, max(children, default=0), takes_over=takes_over)
+                succession.standby(peer, started, children, takes_over=takes_over)
             case "stale":
                 succession.stale(peer)
             case "forked":

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 from daemon.keeping.loop import say
@@ -18,6 +19,14 @@ LARGEST_MESSAGE = 64 * 1024
 _SO_PEERPIDFD = 77  # <asm-generic/socket.h>, Linux 6.5
 _SEND_S = 5
 _UCRED = struct.Struct("=iII")  # pid uid gid
+
+
+@dataclass(eq=False)
+class Fork:
+    """A server as the stand-by knows it that was asked for one; its pid there is 0 until that tells."""
+
+    parent: Peer
+    pid: int = 0
 
 
 class Peer:
@@ -33,7 +42,7 @@ class Peer:
         self.pidfd = self._open_pidfd()
         self.version = 1
         self.heard = 0  # messages
-        self.forked_by: Peer | None = None  # the stand-by, of a server that came while it was asked to take over
+        self.fork: Fork | None = None  # of a server that came while a stand-by was asked to take over
         self.adoption: dict[str, Any] = {}  # what an adoption began with
         self.adopting = 0  # messages of it that are still to come
         self.closed = False  # its connection has ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from daemon.keeping.peers import Peer
+from daemon.keeping.peers import Fork, Peer
 
 
 @dataclass(eq=False)
@@ -12,7 +12,7 @@ class StandBy:
     peer: Peer
     started: float  # of the process, monotonic s: the newest is the newest version
     stale: bool = False  # what is installed has changed since
-    forked: int = 0  # pid of the latest server, in its own pid namespace
+    fork: Fork | None = None  # its latest server
 
 
 class StandBys:
@@ -28,12 +28,11 @@ class StandBys:
     def of(self, peer: Peer) -> StandBy | None:
         return next((each for each in self._all if each.peer is peer), None)
 
-    def that_forked(self, server: Peer) -> list[StandBy]:
-        """The one that has forked a server; none where that cannot be known."""
-        if server.forked_by is not None:
-            return [each for each in self._all if each.peer is server.forked_by and each.forked]
-        parents = [each for each in self._all if each.forked]  # it came to us from another keeper, as they did
-        return parents if len(parents) == 1 else []
+    @property
+    def only_fork(self) -> Fork | None:
+        """The server that came from another keeper, as its stand-by did; None where several may be that."""
+        forks = [each.fork for each in self._all if each.fork is not None and each.fork.pid]
+        return forks[0] if len(forks) == 1 else None
 
     @property
     def fresh(self) -> bool:

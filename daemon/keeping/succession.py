@@ -11,7 +11,7 @@ import time
 from typing import Any, Protocol
 
 from daemon.keeping.loop import Loop, say
-from daemon.keeping.peers import Peer
+from daemon.keeping.peers import Fork, Peer
 from daemon.keeping.standbys import StandBy, StandBys
 from daemon.keeping.starter import Starter
 from daemon.keeping.upgrade import Upgrade
@@ -92,7 +92,7 @@ class Succession:
         return chosen
 
     def _take(self, standby: StandBy) -> None:
-        self._taking, standby.forked = standby, 0
+        self._taking, standby.fork = standby, Fork(standby.peer)
         standby.peer.send({"op": "take", "stale": standby.stale})
 
         def look() -> None:
@@ -141,9 +141,9 @@ class Succession:
 
     # -- what peers say -------------------------------------------------------------------------------------------
 
-    def standby(self, peer: Peer, started: float, forked: int, *, takes_over: bool) -> None:
-        """A stand-by is ready to fork servers, or has (``forked``); ``takes_over``: it wants to, as an upgrade."""
-        standby = StandBy(peer, started, forked=forked)
+    def standby(self, peer: Peer, started: float, children: list[int], *, takes_over: bool) -> None:
+        """A stand-by is ready to fork servers, or has (``children``); ``takes_over``: it wants to, as an upgrade."""
+        standby = StandBy(peer, started, fork=Fork(peer, children[0]) if len(children) == 1 else None)
         self.standbys.add(standby)
         self.upgrade.registers(standby, started_here=self._starter.has_started(peer.pid), takes_over=takes_over)
         self._thin_out()
@@ -165,8 +165,8 @@ class Succession:
 
     def forked(self, peer: Peer, pid: int) -> None:
         standby = self.standbys.of(peer)
-        if standby is not None:
-            standby.forked = pid  # its server may have said hello by now
+        if standby is not None and standby.fork is not None:
+            standby.fork.pid = pid  # its server may have said hello by now
 
     def forked_ended(self, peer: Peer, pid: int, status: int) -> None:
         """A stand-by tells how its server has ended."""
@@ -174,15 +174,16 @@ class Succession:
         what = f"the server ended with status {status}"
         if status and not self._said_why:
             self.problem = what
-        if self._taking is not None and self._taking.forked == pid:  # before it said hello
+        standby = self.standbys.of(peer)
+        before_hello = False
+        if standby is not None and standby.fork is not None and standby.fork.pid == pid:
+            standby.fork, before_hello = None, self._taking is standby
+        if before_hello:
             self._taking = None
             self._lost_before_ready(what)
         elif self.server is None and self._taking is None and not self.failures:
             self.not_before = 0.0  # it will not hand anything over any more
             self.consider()
-        standby = self.standbys.of(peer)
-        if standby is not None and standby.forked == pid:
-            standby.forked = 0
 
     def hello(self, peer: Peer) -> bool:
         """A server wants the descriptors; False when another one has them."""
@@ -190,7 +191,7 @@ class Succession:
             return False
         if self.server is not None:
             self.gone(self.server)
-        peer.forked_by, self._taking = self._taking.peer if self._taking is not None else None, None
+        peer.fork, self._taking = self._taking.fork if self._taking is not None else None, None
         self.server, self.ready, self._said_why = peer, False, False
         self.restarts += 1
         self._owner.hand_out(peer)
@@ -208,10 +209,11 @@ class Succession:
         """SIGKILL: from here, or from the stand-by that has forked it where signals of ours do not get to."""
         if server.signal(signal.SIGKILL):
             return
-        parents = self.standbys.that_forked(server)
-        for parent in parents:
-            parent.peer.send({"op": "kill", "pid": parent.forked})
-        say(f"its stand-by is asked to end it (pid {parents[0].forked} there)" if parents else "nobody can end it")
+        fork = server.fork or self.standbys.only_fork
+        if fork is not None and fork.pid and fork.parent.send({"op": "kill", "pid": fork.pid}):
+            say(f"its stand-by is asked to end it (pid {fork.pid} there)")
+        else:
+            say("nobody can end it")
 
     def adopted(self, peer: Peer, *, ready: bool, finished: bool) -> None:
         """A server that outlived the keeper before this one has handed everything over."""

@@ -234,6 +234,32 @@ def test_a_server_that_says_nothing_is_ended(keeping: Keeping, monkeypatch: pyte
     assert slow.status is None
 
 
+def test_the_server_that_is_ended_by_its_stand_by_is_the_one_that_was_meant(
+    keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two of one stand-by: the one that has finished, and the one that serves since an upgrade failed."""
+    standby = keeping.standby()
+    assert standby.hears()["op"] == "take"
+    server = keeping.another()
+    server.says(op="hello", version=2)
+    keeping.run_until(lambda: keeping.succession.server is not None)
+    finished = keeping.succession.server
+    assert finished is not None
+    standby.says(op="forked", pid=1001)
+    server.says(op="ready")
+    server.says(op="finished")
+    keeping.run_until(lambda: keeping.succession.server is None)
+    assert standby.hears()["op"] == "take"
+    standby.says(op="forked", pid=1002)
+    keeping.server()
+    monkeypatch.setattr(Peer, "signal", lambda _self, _number: False)  # they live in another pid namespace
+    keeping.succession.kill(finished)
+    assert standby.hears() == {"op": "kill", "pid": 1001}
+    assert keeping.succession.server is not None
+    keeping.succession.kill(keeping.succession.server)
+    assert standby.hears() == {"op": "kill", "pid": 1002}
+
+
 def test_nobody_is_let_in_while_a_server_hands_everything_over(keeping: Keeping) -> None:
     adopting = keeping.another()
     adopting.says(op="adopt", version=2, restarts=3, ready=True, connections=0, held=2)
