@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum
@@ -52,7 +50,7 @@ from dsfs.ranges import MiB
 
 log = structlog.get_logger()
 
-NOTIFICATIONS = trio.CapacityLimiter(2)
+_NOTIFICATIONS = trio.CapacityLimiter(2)
 LARGEST_READ_BYTES = 1 * MiB
 _PAGE = 4096
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
@@ -97,10 +95,7 @@ class Connection:
         # unique → (scope, pid, since), oldest first
         self._running: dict[int, tuple[trio.CancelScope | Later, int, float]] = {}
         self._handed_over: dict[int, tuple[int, float]] = {}  # unique → pid, since: what other threads answer
-        self._interrupted: set[int] = set()  # of those
         self._pid = 0  # who asks for what is being handled
-        self._closing = False
-        self._ending = threading.Lock()  # guards _closing, and whether something is handed over once that is set
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._seconds = metrics.Children[int, Histogram](
@@ -122,24 +117,28 @@ class Connection:
                 self._nursery = nursery
                 self._token = trio.lowlevel.current_trio_token()
                 task_status.started()
-                while True:
-                    await trio.lowlevel.wait_readable(self.device.fd)
-                    self._drain()
-                    while self.poll():
-                        await trio.lowlevel.checkpoint()
-                        self._drain()
+                try:
+                    await self._answer_requests()
+                finally:
+                    self._nursery = None  # while that is still open: other threads hand back at any time
         except* Disconnected:
             log.info("unmounted", connection=self.name)
         finally:
-            self._nursery = None
             for running, _pid, _since in self._running.values():
                 if isinstance(running, Later):
                     running.over = True
 
+    async def _answer_requests(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self.device.fd)
+            self._drain()
+            while self.poll():
+                await trio.lowlevel.checkpoint()
+                self._drain()
+
     async def forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
-        """Have the kernel ask anew for names and listings that changed, in nodeids. In a thread: the kernel may wait
-        there for a lookup that this very loop has to answer."""
-        await trio.to_thread.run_sync(self._forget, names, directories, limiter=NOTIFICATIONS)
+        """Have the kernel ask anew for names and listings that changed, in nodeids."""
+        await self.notify(lambda: self._forget(names, directories))
 
     async def forget_all(self, directories: Callable[[], Sequence[int]]) -> None:
         """As ``forget``, for more than can be listed; a kernel without epochs is told ``directories`` one by one."""
@@ -152,7 +151,17 @@ class Connection:
                     raise
                 self._forget((), directories())
 
-        await trio.to_thread.run_sync(work, limiter=NOTIFICATIONS)
+        await self.notify(work)
+
+    async def notify(self, work: Callable[[], None]) -> None:
+        """Tell the kernel something, unless the connection has ended, and its caches with it. In a thread: the kernel
+        may wait there for what this very loop has to answer."""
+
+        def while_held() -> None:
+            with contextlib.suppress(Disconnected), self.device.held():
+                work()
+
+        await trio.to_thread.run_sync(while_held, limiter=_NOTIFICATIONS)
 
     def _forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
         for directory in directories:
@@ -319,29 +328,16 @@ class Connection:
         return Waiting.of([*(since for _scope, _pid, since in running), *(since for _pid, since in handed_over)])
 
     def close(self) -> None:
-        """Give back the descriptor: the connection has ended. What was handed over may still be answered, and must not
-        meet another descriptor of that number."""
-        with self._ending:
-            self._closing = True
-            if not self._handed_over:
-                os.close(self.device.fd)
+        """Give back what it has: the connection has ended."""
+        self.device.close()
 
     def hand_over(self, unique: int) -> None:
-        """Another thread answers a request; it calls ``handed_back`` in the end."""
+        """Another thread answers a request, if it can ``take_back`` it then."""
         self._handed_over[unique] = self._pid, time.perf_counter()
 
-    def wants_out(self, unique: int) -> bool:
-        """Whether nobody will read the answer to what was handed over."""
-        return unique in self._interrupted and wants_out(self._handed_over[unique][0])
-
-    def handed_back(self, unique: int) -> tuple[int, float]:
-        """Who asked, and since when. Any thread."""
-        with self._ending:
-            known = self._handed_over.pop(unique)
-            self._interrupted.discard(unique)
-            if self._closing and not self._handed_over:
-                os.close(self.device.fd)
-        return known
+    def take_back(self, unique: int) -> tuple[int, float] | None:
+        """Who asked, and since when; None when that is answered. Any thread: whoever gets it answers."""
+        return self._handed_over.pop(unique, None)
 
     def init_flags(self) -> InitFlag:
         """What a subclass wants besides."""
@@ -425,11 +421,11 @@ class Connection:
 
     def on_interrupt(self, unique: int, nodeid: int, body: memoryview) -> None:
         (target,) = INTERRUPT_IN.unpack_from(body)
-        running = self._running.get(target)
+        running, handed_over = self._running.get(target), self._handed_over.get(target)
         if running is not None and wants_out(running[1]):
             running[0].cancel()
-        elif target in self._handed_over:
-            self._interrupted.add(target)  # a disk does not take long, but whatever comes after it may
+        elif handed_over is not None and wants_out(handed_over[0]) and self.take_back(target) is not None:
+            self.device.reply_error(target, errno.EINTR)
 
     def on_destroy(self, unique: int, nodeid: int, body: memoryview) -> bytes:
         return b""

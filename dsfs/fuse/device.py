@@ -6,6 +6,9 @@ import errno
 import fcntl
 import os
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -31,13 +34,38 @@ class Disconnected(Exception):
 
 
 class Device:
-    """One connection's descriptor, non-blocking. Does not own it: the keeper has it too."""
+    """One connection's descriptor, non-blocking; the keeper has it too. Other threads than the loop's ``hold`` it."""
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self.fd = fd
+        self._lock = threading.Lock()  # guards the next two
+        self._closed = False
+        self._holders = 0
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing else gets the descriptor's number meanwhile. Raises Disconnected."""
+        with self._lock:
+            if self._closed:
+                raise Disconnected
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if self._closed and not self._holders:
+                    os.close(self.fd)
+
+    def close(self) -> None:
+        """Give back the descriptor: the connection has ended."""
+        with self._lock:
+            self._closed = True
+            if not self._holders:
+                os.close(self.fd)
 
     def receive(self) -> memoryview | None:
         """The next request, valid until the next call; None when none is waiting. Raises Disconnected."""

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -21,7 +21,7 @@ from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.read_path import Abilities, InodeMode, Listing, choose_read_path, mode_for_open
 from dsfs.filesystem.tree import Directories
 from dsfs.filesystem.whole import WholeTree
-from dsfs.fuse.connection import HANDED_OVER, LARGEST_READ_BYTES, NOTIFICATIONS, Answer, Connection
+from dsfs.fuse.connection import HANDED_OVER, LARGEST_READ_BYTES, Answer, Connection
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.later import Later
 from dsfs.fuse.polling import LARGEST_BYTES, PATIENCE_S, Polling
@@ -95,20 +95,13 @@ class ReadingConnection(Connection):
             self._waiters.put(partial(self._wait_for_disk, asked))
         return HANDED_OVER
 
-    def close(self) -> None:
-        for asked in self._polled:
-            self.handed_back(asked.unique)
-        self._polled.clear()
-        super().close()
-
     def poll(self) -> bool:
         now_s = time.perf_counter()
         waiting: list[_Asked] = []
         for asked in self._polled:
-            if asked.read.now(_READ_BUFFER):
+            if self._is_read(asked, asked.read.now, _READ_BUFFER):
                 self._polling.came()
-                self.device.reply(asked.unique, _READ_BUFFER[: asked.read.wanted.length])
-                self._answered(asked)
+                self._answer(asked, _READ_BUFFER)
             elif now_s < asked.until_s:
                 waiting.append(asked)
             else:
@@ -119,36 +112,39 @@ class ReadingConnection(Connection):
 
     def _wait_for_disk(self, asked: _Asked, buffer: memoryview) -> None:
         """In a thread that may wait: answer, or have the loop do it after all."""
+        if self._is_read(asked, asked.read.wait, buffer):
+            self._answer(asked, buffer)
+        else:
+            self._on_the_loop(asked)
+
+    def _is_read(self, asked: _Asked, read: Callable[[memoryview], bool], buffer: memoryview) -> bool:
+        """What goes wrong ends neither the loop nor a thread: there is another way to read."""
         try:
-            here = asked.read.wait(buffer)
+            return read(buffer)
         except Exception as error:
             log.error("read failed unexpectedly", connection=self.name, nodeid=asked.nodeid, exc_info=error)
-            here = False
-        if not here:
-            self._on_the_loop(asked)
-            return
-        with contextlib.suppress(Disconnected):  # the loop hears of it as well
-            self.device.reply(asked.unique, buffer[: asked.read.wanted.length])
-        self._answered(asked)
+            return False
 
-    def _answered(self, asked: _Asked) -> None:
-        _pid, since = self.handed_back(asked.unique)
-        self._seconds[Opcode.READ].observe(time.perf_counter() - since)
+    def _answer(self, asked: _Asked, buffer: memoryview) -> None:
+        """With what is at the beginning of a buffer. Any thread."""
+        taken = self.take_back(asked.unique)
+        if taken is None:
+            return
+        with contextlib.suppress(Disconnected), self.device.held():  # the loop hears of it as well
+            self.device.reply(asked.unique, buffer[: asked.read.wanted.length])
+        self._seconds[Opcode.READ].observe(time.perf_counter() - taken[1])
 
     def _on_the_loop(self, asked: _Asked) -> None:
         def begin() -> None:
-            out = self.wants_out(asked.unique)
-            pid, since = self.handed_back(asked.unique)
-            if self._nursery is not None:
+            taken = self.take_back(asked.unique)
+            if taken is not None and self._nursery is not None:
                 files, unique, nodeid, offset, size, *_rest = asked
                 read = self._wait_read(files.read_noted, files, unique, nodeid, offset, size)
-                self._begin(unique, Opcode.READ, nodeid, pid, since, _nobody_waits(read) if out else read)
+                self._begin(unique, Opcode.READ, nodeid, *taken, read)
 
         assert self._token is not None
-        try:
+        with contextlib.suppress(trio.RunFinishedError):  # the next server is asked again
             self._token.run_sync_soon(begin)
-        except trio.RunFinishedError:  # the next server is asked again
-            self.handed_back(asked.unique)
 
     async def _wait_read(
         self,
@@ -165,11 +161,6 @@ class ReadingConnection(Connection):
             files.note_error(error)
             raise
         self.device.reply_pieces(unique, pieces)
-
-
-async def _nobody_waits(read: Coroutine[Any, Any, None]) -> None:
-    read.close()
-    raise OSError(errno.EINTR, "whoever asked has gone")
 
 
 class RootConnection(ReadingConnection):
@@ -331,7 +322,7 @@ class FilesConnection(ReadingConnection):
         return b""
 
     async def forget_pages(self, nodeids: Sequence[int]) -> None:
-        """Have the kernel drop pages of files, of open ones once they are closed. In a thread: it may wait there.
+        """Have the kernel drop pages of files, of open ones once they are closed.
 
         Without opens nobody tells whether a file is open; then its readers get the pages that are read anew.
         """
@@ -342,7 +333,7 @@ class FilesConnection(ReadingConnection):
             for nodeid in closed:
                 self.device.forget_pages(nodeid)
 
-        await trio.to_thread.run_sync(work, limiter=NOTIFICATIONS)
+        await self.notify(work)
 
     def _turn_openless(self) -> None:
         self._openless = True
