@@ -52,23 +52,25 @@ class HintNotes:
 
     def remove(self, hint_id: str) -> None:
         """It is not carried out any more."""
-        for path in (f"{self._directory}/{hint_id}.json", f"{self._directory}/{hint_id}.order"):
+        for suffix in ("json.new", "json", "order"):
+            path = f"{self._directory}/{hint_id}.{suffix}"
             if os.path.exists(path):
                 os.unlink(path)
 
     def read(self) -> list[tuple[Noted, array[int]]]:
-        """All of them, the oldest first. What cannot be read is removed, and said."""
+        """All of them, the latest first. What cannot be read is removed, and said."""
         if not os.path.isdir(self._directory):
             return []
-        paths = [f"{self._directory}/{name}" for name in os.listdir(self._directory) if name.endswith(".json")]
-        found: list[tuple[Noted, array[int]]] = []
-        for path in sorted(paths, key=lambda path: os.stat(path).st_mtime_ns):
+        found: list[tuple[int, Noted, array[int]]] = []
+        for hint_id in sorted({name.partition(".")[0] for name in os.listdir(self._directory)}):
+            path = f"{self._directory}/{hint_id}.json"
             try:
-                found.append(_read(path))
-            except (OSError, ValueError, TypeError) as error:
+                found.append((os.stat(path).st_mtime_ns, *_read(path)))
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 log.warning("a hint of the server before cannot be read", file=path, reason=str(error))
-                os.unlink(path)
-        return found
+                self.remove(hint_id)
+        found.sort(key=lambda each: each[0], reverse=True)
+        return [(noted, inos) for _written_ns, noted, inos in found]
 
 
 def _read(path: str) -> tuple[Noted, array[int]]:

@@ -210,7 +210,7 @@ class Hints:
             self._begin(noted.dataset, hint)
 
     async def save(self) -> None:
-        """Write down where the readers are by now."""
+        """Write down where the readers are by now, and what could not be written before."""
         for hint in list(self._hints.values()):
             if self._written.get(hint.id) != hint.note():
                 await self._write(hint)
@@ -235,18 +235,22 @@ class Hints:
             if hint.id != hint_id:
                 raise ConfigError(f"{name}: a newer hint has taken the place of this one")
         hint.extend(inos, unknown, last=last)
-        await self._write(hint, inos)
+        await self._write(hint)
         return hint
 
-    async def _write(self, hint: Hint, more: Sequence[int] = ()) -> None:
+    async def _write(self, hint: Hint) -> None:
+        """How it stands, with what of its order is not written down yet."""
         async with self._writing:
             if self._hints.get(hint.dataset.manifest.id) is not hint:
                 return  # a newer one has taken its place
-            noted = self._written[hint.id] = hint.note()
+            noted, before = hint.note(), self._written.get(hint.id)
+            more = hint.order.since(0 if before is None else before.files)
             try:
                 await trio.to_thread.run_sync(self._notes.write, noted, more, limiter=DISK)
             except OSError as error:  # it is carried out all the same; only a server that dies forgets it
                 log.warning("hint cannot be written down", dataset=noted.dataset, reason=str(error))
+            else:
+                self._written[hint.id] = noted
 
     async def _remove(self, hint_id: str) -> None:
         async with self._writing:

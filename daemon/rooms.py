@@ -200,7 +200,7 @@ async def _show(
         for dataset in datasets:
             nursery.start_soon(dataset.clean)
         warming.resume()
-        await hints.resume(shown.datasets)
+        await _optional("hints of the server before", partial(hints.resume, shown.datasets))
         nursery.start_soon(_every, _HINTS_S, "writing down of hints", hints.save)
 
 

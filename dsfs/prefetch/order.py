@@ -61,6 +61,10 @@ class Order:
     def ahead_files(self) -> int:
         return len(self._ahead)
 
+    def since(self, place: int) -> array[int]:
+        """The numbers from a place on."""
+        return self._inos[place:]
+
     def extend(self, inos: Iterable[int]) -> None:
         """More of the order."""
         self._inos.extend(inos)

@@ -207,14 +207,14 @@ def test_a_hint_that_cannot_be_read_is_said_and_removed(tmp_path: Path) -> None:
     with (tmp_path / "hints/a.order").open("ab") as file:
         file.write(bytes(20))  # of a server that died while it wrote
     notes.write(replace(first, files=4, position=2, whole=True), [9, 10])
-    os.utime(tmp_path / "hints/b.json")
-    assert [(noted.id, list(inos)) for noted, inos in notes.read()] == [("a", [7, 8, 9, 10]), ("b", [1, 2, 3])]
+    os.utime(tmp_path / "hints/a.json", (1, 1))
+    assert [(noted.id, list(inos)) for noted, inos in notes.read()] == [("b", [1, 2, 3]), ("a", [7, 8, 9, 10])]
     os.truncate(tmp_path / "hints/a.order", 31)
     (tmp_path / "hints/c.json").write_text("{")
     with structlog.testing.capture_logs() as logs:
         assert [noted for noted, _inos in notes.read()] == [second]
     assert {log["event"] for log in logs} == {"a hint of the server before cannot be read"}
-    assert sorted(path.name for path in (tmp_path / "hints").glob("*.json")) == ["b.json"]
+    assert sorted(path.name for path in (tmp_path / "hints").iterdir()) == ["b.json", "b.order"]
     notes.remove("b")
     notes.remove("b")
     assert notes.read() == []
