@@ -165,7 +165,7 @@ class Connection:
 
     def _forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
         for directory in directories:
-            self.device.forget_listing(directory)
+            self.device.forget_inode(directory)
         for parent, name in names:
             self.device.forget_name(parent, name)
 

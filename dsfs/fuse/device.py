@@ -97,16 +97,12 @@ class Device:
         """Ask the kernel to repeat what a server before us had taken and not answered (FUSE_NOTIFY_RESEND, 7.40)."""
         self._notify(Notify.RESEND, b"")
 
-    def forget_listing(self, directory: int) -> None:
-        """Have the kernel drop a directory's attributes and its cached listing. Never call it from the request loop.
+    def forget_inode(self, nodeid: int) -> None:
+        """Have the kernel drop a directory's attributes and its cached listing, or what it keeps of a file's bytes.
 
-        For directories only: on a file with open handles it can wait for a page whose reader waits for us (FACTS).
+        Never call it from the request loop: of a file that somebody reads it waits for pages that its reader waits for
+        us to fill (FACTS).
         """
-        self._notify(Notify.INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(directory, 0, 0))
-
-    def forget_pages(self, nodeid: int) -> None:
-        """Have the kernel drop what it keeps of a file's bytes. Never call it from the request loop: while
-        somebody reads the file it waits for pages that its reader waits for us to fill."""
         self._notify(Notify.INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
     def forget_name(self, parent: int, name: bytes) -> None:

@@ -331,7 +331,7 @@ class FilesConnection(ReadingConnection):
 
         def work() -> None:
             for nodeid in closed:
-                self.device.forget_pages(nodeid)
+                self.device.forget_inode(nodeid)
 
         await self.notify(work)
 

@@ -329,16 +329,7 @@ class PortableSession:
 
     async def forget_pages(self, file: RemoteFile) -> None:
         """An object was not what its source says: the kernel is not to keep its bytes."""
-        nodeids = [nodeid for files in self._files.values() for nodeid in files.nodeids_of_object(file)]
-
-        def work() -> None:
-            for nodeid in nodeids:
-                try:
-                    pyfuse3.invalidate_inode(nodeid)
-                except FileNotFoundError:
-                    continue  # the kernel does not know it
-
-        await trio.to_thread.run_sync(work, limiter=_NOTIFICATIONS)
+        await _forget((), [nodeid for files in self._files.values() for nodeid in files.nodeids_of_object(file)])
 
     async def swapped(self, name: str, changed: Changes | None) -> None:
         """A dataset shows another revision: the kernel is told."""
@@ -349,13 +340,14 @@ class PortableSession:
             await _forget(*files.nodeids_of(changed))
 
 
-async def _forget(names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
-    """Have the kernel ask anew. In a thread: it may wait there for what this loop has to answer."""
+async def _forget(names: Sequence[tuple[int, bytes]], nodeids: Sequence[int]) -> None:
+    """Have the kernel ask anew for names, and for listings or pages of inodes. In a thread: it may wait there for what
+    this loop has to answer."""
 
     def work() -> None:
-        for directory in directories:
+        for nodeid in nodeids:
             try:
-                pyfuse3.invalidate_inode(directory)
+                pyfuse3.invalidate_inode(nodeid)
             except FileNotFoundError:
                 continue  # the kernel does not know it
         for parent, name in names:
