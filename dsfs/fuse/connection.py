@@ -1,4 +1,4 @@
-"""One kernel FUSE connection of the direct session: requests are decoded, answered by a tree, encoded.
+"""One kernel FUSE connection of the direct session: requests come in, have somebody find their answer, and get it.
 
 What a handler returns is its answer: bytes are sent, a coroutine is run in the nursery and what it returns is sent,
 None means that there is nothing (more) to send, HANDED_OVER that another thread answers. What it raises becomes an
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from types import CoroutineType
@@ -22,18 +23,13 @@ from prometheus_client import Histogram
 
 from dsfs import metrics
 from dsfs.errors import DsfsError
-from dsfs.filesystem.attributes import BLOCK_SIZE, Listed
 from dsfs.filesystem.errnos import errno_of
-from dsfs.filesystem.tree import Directories
 from dsfs.filesystem.waiting import Waiting
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.interrupts import wants_out
 from dsfs.fuse.later import Later
-from dsfs.fuse.packing import pack_attributes, pack_entry, pack_names, pack_names_plus, pack_sized
+from dsfs.fuse.waiters import Waiters
 from dsfs.fuse.wire import (
-    ATTR_OUT,
-    DIRENT,
-    GETXATTR_IN,
     IN_HEADER,
     INIT_IN,
     INIT_IN_FLAGS2,
@@ -41,8 +37,6 @@ from dsfs.fuse.wire import (
     INTERRUPT_IN,
     KERNEL_MINOR_VERSION,
     KERNEL_VERSION,
-    KSTATFS,
-    READ_IN,
     InitFlag,
     Opcode,
 )
@@ -52,7 +46,7 @@ log = structlog.get_logger()
 
 _NOTIFICATIONS = trio.CapacityLimiter(2)
 LARGEST_READ_BYTES = 1 * MiB
-_PAGE = 4096
+PAGE = 4096
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
 
@@ -65,33 +59,34 @@ HANDED_OVER: Final = _Elsewhere.HANDED_OVER
 
 Work = Coroutine[Any, Any, "bytes | bytearray | memoryview | None"]
 Answer = bytes | memoryview | None | _Elsewhere | Later | Work
-Handler = Callable[["Connection", int, int, memoryview], Answer]
+Handler = Callable[[Any, int, int, memoryview], Answer]  # of a connection of the class whose table it is in
 
 
-class Connection:
-    """Names and attributes; ``FilesConnection`` adds bytes.
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What a session gives a connection.
 
     ``initialised`` is called with what the kernel offered once INIT is answered; a connection that is taken over from
     an earlier server gets no INIT, and ``offered`` says what that one was told.
     """
 
+    device: Device
+    offered: int
+    initialised: Callable[[int], None]
+    waiters: Waiters
+
+
+class Connection:
+    """Knows how to answer; what, ``NamesConnection`` and those below it."""
+
     handlers: ClassVar[dict[int, Handler]]
 
-    def __init__(
-        self,
-        name: str,
-        device: Device,
-        tree: Directories,
-        labels: tuple[str, str],
-        offered: int,
-        initialised: Callable[[int], None],
-    ) -> None:
+    def __init__(self, name: str, channel: Channel, labels: tuple[str, str]) -> None:
         self.name = name
-        self.device = device
-        self.offered = InitFlag(offered)
-        self._tree = tree
+        self.device = channel.device
+        self.offered = InitFlag(channel.offered)
+        self._initialised = channel.initialised
         self._labels = labels
-        self._initialised = initialised
         # unique → (scope, pid, since), oldest first
         self._running: dict[int, tuple[trio.CancelScope | Later, int, float]] = {}
         self._handed_over: dict[int, tuple[int, float]] = {}  # unique → pid, since: what other threads answer
@@ -280,6 +275,31 @@ class Connection:
                 )
         self.device.reply_error(unique, code)
 
+    def waiting(self) -> Waiting:
+        """Requests that are not answered yet."""
+        handed_over = list(self._handed_over.values())  # at once, as other threads take from it
+        running = self._running.values()
+        return Waiting.of([*(since for _scope, _pid, since in running), *(since for _pid, since in handed_over)])
+
+    def close(self) -> None:
+        """Give back what it has: the connection has ended."""
+        self.device.close()
+
+    def hand_over(self, unique: int) -> None:
+        """Another thread answers a request, if it can ``take_back`` it then."""
+        self._handed_over[unique] = self._pid, time.perf_counter()
+
+    def take_back(self, unique: int) -> tuple[int, float] | None:
+        """Who asked, and since when; None when that is answered. Any thread: whoever gets it answers."""
+        return self._handed_over.pop(unique, None)
+
+    def init_flags(self) -> InitFlag:
+        """What a subclass wants besides."""
+        return InitFlag(0)
+
+    def stack_depth(self) -> int:
+        return 0
+
     # -- handlers -------------------------------------------------------------------------------------------------
 
     def on_init(self, unique: int, nodeid: int, body: memoryview) -> bytes:
@@ -310,9 +330,9 @@ class Connection:
             chosen & 0xFFFFFFFF,
             64,  # max_background: read-ahead requests that the kernel keeps in flight
             48,  # congestion_threshold
-            _PAGE,  # max_write: nothing is written
+            PAGE,  # max_write: nothing is written
             1,  # time_gran, ns
-            LARGEST_READ_BYTES // _PAGE,
+            LARGEST_READ_BYTES // PAGE,
             0,
             chosen >> 32,
             self.stack_depth(),
@@ -321,97 +341,8 @@ class Connection:
         self._initialised(int(self.offered))
         return reply
 
-    def waiting(self) -> Waiting:
-        """Requests that are not answered yet."""
-        handed_over = list(self._handed_over.values())  # at once, as other threads take from it
-        running = self._running.values()
-        return Waiting.of([*(since for _scope, _pid, since in running), *(since for _pid, since in handed_over)])
-
-    def close(self) -> None:
-        """Give back what it has: the connection has ended."""
-        self.device.close()
-
-    def hand_over(self, unique: int) -> None:
-        """Another thread answers a request, if it can ``take_back`` it then."""
-        self._handed_over[unique] = self._pid, time.perf_counter()
-
-    def take_back(self, unique: int) -> tuple[int, float] | None:
-        """Who asked, and since when; None when that is answered. Any thread: whoever gets it answers."""
-        return self._handed_over.pop(unique, None)
-
-    def init_flags(self) -> InitFlag:
-        """What a subclass wants besides."""
-        return InitFlag(0)
-
-    def stack_depth(self) -> int:
-        return 0
-
-    def on_lookup(self, unique: int, nodeid: int, body: memoryview) -> Answer:
-        name = bytes(body[:-1])  # NUL-terminated
-        entry = self._tree.try_lookup(nodeid, name)
-        return self._wait_lookup(nodeid, name) if entry is None else pack_entry(entry)
-
-    async def _wait_lookup(self, nodeid: int, name: bytes) -> bytes:
-        return pack_entry(await self._tree.lookup(nodeid, name))
-
     def on_forget(self, unique: int, nodeid: int, body: memoryview) -> None:
         return  # nodeids are computed: nothing was kept
-
-    def on_getattr(self, unique: int, nodeid: int, body: memoryview) -> bytes:
-        attributes = self._tree.try_getattr(nodeid)
-        return ATTR_OUT.pack(attributes.ttl_s, 0, 0) + pack_attributes(attributes)
-
-    def on_readlink(self, unique: int, nodeid: int, body: memoryview) -> bytes:
-        target = self._tree.readlink(nodeid)
-        if len(target) >= _PAGE:
-            raise OSError(errno.ENAMETOOLONG, "the link's target is longer than a path can be")
-        return target
-
-    def on_opendir(self, unique: int, nodeid: int, body: memoryview) -> None:
-        # Turns OPENDIR and RELEASEDIR off for the connection, and the kernel's cache of listings on: what a directory
-        # shows is computed from nodeid and offset, so a handle would have nothing to hold.
-        self.device.reply_error(unique, errno.ENOSYS)
-
-    def on_readdir(self, unique: int, nodeid: int, body: memoryview) -> Answer:
-        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
-        return self._readdir(nodeid, offset, size, pack_names)
-
-    def on_readdirplus(self, unique: int, nodeid: int, body: memoryview) -> Answer:
-        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
-        return self._readdir(nodeid, offset, size, pack_names_plus)
-
-    def _readdir(self, nodeid: int, offset: int, size: int, pack: Callable[[list[Listed], int], bytes]) -> Answer:
-        limit = size // (DIRENT.size + 8) + 1
-        names = self._tree.try_readdir(nodeid, offset, limit)
-        return self._wait_readdir(nodeid, offset, size, limit, pack) if names is None else pack(names, size)
-
-    async def _wait_readdir(
-        self, nodeid: int, offset: int, size: int, limit: int, pack: Callable[[list[Listed], int], bytes]
-    ) -> bytes:
-        await self._tree.ensure_listed(nodeid)
-        return pack(self._tree.try_readdir(nodeid, offset, limit) or [], size)
-
-    def on_statfs(self, unique: int, nodeid: int, body: memoryview) -> Answer:
-        return self._wait_statfs()
-
-    async def _wait_statfs(self) -> bytes:
-        found = await self._tree.statfs()
-        blocks = -(-found.total_bytes // BLOCK_SIZE)
-        return KSTATFS.pack(blocks, 0, 0, found.files, 0, BLOCK_SIZE, 255, BLOCK_SIZE, 0)
-
-    def on_getxattr(self, unique: int, nodeid: int, body: memoryview) -> bytes:
-        (size, _pad) = GETXATTR_IN.unpack_from(body)
-        name = bytes(body[GETXATTR_IN.size : -1])
-        if not name.startswith(b"user.dsfs."):
-            raise OSError(errno.ENODATA, "no such attribute")
-        value = self._tree.xattrs(nodeid).get(name)
-        if value is None:
-            raise OSError(errno.ENODATA, "no such attribute")
-        return pack_sized(value, size)
-
-    def on_listxattr(self, unique: int, nodeid: int, body: memoryview) -> bytes:
-        (size, _pad) = GETXATTR_IN.unpack_from(body)
-        return pack_sized(b"".join(name + b"\0" for name in self._tree.xattrs(nodeid)), size)
 
     def on_write_like(self, unique: int, nodeid: int, body: memoryview) -> None:
         raise OSError(errno.EROFS, "read-only file system")
@@ -433,17 +364,8 @@ class Connection:
 
 Connection.handlers = {
     Opcode.INIT: Connection.on_init,
-    Opcode.LOOKUP: Connection.on_lookup,
     Opcode.FORGET: Connection.on_forget,
     Opcode.BATCH_FORGET: Connection.on_forget,
-    Opcode.GETATTR: Connection.on_getattr,
-    Opcode.READLINK: Connection.on_readlink,
-    Opcode.OPENDIR: Connection.on_opendir,
-    Opcode.READDIR: Connection.on_readdir,
-    Opcode.READDIRPLUS: Connection.on_readdirplus,
-    Opcode.STATFS: Connection.on_statfs,
-    Opcode.GETXATTR: Connection.on_getxattr,
-    Opcode.LISTXATTR: Connection.on_listxattr,
     Opcode.INTERRUPT: Connection.on_interrupt,
     Opcode.DESTROY: Connection.on_destroy,
     Opcode.IOCTL: Connection.on_ioctl,

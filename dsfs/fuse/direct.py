@@ -17,10 +17,11 @@ from dsfs.fetch.origin import RemoteFile
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
-from dsfs.fuse.connection import LARGEST_READ_BYTES, Connection
+from dsfs.fuse.connection import LARGEST_READ_BYTES, Channel, Connection
 from dsfs.fuse.device import Device
-from dsfs.fuse.files_connection import FilesConnection, RootConnection
+from dsfs.fuse.files_connection import FilesConnection
 from dsfs.fuse.keeper_client import Held, KeeperClient
+from dsfs.fuse.reading_connection import RootConnection
 from dsfs.fuse.resume import OpenJournal
 from dsfs.fuse.waiters import Waiters
 from dsfs.model import ReadPath
@@ -95,9 +96,8 @@ class DirectSession:
             tree = self._tree
             if tree is not None:
 
-                def root(held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
-                    offered = int(held.state.get(_STATE_OFFERED, 0))
-                    self._root = RootConnection(device, tree, offered, initialised, self._waiters)
+                def root(_held: Held, channel: Channel) -> Connection:
+                    self._root = RootConnection(channel, tree)
                     return self._root
 
                 await self._start(ROOT, self._options.mountpoint, "dsfs", root)
@@ -109,8 +109,8 @@ class DirectSession:
         name = files.dataset.manifest.id
         path = self._options.mountpoint if self._tree is None else f"{self._options.mountpoint}/{name}"
 
-        def make(held: Held, device: Device, initialised: Callable[[int], None]) -> Connection:
-            self._connections[name] = self._connection(name, path, files, held, device, initialised)
+        def make(held: Held, channel: Channel) -> Connection:
+            self._connections[name] = self._connection(name, path, files, held, channel)
             return self._connections[name]
 
         if self._root is not None:
@@ -156,7 +156,7 @@ class DirectSession:
         name: str,
         path: str,
         source: str,
-        make: Callable[[Held, Device, Callable[[int], None]], Connection],
+        make: Callable[[Held, Channel], Connection],
         state: Mapping[str, Any] | None = None,
     ) -> None:
         """``state`` is what the next server must know: it is told before the kernel can learn a number from us."""
@@ -175,7 +175,8 @@ class DirectSession:
 
         if not resume:
             self._forget_journal(name, held)  # of a connection that had this device number before
-        connection = make(held, Device(held.fd), on_init)
+        offered = int(held.state.get(_STATE_OFFERED, 0))
+        connection = make(held, Channel(Device(held.fd), offered, on_init, self._waiters))
         for key, value in (state or {}).items():
             await self._remember(name, key, value)
         await nursery.start(self._serve, name, connection, resume)
@@ -200,9 +201,7 @@ class DirectSession:
         if (name == ROOT or self._tree is None) and self._nursery is not None:
             self._nursery.cancel_scope.cancel()  # the mount point is unmounted
 
-    def _connection(
-        self, name: str, path: str, files: DatasetFiles, held: Held, device: Device, initialised: Callable[[int], None]
-    ) -> FilesConnection:
+    def _connection(self, name: str, path: str, files: DatasetFiles, held: Held, channel: Channel) -> FilesConnection:
         journal = OpenJournal(self._journal(name, held))
 
         def watch() -> None:
@@ -217,17 +216,14 @@ class DirectSession:
             watch()
         return FilesConnection(
             name,
-            device,
+            channel,
             files,
             journal=journal,
             can_passthrough=self._options.can_passthrough,
             memory_bytes=self._options.memory_bytes,
             openless=bool(held.state.get(_STATE_OPENLESS, False)),
-            offered=int(held.state.get(_STATE_OFFERED, 0)),
-            initialised=initialised,
             turned_openless=turned_openless,
             stack_depth=self._options.stack_depth,
-            waiters=self._waiters,
         )
 
     def _journal(self, name: str, held: Held) -> str:

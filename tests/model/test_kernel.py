@@ -33,7 +33,7 @@ from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import Ownership
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID
-from dsfs.fuse.connection import LARGEST_READ_BYTES
+from dsfs.fuse.connection import LARGEST_READ_BYTES, Channel
 from dsfs.fuse.files_connection import FilesConnection
 from dsfs.fuse.resume import OpenJournal
 from dsfs.fuse.waiters import Job, Waiters
@@ -98,17 +98,16 @@ class World:
             left = self._deaths.pop(0) if self._deaths else None
             connection = FilesConnection(
                 "model",
-                ModelDevice(self.kernel, left),
+                Channel(
+                    ModelDevice(self.kernel, left), int(InitFlag.PASSTHROUGH), lambda _offered: None, self._waiters
+                ),
                 self.files,
                 journal=journal,
                 can_passthrough=True,
                 memory_bytes=1 << 30,
                 openless=self._openless,
-                offered=int(InitFlag.PASSTHROUGH),
-                initialised=lambda _offered: None,
                 turned_openless=self._turned_openless,
                 stack_depth=1,
-                waiters=self._waiters,
             )
             try:
                 await connection.run(resume=self.servers > 1)

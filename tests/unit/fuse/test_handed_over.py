@@ -17,8 +17,9 @@ import trio
 from dsfs.fetch.disk_read import DiskRead
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.tree import Directories
+from dsfs.fuse.connection import Channel
 from dsfs.fuse.device import Device, Disconnected
-from dsfs.fuse.files_connection import ReadingConnection
+from dsfs.fuse.reading_connection import ReadingConnection
 from dsfs.fuse.waiters import Waiters
 from dsfs.fuse.wire import IN_HEADER, INTERRUPT_IN, OUT_HEADER, READ_IN, Opcode
 from dsfs.ranges import ByteRange
@@ -79,8 +80,8 @@ class Scene(ReadingConnection):
         self.kernel, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.kernel.settimeout(10)
         self.cut = CutDevice(server.detach())
-        tree = cast(Directories, None)
-        super().__init__("scene", self.cut, tree, ("a", "b"), 0, lambda _offered: None, Waiters(SIZE, 1))
+        channel = Channel(self.cut, 0, lambda _offered: None, Waiters(SIZE, 1))
+        super().__init__("scene", channel, ("a", "b"), cast(Directories, None))
         self.disks: dict[int, Disk] = {}
 
     def files_at(self, nodeid: int) -> DatasetFiles:
