@@ -22,6 +22,7 @@ from prometheus_client import disable_created_metrics
 from daemon import logs, standby
 from daemon.preload import preload
 from daemon.rooms import open_rooms
+from daemon.serving import Serving
 from daemon.settings import Settings
 from dsfs.errors import AnotherServes, DsfsError
 from dsfs.fuse.keeper_client import connect
@@ -37,7 +38,7 @@ async def serve(settings: Settings) -> None:
         async with AsyncExitStack() as stack:
             keeper = await stack.enter_async_context(connect(settings.keeper_socket, _keeper_starter(settings)))
             try:
-                await open_rooms(settings, keeper, stack, signals)
+                await Serving(await open_rooms(settings, keeper, stack)).run(signals)
             except DsfsError as error:
                 await keeper.failed(str(error))
                 raise

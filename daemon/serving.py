@@ -1,0 +1,183 @@
+"""Serving from the rooms: what begins when, from taking over to the end."""
+
+from __future__ import annotations
+
+import gc
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from functools import partial
+
+import structlog
+import trio
+
+from daemon.control.listen import control_interface
+from daemon.preload import note_modules
+from daemon.rooms import Rooms
+from daemon.scrubbing import scrub_in_background
+from dsfs.cache.node import NodeTier
+from dsfs.cache.verify import rebuild_index
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import CATALOG
+from dsfs.errors import MountError
+from dsfs.fetch.disk import DISK
+from dsfs.fuse.direct import DirectSession
+from dsfs.fuse.keeper_client import KeeperClient
+from dsfs.model import Phase
+
+log = structlog.get_logger()
+
+_FIRST_ANSWERS_S = 0.5  # how long a mount of many datasets waits for their sources before it says "ready"
+_SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "ready" means it
+_UPKEEP_S = 1.0
+_GAUGES_S = 5.0
+_CONFIRM_S = 3600.0  # access that was taken back at the origin: a byte each, of what was read
+_HINTS_S = 2.0  # what a server that dies forgets of how far the readers were; they are found again
+_SECRETS_S = 5.0  # a kubelet takes a minute to update one
+
+
+class Serving:
+    """Readers come first, then who asks over the control interface, then what nobody waits for."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._listening = trio.Event()
+
+    async def run(self, signals: AsyncIterator[int]) -> None:
+        """Until the mounts are gone or the server is told to stop."""
+        rooms = self._rooms
+        if rooms.keeper.restarts:
+            rooms.background.start_soon(self._listen)
+        else:
+            await self._listen()  # an address that cannot be had is told before anything is mounted
+        rooms.background.start_soon(self._look_after)
+        async with trio.open_nursery() as serving:
+            serving.start_soon(_stop_on_signal, serving, signals)
+            serving.start_soon(_stop_when_asked, serving, rooms.keeper)
+            serving.start_soon(self._show, serving)
+
+    async def _listen(self) -> None:
+        rooms = self._rooms
+        await rooms.background.start(control_interface, rooms.settings, rooms.node, rooms.bridge)
+        self._listening.set()
+
+    async def _look_after(self) -> None:
+        """What nobody waits for, once those who do have a server again."""
+        await self._rooms.node.mounted.wait()
+        rooms, begin = self._rooms, self._rooms.background.start_soon
+        begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
+        begin(_every, _GAUGES_S, "gauges", rooms.node.set_gauges)
+        begin(_every, _SECRETS_S, "secrets", rooms.shown.credentials.look_at_all)
+        begin(_every, _CONFIRM_S, "entitlements", partial(_confirm, rooms))
+        begin(rooms.node.keep_pins)
+        every_s = rooms.settings.scrub_every_s
+        if every_s:
+            scrub = partial(scrub_in_background, rooms.tier, rooms.boot, every_s, lambda: rooms.flights.under_way > 0)
+            begin(_optional, "background check of the cache", scrub)
+            if rooms.shared_tier is not None:
+                begin(_optional, "background check of the shared cache", partial(rooms.shared_tier.scrub, every_s))
+        if rooms.opens is not None:
+            begin(_optional, "counting of opens", rooms.opens.run)
+        if not rooms.tier.index.was_clean:
+            begin(_rebuild, rooms.tier, rooms.boot)
+
+    async def _show(self, serving: trio.Nursery) -> None:
+        """Mount, say when it is ready, serve; what ends the session ends the server."""
+        rooms, settings, single = self._rooms, self._rooms.settings, self._rooms.wanted.single
+        async with trio.open_nursery() as nursery:
+            prepared = [await rooms.shown.prepare(manifest) for manifest in rooms.wanted.manifests]
+            await nursery.start(self._run_session, serving)
+            for mount in prepared:
+                try:
+                    await mount()
+                except MountError as error:
+                    if single:
+                        raise
+                    log.error("dataset cannot be mounted", reason=str(error))
+            if isinstance(rooms.session, DirectSession):
+                await rooms.session.drop_unserved()
+            self._rooms.node.mounted.set()
+            await rooms.shown.hand_over()
+            datasets = rooms.shown.datasets.values()
+            await _first_answers(datasets, settings.read_timeout_s if single else _FIRST_ANSWERS_S)
+            if single and rooms.keeper.restarts == 0:
+                for dataset in datasets:
+                    if dataset.phase is Phase.FAILED:
+                        raise MountError(dataset.message)
+            gc.collect()
+            gc.freeze()  # what lives as long as the server needs no look from the collector
+            await self._listening.wait()
+            await rooms.keeper.ready()
+            await trio.to_thread.run_sync(note_modules, settings.runtime_dir, limiter=DISK)
+            log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
+            for dataset in datasets:
+                nursery.start_soon(dataset.clean)
+            rooms.warming.resume()
+            await _optional("hints of the server before", partial(rooms.hints.resume, rooms.shown.datasets))
+            nursery.start_soon(_every, _HINTS_S, "writing down of hints", rooms.hints.save)
+
+    async def _run_session(
+        self, serving: trio.Nursery, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await self._rooms.session.run(task_status=task_status)
+        await self._rooms.keeper.unmounted()
+        serving.cancel_scope.cancel()
+
+
+async def _first_answers(datasets: Collection[Dataset], patience_s: float) -> None:
+    with trio.move_on_after(patience_s):
+        for dataset in datasets:
+            await dataset.answered.wait()
+    with trio.move_on_after(_SMALL_CRAWL_S):
+        for dataset in datasets:
+            await dataset.settled.wait()
+
+
+async def _every(interval_s: float, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again; what goes wrong is logged, and does not end the server."""
+    while True:
+        await trio.sleep(interval_s)
+        try:
+            await work()
+        except Exception:
+            log.exception("background work failed", work=what)
+
+
+async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do what the server can do without; what goes wrong is logged."""
+    try:
+        await work()
+    except Exception:
+        log.exception("background work failed", work=what)
+
+
+async def _confirm(rooms: Rooms) -> None:
+    for dataset in list(rooms.shown.datasets.values()):
+        await rooms.reader.confirm(dataset.origin)
+
+
+async def _upkeep(tier: NodeTier) -> None:
+    try:
+        await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
+    except OSError as error:
+        tier.note_trouble(error)
+
+
+async def _rebuild(tier: NodeTier, boot: bytes) -> None:
+    try:
+        await trio.to_thread.run_sync(rebuild_index, tier, boot, limiter=CATALOG)
+    except Exception:  # what is not in the index is found again by whoever reads it
+        log.exception("index of the cache could not be rebuilt")
+
+
+async def _stop_on_signal(serving: trio.Nursery, signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        log.info("stopping", signal=signal.Signals(number).name)
+        serving.cancel_scope.cancel()
+        return
+
+
+async def _stop_when_asked(serving: trio.Nursery, keeper: KeeperClient) -> None:
+    """Another server takes over, or the mount ends."""
+    await keeper.asked.wait()
+    log.info("stopping", finish=keeper.asked_to_finish)
+    serving.cancel_scope.cancel()
