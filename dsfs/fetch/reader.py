@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import structlog
 import trio
@@ -25,6 +27,7 @@ from dsfs.ranges import ByteRange, block_range, blocks_of
 from dsfs.sources.base import Buffer
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _GRACE_S = 0.5
 _ROUNDS = 5  # a block can be evicted between its arrival and its reading, but hardly five times in a row
@@ -84,6 +87,9 @@ class Reader:
 
         Raises the SourceError that kept them away; SourceTimeout when even a turn to ask was not to be had in time.
         """
+        return await self._in_time(file, partial(self._read, file, wanted))
+
+    async def _in_time(self, file: RemoteFile, work: Callable[[], Awaitable[T]]) -> T:
         # A little more than a flight has, so that what it knows of the cause comes first.
         asked_s = trio.current_time()
         patience_s = self._flights.deadline_s + _GRACE_S
@@ -91,7 +97,7 @@ class Reader:
             trio.move_on_after(patience_s) as scope,
             self._flights.streams.following(file.key, scope, patience_s, self._flights.longest_read_s),
         ):
-            return await self._read(file, wanted)
+            return await work()
         last = file.origin.last_error
         if last is not None and last.heard_s >= asked_s:
             raise last.error
@@ -205,7 +211,10 @@ class Reader:
         return flight if flight.ticket.granted and not flight.done else None
 
     async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
-        """Have all of an object in the node tier, or as much as it takes. Raises the SourceError that ended it."""
+        """Have all of an object in the node tier, or as much as it takes. Raises as ``read`` does."""
+        await self._in_time(file, partial(self._fetch_whole, file, priority))
+
+    async def _fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         missing = await self.missing(file)
         flights = self._flights.ensure(file, missing, priority)
         for block in missing:

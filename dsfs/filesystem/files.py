@@ -205,7 +205,7 @@ class DatasetFiles:
         return self._reader.begin(file)
 
     def try_pieces(self, nodeid: int, offset: int, size: int) -> list[Buffer] | None:
-        """What of a large file was fetched just now, without a copy; None: ask ``try_read``."""
+        """What of a large file was fetched just now, without a copy; None: read it."""
         file = self.file(nodeid)
         if file.size_bytes <= SMALL_BLOCKS * self._reader.block_bytes:
             return None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from tests.mounts import Mounts, eventually
 from tests.resilience.conftest import DIRECT, MIB, Web, drop_pages, errno_of_read, make_tree, mount_path
 from tests.servers import hostile as web
+from tests.servers.web_tree import put_tree
 
 READ_TIMEOUT_S = 3
 SLACK_S = 8  # of a machine that does much else
@@ -185,6 +187,23 @@ def test_a_stalled_origin_ends_in_a_timeout(mounts: Mounts, path: str) -> None:
         server.always("/file", lambda asked, data, answer: answer)
         eventually(lambda: errno_of_read(mount.root / "file") == 0, 5, "it heals")
         assert (mount.root / "file").read_bytes() == server.files["/file"]
+
+
+@pytest.mark.parametrize("path", ["passthrough", "daemon"])
+def test_many_readers_of_a_stalled_origin_do_not_wait_for_each_other(mounts: Mounts, path: str) -> None:
+    """More than are fetched at once: also who has no turn to ask is told in time, be it at open or at read."""
+    names = [f"f{number:03d}" for number in range(300)]
+    with web.hostile() as server:
+        uri = put_tree(server, dict.fromkeys(names, bytes(2000)))
+        mount = mount_path(mounts, path, uri, f"--read-timeout={READ_TIMEOUT_S}s", type="HTTP")
+        mount.expect_log("fetch failed")
+        mount.wait_phase("READY")
+        for name in names:
+            server.always(f"/data/{name}", web.stall_at_once)
+        started = time.monotonic()
+        with ThreadPoolExecutor(len(names)) as pool:
+            assert set(pool.map(lambda name: errno_of_read(mount.root / name), names)) == {errno.ETIMEDOUT}
+        assert time.monotonic() - started < READ_TIMEOUT_S + SLACK_S
 
 
 SIZE = 96 * MIB  # more than is asked ahead of any reader
