@@ -272,8 +272,8 @@ class _Cuts:
                 high, found = middle, key
             else:
                 low = middle + 1
-        if not found or len(found) <= low:
-            return low, ""
+        if not found or found[low : low + 1] <= self._last[low : low + 1]:
+            return low, ""  # also when keys have changed meanwhile, or hold what is behind every character
         return low, found[low]
 
     async def _largest(self, alike: str, smallest: int) -> int:
@@ -282,7 +282,7 @@ class _Cuts:
             middle = (low + high) // 2
             key = await self._inside(_before(alike, middle))
             if key.startswith(alike) and len(key) > len(alike):
-                low = max(low, ord(key[len(alike)]))
+                low = max(middle, ord(key[len(alike)]))
                 high = max(high, low + 1)
             else:
                 high = middle

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dsfs.errors import SourceRefused, SourceUnavailable
@@ -18,6 +18,22 @@ from tests.servers.listing_server import filer_order
 
 PARTS = st.sampled_from(["a", "a-", "b", "é", "日", "x0", "x1", "x2", "x3", "x10", "\ue000", ""])
 KEYS = st.lists(PARTS, min_size=1, max_size=4).map("/".join).filter(lambda key: key not in ("", "/"))
+ODD_PARTS = st.sampled_from(
+    [
+        "a",
+        "a\0",
+        "\x01",
+        "\U0010ffff",
+        "a\U0010ffff",
+        "a\U0010ffffz",
+        "\ud7ff",
+        "\ue000b",
+        "x" * 1000,
+        "x" * 1000 + "y",
+        "",
+    ]
+)
+ODD_KEYS = st.lists(ODD_PARTS, min_size=1, max_size=3).map("/".join).filter(lambda key: key not in ("", "/"))
 BOUND_S = 20
 
 
@@ -102,6 +118,15 @@ def test_all_keys_and_all_directories(keys: list[str], page_keys: int, order: Ca
     assert shown == paths_of(keys)
     assert set(complete) == directories_of(keys)
     assert complete[-1] == ""
+
+
+@given(st.lists(ODD_KEYS, unique=True, min_size=20, max_size=60), st.integers(1, 3))
+@example(["a", "a/a", "\U0010ffff/a", "\U0010ffff/a\U0010ffffz"], 1)
+@settings(deadline=None, max_examples=100)
+def test_keys_that_hold_what_ranges_are_cut_with(keys: list[str], page_keys: int) -> None:
+    shown, complete = listed(Store(keys, page_keys))
+    assert shown == paths_of(keys)
+    assert set(complete) == directories_of(keys)
 
 
 @given(
