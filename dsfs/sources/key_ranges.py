@@ -161,6 +161,7 @@ class KeyRanges:
         ended = met is not None or not page.following
         if ended:
             range_.run.end(self._path(range_.until) if met is not None else "")
+            range_.last = ""  # nothing begins in it any more, while the page waits for room
         await self._room.acquire()
         self._ready.put_nowait(range_.run.take_page())
         return met is None

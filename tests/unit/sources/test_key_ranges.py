@@ -158,6 +158,39 @@ def test_what_was_there_all_the_time_is_listed(
     assert paths_of(stable) <= shown <= paths_of(stable + others)
 
 
+def test_nothing_begins_in_a_range_that_has_ended() -> None:
+    """Its last page waits for whoever takes pages, and says that the directory is complete."""
+    store = Store([f"d/{i:03}" for i in range(50)], 10)
+
+    async def work() -> list[str]:
+        ended, answered = asyncio.Event(), asyncio.Event()
+
+        async def ask(after: str, token: str, limit: int) -> KeyPage:
+            if after and not limit:
+                await ended.wait()
+                store.keys = ["d/9999"]
+            page = await store.ask(after, token, limit)
+            if after and not limit:
+                answered.set()
+            elif not limit and not page.following:
+                ended.set()
+            return page
+
+        pages = KeyRanges(ask, "", at_once=2).pages()
+        shown = [obj.path for obj in (await anext(pages)).objects]
+        await answered.wait()
+        complete: tuple[str, ...] = ()
+        async for page in pages:
+            assert not page.objects or not complete
+            shown += [obj.path for obj in page.objects]
+            complete += page.complete
+        assert complete == ("d", "")
+        return shown
+
+    shown = asyncio.run(asyncio.wait_for(work(), BOUND_S))
+    assert shown == ["d", *(f"d/{i:03}" for i in range(50))]
+
+
 @pytest.mark.parametrize(
     "keys",
     [
