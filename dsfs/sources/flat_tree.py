@@ -96,6 +96,8 @@ class Run:
         """No more keys; ``following`` is the path that comes next, in another run."""
         above = following.rpartition("/")[0]
         self._change_to(_from_the_top(above.split("/") if above else ()), enter=False)
+        while self._open:
+            self._tree.leave(self._open.pop())
 
     def _change_to(self, directories: list[str], *, enter: bool = True) -> None:
         shared = 0

@@ -93,3 +93,15 @@ def test_coming_back_to_what_was_called_complete_is_an_error() -> None:
     assert tree.take_page().complete == ("b",)
     with pytest.raises(SourceUnavailable, match="not in order"):
         tree.add(SourceObject("b/0"))
+
+
+def test_what_no_run_is_in_at_its_end_is_complete_at_the_end() -> None:
+    """The run that follows begins in the same directory with a key that is no path, so it never enters it."""
+    tree = FlatTree()
+    first, second = tree.run(), tree.run("a//b")
+    first.add(SourceObject("a/1"))
+    first.end("a//b")
+    second.add(SourceObject("a//b"))
+    second.end()
+    assert (first.take_page().complete, second.take_page().complete) == ((), ())
+    assert tree.finish().complete == ("a", "")
