@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def _pay(request: Any, **_: object) -> None:
     request.headers[PAYER_HEADER] = "requester"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """A client that stands, and what a second library needs to ask the same bucket. ``keys`` is None for anonymous."""
 
@@ -112,6 +113,8 @@ class Opened:
     endpoint: str
     region: str
     keys: Any | None
+    stack: AsyncExitStack
+    """Closes the client."""
 
 
 class S3Connection:
@@ -125,8 +128,9 @@ class S3Connection:
         self.sse = _customer_key(credentials.get("sse-customer-key", ""))
         """What a HEAD or GET of an object needs besides, for objects that are encrypted with the reader's own key."""
         self._lock = asyncio.Lock()
-        self._stack = AsyncExitStack()
         self._opened: Opened | None = None
+        self._asked: Counter[Opened] = Counter()  # requests under way
+        self._may_renew = "access-key" not in credentials  # what a Secret has given comes with another source
 
     @property
     def requester_pays(self) -> bool:
@@ -153,22 +157,34 @@ class S3Connection:
 
         It may expire once more meanwhile. Raises what ``ask`` raises.
         """
-        for _ in range(_RENEWALS):
-            opened = await self.opened()
+        for _ in range(_RENEWALS if self._may_renew else 0):
             try:
-                return await ask(opened)
+                return await self._ask(ask)
             except CredentialsExpired:
-                self.renew(opened)
-        return await ask(await self.opened())
-
-    def renew(self, expired: Opened) -> None:
-        """Have credentials looked for anew by the next ``opened``: those of ``expired`` have lived their time."""
-        if self._opened is expired:
-            self._opened = None
+                continue
+        return await self._ask(ask)
 
     async def close(self) -> None:
+        standing = [*self._asked, *([] if self._opened is None else [self._opened])]
         self._opened = None
-        await self._stack.aclose()
+        for opened in standing:
+            await opened.stack.aclose()
+
+    async def _ask(self, ask: Callable[[Opened], Awaitable[T]]) -> T:
+        opened = await self.opened()
+        self._asked[opened] += 1
+        try:
+            return await ask(opened)
+        except CredentialsExpired:
+            if self._may_renew and self._opened is opened:
+                self._opened = None  # so that the next one has them looked for anew
+            raise
+        finally:
+            self._asked[opened] -= 1
+            if not self._asked[opened]:
+                del self._asked[opened]
+                if self._opened is not opened:
+                    await opened.stack.aclose()
 
     async def _open(self) -> Opened:
         session = get_session()
@@ -180,16 +196,17 @@ class S3Connection:
         if keys is None and self._options.anonymous != "true":
             log.info("no S3 credentials found, reading anonymously", bucket=self.bucket)
         region = self._options.region or session.get_config_variable("region")
-        client = await self._client(session, keys, region or DEFAULT_REGION)
-        # A region from the environment is that of most buckets, and need not be that of this one.
-        if self._options.region is None or ".amazonaws.com" in client.meta.endpoint_url:
-            found = await self._region_of_bucket(client)
-            if found not in (None, region or DEFAULT_REGION):
-                region = found
-                client = await self._client(session, keys, region)
-        return Opened(client, client.meta.endpoint_url, region or DEFAULT_REGION, keys)
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(self._client(session, keys, region or DEFAULT_REGION))
+            # A region from the environment is that of most buckets, and need not be that of this one.
+            if self._options.region is None or ".amazonaws.com" in client.meta.endpoint_url:
+                found = await self._region_of_bucket(client)
+                if found not in (None, region or DEFAULT_REGION):
+                    region = found
+                    client = await stack.enter_async_context(self._client(session, keys, region))
+            return Opened(client, client.meta.endpoint_url, region or DEFAULT_REGION, keys, stack.pop_all())
 
-    async def _client(self, session: Any, keys: Any | None, region: str) -> Any:
+    def _client(self, session: Any, keys: Any | None, region: str) -> Any:
         endpoint = self._options.endpoint
         config = AioConfig(
             connect_timeout=self.timeouts.connect_s,
@@ -204,8 +221,7 @@ class S3Connection:
         )
         if self._options.requesterPays == "true":
             session.register("before-sign.s3", _pay)
-        maker = session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
-        return await self._stack.enter_async_context(maker)
+        return session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
     async def _region_of_bucket(self, client: Any) -> str | None:
         """AWS says it to everybody, even with a refusal; asked because obstore does not follow its redirects."""

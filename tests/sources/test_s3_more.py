@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -65,6 +67,19 @@ def test_a_token_that_expires_between_two_reads_is_renewed(aws: TokenServer) -> 
         aws.expired = aws.given
         assert set(await tree_of(source)) == {"f"}
         assert aws.signed[-1][1] == "token-3"
+
+    using(at(aws), use)
+
+
+def test_clients_of_expired_tokens_are_closed(aws: TokenServer) -> None:
+    async def use(source: Source) -> None:
+        obj = (await tree_of(source))["f"]
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            aws.expired = aws.given
+            await asyncio.gather(*(read_range(source, obj, 0, 10) for _ in range(2)))
+        assert aws.given > 20
+        assert len(os.listdir("/proc/self/fd")) < before + 20
 
     using(at(aws), use)
 
