@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 
 _PIECE_BYTES = 1 * MiB
 _SUSPECTS = 1024
+_DOUBTS_MAX = 3
+_HAVE_FITTED = -math.inf
 
 
 async def _nobody_to_tell(_file: RemoteFile) -> None:
@@ -41,7 +44,10 @@ class ContentChecks:
         self._bridge = bridge
         self._tier = tier
         self._checking: set[str] = set()
+        # Where a hash is only likely to be one: what objects came as that it does not fit, and how many those were of a
+        # dataset of which none has fitted yet.
         self._suspects: LRUCache[str, str] = LRUCache(_SUSPECTS)
+        self._doubts: LRUCache[str, float] = LRUCache(_SUSPECTS)
         self._hashers = trio.CapacityLimiter(1)
         self.on_wrong: Callable[[RemoteFile], Awaitable[None]] = _nobody_to_tell
         """Told of an object that was dropped: the kernel may have pages of it."""
@@ -73,6 +79,8 @@ class ContentChecks:
             digest = await self._digest(file)
             found = None if digest is None else await self._hash(digest, obj)
             if digest is None or found == digest.hex or self._is_no_hash(file, digest, found or ""):
+                if digest is not None and digest.disown is not None and found == digest.hex:
+                    self._has_fitted(file, digest)
                 await trio.to_thread.run_sync(self._tier.unproven.discard, file.key, limiter=DISK)
                 file.origin.note_content(file.obj.path, right=True)
             elif not obj.unlinked:  # else another may have its name by now
@@ -105,15 +113,33 @@ class ContentChecks:
         return await trio.to_thread.run_sync(work, limiter=self._hashers)
 
     def _is_no_hash(self, file: RemoteFile, digest: Digest, found: str) -> bool:
-        """Whether what only looked like a hash of the content is none: it came twice, the same both times."""
-        if digest.disown is None or self._suspects.get(file.key) != found:
+        """Whether what only looked like a hash of the content is none: it came twice, the same both times; or several
+        of a dataset did not fit, and none ever did."""
+        if digest.disown is None:
+            return False
+        doubts = self._doubts[file.origin.id] = self._doubts.get(file.origin.id, 0) + 1
+        if self._suspects.get(file.key) != found and doubts < _DOUBTS_MAX:
             return False
         digest.disown()
         return True
 
+    def _has_fitted(self, file: RemoteFile, digest: Digest) -> None:
+        self._doubts[file.origin.id] = _HAVE_FITTED
+        before = self._suspects.pop(file.key, None)
+        if before is not None:  # so it was the first time that it came wrong
+            self._say_wrong(file, digest, before)
+
     async def _drop(self, file: RemoteFile, digest: Digest, found: str) -> None:
-        if digest.disown is not None:
+        if digest.disown is None:
+            self._say_wrong(file, digest, found)
+            file.origin.note_content(file.obj.path, right=False)
+        else:
             self._suspects[file.key] = found
+            log.info("a file is fetched anew, or its ETag is no MD5", dataset=file.origin.id, path=file.obj.path)
+        await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
+        await self.on_wrong(file)
+
+    def _say_wrong(self, file: RemoteFile, digest: Digest, found: str) -> None:
         metrics.CORRUPT_BLOCKS.inc()
         log.warning(
             "what the source sent is not what it lists, dropped",
@@ -122,6 +148,3 @@ class ContentChecks:
             listed=f"{digest.algorithm}:{digest.hex}",
             found=found,
         )
-        file.origin.note_content(file.obj.path, right=False)
-        await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
-        await self.on_wrong(file)

@@ -7,7 +7,8 @@ KMS or of the customer; many stores that speak S3 do the same, some put a random
 there that looks just alike, and no listing says which it is. So a file must never be refused because its ETag looks
 like an MD5: when the bytes differ from it they are fetched again, and if the second fetch brings the very same bytes,
 it is the ETag that is no MD5: one line in the log, and no ETag of that source is compared any more. Two fetches that
-differ are two fetches of which one is wrong, whatever the ETag is; then the one that fits it is taken.
+differ are two fetches of which one is wrong, whatever the ETag is; then the one that fits it is taken. Large files, of
+which many may be read just once, need not come twice when several do not fit and none has fitted yet.
 
 MD5 costs 1.4 CPU-s per GiB, half again what fetching small objects does. For a guess that is only worth it as long as
 nobody notices: a tenth of one processor (``_Allowance``); what comes faster than that goes unlooked at.

@@ -132,13 +132,43 @@ def test_what_came_wrong_once_is_told_apart_from_a_hash_that_is_none(run: Callab
 
 def test_a_large_one_is_dropped_once_for_what_is_no_hash(run: Callable[..., None]) -> None:
     async def test(there: World) -> None:
-        source = guesses(there)
+        source, before = guesses(there), dropped()
         file = there.file(LARGE)
         for kept in (False, True):
             await there.reader.fetch_whole(file, Priority.WARM)
             await all_checked(there)
             assert there.tier.holds_all(file.key, LARGE, "") is kept
         assert source.guess == ""
+        assert dropped() == before, "and nobody is told that it was wrong"
+
+    run(test, rate=1.0)
+
+
+def test_a_large_one_that_came_wrong_once_is_told(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        right = hashlib.md5(content(LARGE)).hexdigest()
+        source, before = guesses(there, right), dropped()
+        source.plans = [lying]
+        for kept in (False, True):
+            await there.reader.fetch_whole(there.file(LARGE), Priority.WARM)
+            await all_checked(there)
+            assert there.tier.holds_all(there.file(LARGE).key, LARGE, "") is kept
+            assert dropped() - before == kept
+        assert source.guess == right
+
+    run(test, rate=1.0)
+
+
+def test_large_ones_that_are_read_once_are_not_all_dropped_for_what_is_no_hash(run: Callable[..., None]) -> None:
+    async def test(there: World) -> None:
+        source, before = guesses(there), dropped()
+        kept = []
+        for size in range(LARGE, LARGE + 5):
+            await there.reader.fetch_whole(there.file(size), Priority.WARM)
+            await all_checked(there)
+            kept.append(there.tier.holds_all(there.file(size).key, size, ""))
+        assert kept == [False, False, True, True, True]
+        assert (source.guess, dropped()) == ("", before)
 
     run(test, rate=1.0)
 
