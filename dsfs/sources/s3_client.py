@@ -280,6 +280,10 @@ def of_status(
         return RetryLater(f"{what}: the server asks for patience ({shown})", retry_after)
     if code in _EXPIRED_CODES:
         return CredentialsExpired(f"{what}: the session token has expired ({shown}); give a new one")
+    if code == "400":  # without a document, as any answer to a HEAD: S3 says so of a token that has lived its time
+        return CredentialsExpired(
+            f"{what}: refused without a reason ({shown}): an expired session token, or a missing sse-customer-key"
+        )
     if code in _REFUSED_CODES or status in (401, 403):
         return SourceRefused(f"{what}: access refused ({shown}); check access-key and secret-key, or anonymous")
     if status in (412, 416) or code in ("PreconditionFailed", "InvalidRange"):

@@ -80,6 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
                 "</Contents></ListBucketResult>",
                 {"x-amz-bucket-region": self.state.region or "us-east-1"},
             )
+        elif self.command == "HEAD":
+            self._answer(200, self.state.data)
         else:
             first, last = (int(part) for part in self.headers["Range"].removeprefix("bytes=").split("-"))
             with self.state.lock:

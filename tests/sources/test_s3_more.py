@@ -84,6 +84,24 @@ def test_clients_of_expired_tokens_are_closed(aws: TokenServer) -> None:
     using(at(aws), use)
 
 
+@pytest.mark.parametrize("secret", [{}, {"access-key": "id", "secret-key": "fake", "session-token": "token-7"}])
+def test_a_name_is_looked_up_with_a_token_that_has_expired(aws: TokenServer, secret: dict[str, str]) -> None:
+    """A HEAD is refused without a document, so without the word that says why."""
+
+    async def use(source: Source) -> None:
+        await tree_of(source)
+        aws.expired = max(7, aws.given)
+        aws.given = 7
+        if secret:
+            with pytest.raises(SourceRefused, match="expired"):
+                await source.stat("f")
+        else:
+            assert (await source.stat("f")) is not None
+        assert (aws.given == 7) is bool(secret)
+
+    using(at(aws, secret), use)
+
+
 def test_a_token_from_a_secret_that_expires_is_a_refusal(aws: TokenServer) -> None:
     """Once: who gives another one is asked by the loop around this."""
 
