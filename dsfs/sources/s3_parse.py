@@ -22,12 +22,17 @@ _BEFORE: Final = "before-parse.s3.*"
 _PARSED: Final = "dsfs.listing"
 _WANTED: Final = ("Key", "LastModified", "ETag", "Size")
 
-_DOCUMENT = re.compile(r"\s*(<\?xml [^>]*\?>\s*)?<ListBucketResult[ >]")
-_FIRST_KEY = re.compile(r"<Contents>((?:<\w+>[^<]*</\w+>|<Owner>(?:<\w+>[^<]*</\w+>)*</Owner>)+)</Contents>")
+_TEXT: Final = r"[^<>\x00-\x1f]*"
+_OWNER: Final = rf"<Owner>(?:<\w+>{_TEXT}</\w+>)+</Owner>"
+_FIRST_KEY = re.compile(rf"<Contents>((?:<\w+>{_TEXT}</\w+>|{_OWNER})+)</Contents>")
 _PART = re.compile(r"<(Owner)>.*?</Owner>|<(\w+)>")
-_PREFIX = re.compile(r"<CommonPrefixes><Prefix>([^<]*)</Prefix></CommonPrefixes>")
-_TRUNCATED = re.compile(r"<IsTruncated>(true|false)</IsTruncated>")
-_TEXT = re.compile(r"<(EncodingType|NextContinuationToken)>([^<]*)</")
+_PREFIX = re.compile(rf"<CommonPrefixes><Prefix>({_TEXT})</Prefix></CommonPrefixes>")
+_REST = re.compile(  # once keys and prefixes are taken out
+    r'\s*(?:<\?xml version="1\.0" encoding="(?:UTF|utf)-8"\s*\?>\s*)?<ListBucketResult(?: xmlns(?::\w+)?="[^"<&]*")*>'
+    rf"((?:\s*<\w+(?:>{_TEXT}</\w+>|\s?/>))*)\s*</ListBucketResult>\s*"
+)
+_FIELD = re.compile(rf"<(\w+)(?:>({_TEXT})</(\w+)>|\s?/>)")
+_ENTITY = re.compile("&(?:amp|lt|gt|quot|apos|#34|#39);")
 
 
 def listings_parsed_here(session: Any) -> None:
@@ -77,37 +82,40 @@ def parsed_page(body: bytes) -> dict[str, Any] | None:
 
 def _page(text: str) -> dict[str, Any] | None:
     """Raises ValueError."""
-    truncated = _TRUNCATED.findall(text)
-    if _DOCUMENT.match(text) is None or not text.rstrip().endswith("</ListBucketResult>") or len(truncated) != 1:
-        return None
-    contents = _contents(text)
-    prefixes = [{"Prefix": _plain(prefix)} for prefix in _PREFIX.findall(text)]
-    if contents is None or len(prefixes) != text.count("<CommonPrefixes"):
-        return None
-    page = {name: _plain(value) for name, value in _TEXT.findall(text)}
-    return {**page, "IsTruncated": truncated[0] == "true", "Contents": contents, "CommonPrefixes": prefixes}
-
-
-def _contents(text: str) -> list[dict[str, Any]] | None:
-    count = text.count("<Contents")
-    if not count:
-        return []
     first = _FIRST_KEY.search(text)
     pattern = first and _pattern(tuple(owner or name for owner, name in _PART.findall(first[1])))
-    if not pattern:
+    parts = pattern.split(text) if pattern else [text]  # what is between two keys, and the groups of each
+    between = _PREFIX.split("".join(parts[:: len(_WANTED) + 1]))
+    rest = _REST.fullmatch("".join(between[::2]))
+    fields = _FIELD.findall(rest[1]) if rest else []
+    said = {name: _plain(value) for name, value, _end in fields}
+    truncated = said.get("IsTruncated")
+    if (
+        any(end not in (name, "") for name, _value, end in fields)
+        or len(said) != len(fields)
+        or truncated not in ("true", "false")
+        or not said.keys().isdisjoint(("Contents", "CommonPrefixes"))
+    ):
         return None
+    page: dict[str, Any] = {name: said[name] for name in ("EncodingType", "NextContinuationToken") if name in said}
+    page["IsTruncated"] = truncated == "true"
+    page["Contents"] = _contents(pattern, parts) if pattern else []
+    page["CommonPrefixes"] = [{"Prefix": _plain(prefix)} for prefix in between[1::2]]
+    return page
+
+
+def _contents(pattern: re.Pattern[str], parts: list[str]) -> list[dict[str, Any]]:
     times: dict[str, datetime] = {}  # many keys of a page were written within one second
-    key_at, time_at, etag_at, size_at = (pattern.groupindex[name] - 1 for name in _WANTED)
-    contents = [
+    columns = (parts[pattern.groupindex[name] :: len(_WANTED) + 1] for name in _WANTED)
+    return [
         {
-            "Key": _plain(values[key_at]),
-            "LastModified": times.get(values[time_at]) or times.setdefault(values[time_at], _time(values[time_at])),
-            "ETag": _plain(values[etag_at].replace("&quot;", '"').replace("&#34;", '"')),
-            "Size": int(values[size_at]),
+            "Key": _plain(key),
+            "LastModified": times.get(time) or times.setdefault(time, _time(time)),
+            "ETag": _plain(etag.replace("&quot;", '"').replace("&#34;", '"')),
+            "Size": int(size),
         }
-        for values in pattern.findall(text)
+        for key, time, etag, size in zip(*columns, strict=True)
     ]
-    return contents if len(contents) == count else None
 
 
 @lru_cache(maxsize=16)
@@ -118,11 +126,11 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
     parts = []
     for name in names:
         if name in _WANTED:
-            parts.append(f"<{name}>(?P<{name}>[^<]*)</{name}>")
+            parts.append(f"<{name}>(?P<{name}>{_TEXT})</{name}>")
         elif name == "Owner":
-            parts.append(r"<Owner>(?:<\w+>[^<]*</\w+>)*</Owner>")
+            parts.append(_OWNER)
         else:
-            parts.append(f"<{name}>[^<]*</{name}>")
+            parts.append(f"<{name}>{_TEXT}</{name}>")
     return re.compile(f"<Contents>{''.join(parts)}</Contents>")
 
 
@@ -130,10 +138,9 @@ def _plain(text: str) -> str:
     """Text without its entities. Raises ValueError for one that is not XML's own."""
     if "&" not in text:
         return text
-    plain = unescape(text, {"&quot;": '"', "&apos;": "'", "&#34;": '"', "&#39;": "'"})
-    if "&#" in text.replace("&#34;", "").replace("&#39;", ""):
-        raise ValueError("a character by number")
-    return plain
+    if "&" in _ENTITY.sub("", text):
+        raise ValueError("a character by number, or no entity")
+    return unescape(text, {"&quot;": '"', "&apos;": "'", "&#34;": '"', "&#39;": "'"})
 
 
 def _time(text: str) -> datetime:
