@@ -40,6 +40,13 @@ def by_botocore(body: bytes) -> dict[str, Any]:
             "<NextContinuationToken>x&quot;y</NextContinuationToken>",
             truncated="<IsTruncated>true</IsTruncated>",
         ),
+        document(
+            ONE.format(key="a", tag="0", size=3),
+            ONE.format(key="b", tag="0", size=4).replace("<Owner><ID>me</ID></Owner>", ""),
+            ONE.format(key="c", tag="0", size=5).replace(
+                "</Contents>", "<StorageClass>GLACIER</StorageClass></Contents>"
+            ),
+        ),
         document(ONE.format(key="a", tag="0&amp;1&#39;", size=3).replace("&quot;", "&#34;")),
         ListingServer([f"{i:04}/f" for i in range(1500)]).page({"prefix": "0"}).encode(),
         ListingServer([f"{i:04}/f" for i in range(1500)]).page({"delimiter": "/"}).encode(),
