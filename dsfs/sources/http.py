@@ -155,7 +155,7 @@ class HttpSource:
             check_not_compressed(answer, url)
             # The version before the place: of another version no other sign can be trusted.
             self._check_version(obj, answer, size, url)
-            self._note_digest(obj, answer, wanted)
+            self._note_digest(obj, answer)
             place = body_place(
                 answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, url
             )
@@ -178,7 +178,7 @@ class HttpSource:
             raise_for(answer, url, size=size, reading=True)
             check_not_compressed(answer, url)
             self._check_version(obj, answer, size, url)
-            self._note_digest(obj, answer, wanted)
+            self._note_digest(obj, answer)
 
         version = proof_of(obj.version_tag, size)
         proof = None if version is None else (*version, ("content-encoding", ("", "identity")))
@@ -204,8 +204,9 @@ class HttpSource:
             self._told.asked(found)
             return found
 
-    def _note_digest(self, obj: SourceObject, answer: Answered, wanted: ByteRange) -> None:
-        self._told.note(obj, of_http_headers(answer.headers, whole=wanted == ByteRange(0, obj.size or 0)))
+    def _note_digest(self, obj: SourceObject, answer: Answered) -> None:
+        # By what came, not by what was asked for: a server may send less, and that is refused only after this.
+        self._told.note(obj, of_http_headers(answer.headers, whole=answer.content_length == obj.size))
 
     async def close(self) -> None:
         """See ``Source``."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from dsfs.errors import SourceUnavailable
 from dsfs.model import SourceObject
 from dsfs.sources.digest import Digest, ask_digest, digest_of
 from dsfs.sources.http import HttpSource
@@ -53,6 +54,13 @@ def test_http_tells_with_the_bytes_and_when_asked(server: h.Hostile) -> None:
     asyncio.run(use())
 
 
+def sends_a_part(asked: h.Asked, data: bytes, answer: h.Answer) -> h.Answer:
+    """Less than the whole that was asked for."""
+    part = data[:10]
+    place, md5 = f"bytes 0-9/{len(data)}", base64.b64encode(hashlib.md5(part).digest()).decode()
+    return replace(answer, status=206, body=part).with_headers(Content_Range=place, Content_MD5=md5)
+
+
 def test_a_part_has_another_md5_than_the_whole(server: h.Hostile) -> None:
     server.always("/f", telling(Content_MD5=base64.b64encode(hashlib.md5(DATA).digest()).decode()))
     obj = SourceObject("f", size=len(DATA), version_tag=ETAG)
@@ -61,6 +69,10 @@ def test_a_part_has_another_md5_than_the_whole(server: h.Hostile) -> None:
         source = HttpSource(server.url)
         try:
             await read_range(source, obj, 0, 10)
+            assert digest_of(source, obj) is None
+            server.behave("/f", sends_a_part)
+            with pytest.raises(SourceUnavailable):
+                await read_range(source, obj, 0, len(DATA))
             assert digest_of(source, obj) is None
             await read_range(source, obj, 0, len(DATA))
             assert digest_of(source, obj) == Digest("md5", hashlib.md5(DATA).hexdigest())
