@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.errors import SourceMissing
 from dsfs.model import SourceObject
-from dsfs.sources.base import Source
+from dsfs.sources.base import Source, closing
 
 _STATS_IN_FLIGHT = 32
 _RESOLVE_BATCH = 512
@@ -20,16 +20,12 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
 
     ``answered`` is called when the first page is in the catalog.
     """
-    pages = source.list_tree()
-    try:
+    async with closing(source.list_tree()) as pages:
         async for page in pages:
             await asyncio.to_thread(writer.add, page)
             if source.revision:
                 await asyncio.to_thread(writer.name_revision, source.revision)
             answered()
-    finally:
-        if isinstance(pages, AsyncGenerator):  # after a cancel it may still have requests under way
-            await pages.aclose()
     while unresolved := await asyncio.to_thread(writer.unresolved, _RESOLVE_BATCH):
         paths = await asyncio.to_thread(_paths, writer, unresolved)
         await resolve(source, writer, paths)
@@ -41,16 +37,12 @@ async def list_directory(source: Source, writer: CatalogWriter, directory: str, 
 
     The crawl beside this may be faster in a large one, as it asks for several pages at once: then that will do.
     """
-    pages = source.list_directory(directory)
-    try:
+    async with closing(source.list_directory(directory)) as pages:
         async for page in pages:
             await asyncio.to_thread(writer.add, page)
             progressed()
             if await asyncio.to_thread(writer.is_listed, directory):
                 return
-    finally:
-        if isinstance(pages, AsyncGenerator):
-            await pages.aclose()
 
 
 async def find(source: Source, writer: CatalogWriter, path: str) -> SourceObject | None:

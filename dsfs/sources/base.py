@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from dsfs.model import Kind, ListingPage, SourceObject
@@ -67,6 +68,16 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Give back connections. Called once, when no other call is under way."""
+
+
+@asynccontextmanager
+async def closing(pages: AsyncIterator[ListingPage]) -> AsyncIterator[AsyncIterator[ListingPage]]:
+    """Have a listing ended by whoever leaves it: after a cancel it may still have requests under way."""
+    try:
+        yield pages
+    finally:
+        if isinstance(pages, AsyncGenerator):
+            await pages.aclose()
 
 
 _OF_THIS_NODE = re.compile(r"(^|\bof )(directory:|fsspec:(fsspec\+)?(file|local|memory):)")

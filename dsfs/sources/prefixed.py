@@ -8,7 +8,7 @@ from dataclasses import replace
 from dsfs.errors import SourceMissing
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
-from dsfs.sources.base import Sink, Source
+from dsfs.sources.base import Sink, Source, closing
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.wire import WireRequest, WireSource
 
@@ -36,8 +36,9 @@ class PrefixedSource:
             yield self._outer(page)
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        async for page in self._source.list_tree():
-            yield self._outer(page)
+        async with closing(self._source.list_tree()) as pages:
+            async for page in pages:
+                yield self._outer(page)
         for directory in self._above:
             yield self._leading(directory)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from dsfs.errors import ConfigError
 from dsfs.model import ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
-from dsfs.sources.base import Sink, Source, walk
+from dsfs.sources.base import Sink, Source, closing, walk
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.wire import WireRequest, WireSource
 
@@ -43,11 +43,8 @@ class ReferenceSource:
             yield self._outer(page)
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        if self._path:
-            async for page in walk(self.list_directory):
-                yield page
-        else:
-            async for page in self._source.list_tree():
+        async with closing(walk(self.list_directory) if self._path else self._source.list_tree()) as pages:
+            async for page in pages:
                 yield page
 
     async def stat(self, path: str) -> SourceObject | None:

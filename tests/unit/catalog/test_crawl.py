@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from dsfs.catalog import crawl
 from dsfs.catalog.lookup import ROOT_INO
 from dsfs.catalog.writer import CatalogWriter
+from dsfs.errors import SourceUnavailable
 from dsfs.model import ListingPage, SourceObject
 from dsfs.ranges import ByteRange
-from dsfs.sources.base import Sink
+from dsfs.sources.base import Sink, Source
+from dsfs.sources.prefixed import PrefixedSource
+from dsfs.sources.reference import ReferenceSource
 from tests.unit.catalog.test_listings import everything, new_catalog
 
 PAGES = 50
@@ -40,9 +43,8 @@ class Paged:
         finally:
             self.closed = True
 
-    async def list_tree(self) -> AsyncIterator[ListingPage]:
-        async for page in self.list_directory("d"):
-            yield page
+    def list_tree(self) -> AsyncIterator[ListingPage]:
+        return self.list_directory("d")
 
     async def stat(self, path: str) -> SourceObject | None:
         return None
@@ -87,3 +89,28 @@ def test_it_goes_on_while_only_another_directory_is_whole() -> None:
         assert source.pages == PAGES
         assert catalog.is_listed(ROOT_INO)
         assert len(everything(catalog)) == PAGES + 3
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda source: source,
+        lambda source: PrefixedSource(source, "a/b"),
+        lambda source: ReferenceSource(source, "", ""),
+    ],
+    ids=["itself", "below a directory", "of another dataset"],
+)
+def test_a_crawl_that_is_given_up_leaves_no_listing_behind(wrapped: Callable[[Source], Source]) -> None:
+    """A source may be closed as soon as nothing is under way on it."""
+    source = Paged()
+
+    def give_up() -> None:
+        raise SourceUnavailable("enough")
+
+    async def work(writer: CatalogWriter) -> None:
+        with pytest.raises(SourceUnavailable):
+            await crawl.crawl(wrapped(source), writer, give_up)
+        assert source.closed
+
+    with new_catalog() as (writer, _catalog):
+        asyncio.run(work(writer))
