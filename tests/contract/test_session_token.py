@@ -17,18 +17,10 @@ MIB = 1 << 20
 def test_a_token_that_expires_within_one_read_is_renewed(
     mounts: Mounts, tmp_path: Path, session: str, refusal: int
 ) -> None:
-    """A role by web identity, as in a pod (IRSA). Ranges are in flight on several connections when it happens."""
-    (tmp_path / "token").write_text("fake-web-identity")
+    """Ranges are in flight on several connections when it happens."""
     with token_server() as server:
         server.data, server.refusal = random.Random(7).randbytes(48 * MIB + 321), refusal
-        env = {
-            "AWS_CONFIG_FILE": "/dev/null",
-            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-            "AWS_ROLE_ARN": "arn:aws:iam::1:role/r",
-            "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
-            "AWS_ENDPOINT_URL_STS": server.url,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        env = server.environment(tmp_path / "token")
         mount = mounts.mount("s3://bucket", "--option", f"endpoint={server.url}", session=session, env=env)
         mount.wait_phase("READY")
         server.expires_behind = (2, 6)

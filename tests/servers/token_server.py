@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.servers.process import HOST
@@ -37,6 +38,19 @@ class TokenServer:
         self.signed: list[tuple[str, str]] = []
         """(region, token) of each request of S3."""
         self.url = ""
+
+    def environment(self, token_file: Path) -> dict[str, str]:
+        """Of a role by web identity, as in a pod (IRSA), and nothing else of this machine."""
+        token_file.write_text("fake-web-identity")
+        return {
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_ROLE_ARN": "arn:aws:iam::1:role/r",
+            "AWS_WEB_IDENTITY_TOKEN_FILE": str(token_file),
+            "AWS_ENDPOINT_URL_STS": self.url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -33,20 +33,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TokenServer]:
-    """A role by web identity, as in a pod (IRSA), and nothing else of this machine."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "token").write_text("fake-web-identity")
     with token_server() as server:
-        for name, value in {
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": "/dev/null",
-            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-            "AWS_ROLE_ARN": "arn:aws:iam::1:role/r",
-            "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
-            "AWS_ENDPOINT_URL_STS": server.url,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
+        for name, value in server.environment(tmp_path / "token").items():
             monkeypatch.setenv(name, value)
         yield server
 
