@@ -194,6 +194,8 @@ class S3Source:
             asked["VersionId"] = version
         try:
             answer = await self._call("head_object", f"{self.uri}{obj.path}", **asked)
+        except SourceUnavailable:
+            raise  # it cannot be known now
         except SourceError:
             self._told.asked(None)
             raise

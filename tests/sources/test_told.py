@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from dsfs.errors import SourceUnavailable
+from dsfs.errors import SourceRefused, SourceUnavailable
 from dsfs.model import SourceObject
-from dsfs.sources.digest import Digest, ask_digest, digest_of
+from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.http import HttpSource
 from dsfs.sources.s3 import S3Options, S3Source
 from tests.servers import hostile as h
@@ -98,6 +99,32 @@ def test_s3_tells_when_asked_and_what_is_no_md5(server: h.Hostile, kms: bool) ->
             assert server.asked[-1].headers["x-amz-checksum-mode"] == "ENABLED"
             assert (digest_of(source, obj) is None) is kms
             assert digest_of(source, replace(obj, version_tag="0123456789abcdef0123456789abcdef-7")) is None
+        finally:
+            await source.close()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_a_server_that_is_busy_has_not_said_that_it_has_no_hashes(server: h.Hostile, kind: str) -> None:
+    for path in ("/f", "/bucket/f"):
+        server.always(path, h.status(503))
+    obj = SourceObject("f", size=len(DATA), version_tag=ETAG if kind == "http" else ETAG.strip('"'))
+
+    async def use() -> None:
+        options = S3Options(endpoint=server.url.rstrip("/"), region="us-east-1", anonymous="true")
+        source = HttpSource(server.url) if kind == "http" else S3Source("bucket", "", options)
+        try:
+            for _ in range(10):
+                with pytest.raises(SourceUnavailable):
+                    await ask_digest(source, obj)
+            assert may_tell(source, obj)
+            for path in ("/f", "/bucket/f"):
+                server.always(path, h.status(403))
+            for _ in range(10):
+                with contextlib.suppress(SourceRefused):
+                    await ask_digest(source, obj)
+            assert not may_tell(source, obj)
         finally:
             await source.close()
 
