@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import os
 import random
 from collections.abc import Callable, Collection
@@ -15,6 +14,7 @@ import pytest
 from tests.conformance.conftest import MIB, READ_PATHS
 from tests.mounts import Mount, Mounts, eventually
 from tests.pages import drop_pages
+from tests.resilience.conftest import mount_path
 from tests.servers.hostile import hostile
 
 FILES = {f"d{n % 3}/f{n:02d}": random.Random(n).randbytes(50_000 + n) for n in range(30)}
@@ -36,20 +36,9 @@ def mounted(mounts: Mounts, path: str, tmp_path: Path) -> Mount:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(data)
     (source / "link").symlink_to("d0/f00")
-    mount = mount_path(mounts, path, {"type": "PVC", "uri": str(source)})
+    mount = mount_path(mounts, path, source)
     mount.wait_phase("READY")
     return mount
-
-
-def mount_path(mounts: Mounts, path: str, source: dict[str, str]) -> Mount:
-    spec: dict[str, object] = {"source": source}
-    if path != "pyfuse3":
-        spec["readPath"] = path
-    document = {"apiVersion": "dsfs.dev/v1alpha1", "kind": "Dataset", "metadata": {"name": "data"}, "spec": spec}
-    manifest = mounts.directory / "manifest.json"
-    manifest.write_text(json.dumps(document))
-    session = "pyfuse3" if path == "pyfuse3" else "direct"
-    return mounts.mount("-f", manifest, session=session, dataset="default/data")
 
 
 def asked(mount: Mount, work: Callable[[], object]) -> collections.Counter[str]:
@@ -173,7 +162,7 @@ def test_many_readers_of_one_file_cause_one_fetch(mounts: Mounts, path: str, siz
     data = random.Random(size).randbytes(size)
     with hostile() as server:
         server.files["/file.bin"] = data
-        mount = mount_path(mounts, path, {"type": "HTTP", "uri": f"{server.url}file.bin"})
+        mount = mount_path(mounts, path, f"{server.url}file.bin", type="HTTP")
         before = len(server.asked)
         sent = server.sent_bytes["/file.bin"]
         with ThreadPoolExecutor(8) as pool:

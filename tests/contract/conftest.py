@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -58,18 +57,6 @@ def try_mount(tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
     return call
 
 
-def dataset(name: str, uri: str | Path, namespace: str | None = None, type: str = "PVC", **spec: Any) -> dict[str, Any]:
-    """A manifest."""
-    metadata = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
-    source = {"type": type, "uri": str(uri), **spec.pop("source", {})}
-    return {
-        "apiVersion": "dsfs.dev/v1alpha1",
-        "kind": "Dataset",
-        "metadata": metadata,
-        "spec": {"source": source, **spec},
-    }
-
-
 def flip_byte(cache_dir: Path, at_least_bytes: int) -> None:
     """Change one byte, on the disk, of the only cached object of such a size."""
     objects = [path for path in (cache_dir / "objects").rglob("*") if path.is_file() and path.suffix != ".map"]
@@ -79,9 +66,3 @@ def flip_byte(cache_dir: Path, at_least_bytes: int) -> None:
         (byte,) = file.read(1)
         file.seek(1_500_000)
         file.write(bytes([byte ^ 0x40]))
-
-
-def write_manifests(path: Path, *documents: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
-    return path

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.contract.conftest import dataset
+from tests.manifests import dataset
 from tests.mounts import Mount, eventually
 from tests.servers import hostile as web
 

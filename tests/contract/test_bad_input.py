@@ -11,7 +11,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
+from tests.contract.conftest import one_line_failure, wrong_usage
+from tests.manifests import dataset, write_manifests
 from tests.mounts import HOST, Mounts, dsfs, free_port, is_mounted, leftovers
 from tests.servers import hostile as web
 from tests.servers.http_server import nginx

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.contract.conftest import write_manifests
+from tests.manifests import write_manifests
 from tests.mounts import Mounts
 from tests.servers.git_server import http_git
 from tests.servers.http_server import nginx

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests
+from tests.contract.conftest import one_line_failure
 from tests.contract.guarded import FILES, Guarded, errno_of, guarded, read_all, secret, wait_cached, web_dataset
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, dsfs, eventually
 from tests.servers import hostile as web
 

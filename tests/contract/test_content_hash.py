@@ -14,7 +14,7 @@ from dsfs.cache.index import open_index
 from dsfs.cache.layout import open_layout, trust_id
 from dsfs.cache.node import NodeTier
 from dsfs.ranges import block_count, block_range
-from tests.contract.conftest import dataset, write_manifests
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, dsfs, eventually
 from tests.servers.archive_files import files_server
 

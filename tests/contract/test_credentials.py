@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
+from tests.contract.conftest import one_line_failure, wrong_usage
 from tests.contract.guarded import FILES, Guarded, errno_of, guarded, read_all, secret, web_dataset
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually, processes_of, runtime_dir_of
 
 SESSIONS = ["direct", "pyfuse3"]

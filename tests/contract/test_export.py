@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import dataset, flip_byte, one_line_failure, write_manifests
+from tests.contract.conftest import flip_byte, one_line_failure
 from tests.contract.guarded import FILES, Guarded, guarded, read_all, secret, wait_cached, web_dataset
+from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually
 
 TIME_NS = 1_700_000_000_123_456_789

@@ -19,7 +19,8 @@ import dsfs as package
 from daemon.hint_notes import HintNotes, Noted
 from dsfs.client import to_mount
 from dsfs.errors import MountError
-from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
+from tests.contract.conftest import one_line_failure, wrong_usage
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually, runtime_dir_of
 from tests.servers import hostile as web
 from tests.servers.web_tree import gets, put_tree, some_files

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import dataset, write_manifests
+from tests.manifests import dataset, write_manifests
 from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, free_port, runtime_dir_of
 from tests.servers import hostile as web
 

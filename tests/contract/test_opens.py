@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsfs.cache.index import open_index
-from tests.contract.conftest import dataset, write_manifests
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually
 
 FILES = {f"f{number:03}": os.urandom(1000 + number) for number in range(200)}

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
+from tests.contract.conftest import one_line_failure, wrong_usage
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually
 
 KIB = 1 << 10

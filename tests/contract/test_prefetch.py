@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import dataset, write_manifests
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, eventually
 from tests.servers import hostile as web
 from tests.servers.web_tree import gets, put_tree, some_files

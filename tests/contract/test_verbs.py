@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import dataset, flip_byte, one_line_failure, write_manifests
+from tests.contract.conftest import flip_byte, one_line_failure
+from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mounts, clean_environment, dsfs, eventually, is_mounted, leftovers
 
 MOUNT_SCHEMA = {

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests, wrong_usage
+from tests.contract.conftest import one_line_failure, wrong_usage
+from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually
 from tests.servers import hostile as web
 from tests.servers.web_tree import gets, put_tree, some_files

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.contract.conftest import dataset, write_manifests
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually
 from tests.servers import hostile as web
 from tests.servers.prometheus_server import Prometheus, programs, prometheus

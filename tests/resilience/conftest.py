@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, eventually
 from tests.servers.http_server import HttpServer, nginx
 from tests.servers.process import Server
@@ -33,13 +33,8 @@ def make_tree(root: Path, files: int = 40, large_mib: int = 12) -> Path:
 
 def mount_path(mounts: Mounts, path: str, uri: str | Path, *flags: str, type: str = "PVC", **how: Path) -> Mount:
     """One dataset, ``default/data``, on one read path."""
-    spec: dict[str, object] = {"source": {"type": type, "uri": str(uri)}}
-    if path != "pyfuse3":
-        spec["readPath"] = path
-    document = {"apiVersion": "dsfs.dev/v1alpha1", "kind": "Dataset", "metadata": {"name": "data"}, "spec": spec}
-    manifest = mounts.directory / "manifest.json"
-    manifest.write_text(json.dumps(document))
-    session = "pyfuse3" if path == "pyfuse3" else "direct"
+    session, spec = ("pyfuse3", {}) if path == "pyfuse3" else ("direct", {"readPath": path})
+    manifest = write_manifests(mounts.directory / "manifest.yaml", dataset("data", uri, type=type, **spec))
     return mounts.mount("-f", manifest, *flags, session=session, dataset="default/data", **how)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import dataset, one_line_failure, write_manifests
+from tests.contract.conftest import one_line_failure
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually
 from tests.resilience.conftest import MIB, drop_pages
 from tests.servers import hostile as web
