@@ -203,7 +203,7 @@ def test_evicted_bytes_are_counted(mounts: Mounts, source: Path) -> None:
     for number in range(8):
         assert (mount.root / f"big{number}").read_bytes() == (source / f"big{number}").read_bytes()
     eventually(lambda: mount.sum_of("dsfs_cache_evicted_bytes_total") > 0, 10, "eviction")
-    eventually(lambda: mount.status()["cache_used"] <= 8 << 20, 10, "the cache is within its size")
+    eventually(lambda: mount.look()["cache_used"] <= 8 << 20, 10, "the cache is within its size")
     on_disk = sum(path.lstat().st_blocks * 512 for path in mount.cache_dir.rglob("*"))
     assert on_disk <= (8 << 20) + (2 << 20), "what is on the disk, and some for directories and the index"
 

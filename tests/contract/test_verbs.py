@@ -259,4 +259,4 @@ def test_status_does_not_enter_a_mount_that_hangs(mounts: Mounts, source: Path) 
         check_schema(status, MOUNT_SCHEMA)
     finally:
         os.kill(keeper, signal.SIGCONT)
-    eventually(lambda: mount.status()["healthy"], 20, "it heals")
+    eventually(lambda: mount.look()["healthy"], 20, "it heals")

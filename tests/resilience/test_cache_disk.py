@@ -59,7 +59,7 @@ def test_much_smaller_than_what_is_read(mounts: Mounts, tmp_path: Path, path: st
     mount = mount_path(mounts, path, source, "--cache-size=6MiB")
     for _ in range(2):
         compare(mount, source)
-    eventually(lambda: mount.status()["cache_used"] <= 6 * MIB, 15, "the cache is within its size")
+    eventually(lambda: mount.look()["cache_used"] <= 6 * MIB, 15, "the cache is within its size")
 
 
 def test_no_room_at_all(tmp_path: Path, tmpfs: Callable[[str], Path]) -> None:

@@ -102,7 +102,7 @@ def test_what_is_cached_is_read_while_no_server_is_there(mounts: Mounts, tmp_pat
                 os.close(again)
         finally:
             os.kill(keeper, signal.SIGCONT)
-        eventually(lambda: mount.status()["healthy"], 20, "the next server answers")
+        eventually(lambda: mount.look()["healthy"], 20, "the next server answers")
         assert os.pread(held, len(data), 0) == data
     finally:
         os.close(held)

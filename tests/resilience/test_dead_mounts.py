@@ -55,7 +55,7 @@ def test_a_mount_whose_keeper_is_stopped_is_not_dead(mounts: Mounts, tmp_path: P
         assert is_mounted(mount.mountpoint)
     finally:
         os.kill(keeper, signal.SIGCONT)
-    eventually(lambda: mount.status()["healthy"], 20, "it heals")
+    eventually(lambda: mount.look()["healthy"], 20, "it heals")
 
 
 def _sysctl(directory: Path, default_s: int, longest_s: int) -> float | None:

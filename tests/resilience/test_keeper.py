@@ -67,7 +67,7 @@ def test_keeper_killed_while_a_server_takes_over(mounts: Mounts, tmp_path: Path)
             _out, said = restart.communicate(timeout=30)
             assert restart.returncode in (0, 1)
             assert "Traceback" not in said
-            eventually(lambda keeper=keeper: mount.status()["keeper_pid"] != keeper, 20, "another keeper")
+            eventually(lambda keeper=keeper: mount.look()["keeper_pid"] != keeper, 20, "another keeper")
             reading.wait_progress()
     eventually(lambda: keepers_of(mount) == [mount.keeper_pid], 20, "one keeper")
 
@@ -91,7 +91,7 @@ def test_foreground_stays_when_its_keeper_is_killed(mounts: Mounts, tmp_path: Pa
     argv = [DSFS, "mount", str(source), str(mountpoint), f"--cache-dir={cache}", "--foreground"]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=clean_environment())
     try:
-        eventually(lambda: is_mounted(mountpoint) and mount.status()["healthy"], 20, "it is mounted")
+        eventually(lambda: is_mounted(mountpoint) and mount.look()["healthy"], 20, "it is mounted")
         for _ in range(2):
             mount.kill_keeper()
         assert process.poll() is None

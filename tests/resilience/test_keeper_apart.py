@@ -50,7 +50,7 @@ class Apart:
 
     def wait_healthy(self) -> None:
         eventually(
-            lambda: is_mounted(self.mount.mountpoint) and self.mount.status()["healthy"], 30, f"healthy: {self.log()}"
+            lambda: is_mounted(self.mount.mountpoint) and self.mount.look()["healthy"], 30, f"healthy: {self.log()}"
         )
 
     def log(self) -> str:

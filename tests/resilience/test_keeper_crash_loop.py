@@ -121,10 +121,10 @@ def test_crash_loop_ends_by_itself(mounts: Mounts, tmp_path: Path, broken: Broke
     mount = mount_broken(mounts, source, broken, "passthrough")
     broken.how("import")
     mount.kill_server()  # the stand-by has the version that ran, and goes on with that
-    eventually(lambda: mount.status()["healthy"], 20, "the version that ran serves")
+    eventually(lambda: mount.look()["healthy"], 20, "the version that ran serves")
     broken.how("fork now")
     mount.kill_server()
-    eventually(lambda: mount.status().get("message", "").count("failed"), 20, "the loop is told")
+    eventually(lambda: mount.look().get("message", "").count("failed"), 20, "the loop is told")
     broken.how("")
-    eventually(lambda: mount.status()["healthy"], 30, "the next one serves")
+    eventually(lambda: mount.look()["healthy"], 30, "the next one serves")
     assert (mount.root / "large").read_bytes() == (source / "large").read_bytes()

@@ -60,5 +60,5 @@ def test_others_get_their_room_and_give_it_back(mounts: Mounts, tmp_path: Path, 
     kept = mount.status()["cache_used"]
     (disk / "filler").unlink()
     read_all()
-    eventually(lambda: mount.status()["cache_used"] > kept + 10 * MIB, 30, "the cache uses what is free again")
+    eventually(lambda: mount.look()["cache_used"] > kept + 10 * MIB, 30, "the cache uses what is free again")
     assert free_mib(disk) >= FREE_MIB - FLIGHT_MIB

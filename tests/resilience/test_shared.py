@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import signal
@@ -11,10 +10,8 @@ import stat
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -272,7 +269,7 @@ def test_hanging_full_read_only_and_gone(mounts: Mounts, tmp_path: Path, origin:
 
         def says(text: str) -> None:
             def said() -> bool:
-                status = status_of(node)
+                status = node.look()
                 assert status["healthy"], "it reads on"
                 message = str(status["shared_cache"]["message"])
                 return text in message if text else not message
@@ -325,14 +322,6 @@ def test_hanging_full_read_only_and_gone(mounts: Mounts, tmp_path: Path, origin:
     finally:
         subprocess.run(["fsfreeze", "-u", str(shared)], check=False, capture_output=True)
         subprocess.run(["umount", "-l", str(shared)], check=False, capture_output=True)
-
-
-def status_of(node: Mount) -> dict[str, Any]:
-    """As ``Mount.status``, without a process each time."""
-    with urllib.request.urlopen(f"http://{node.http}/api/v1/status", timeout=10) as answer:
-        found = json.load(answer)
-    assert isinstance(found, dict)
-    return found
 
 
 def run(*argv: str | Path) -> None:
