@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.soak_reader import UNTIL
+from benchmarks.soak_process import UNTIL
 from benchmarks.soak_scene import MIB, READ_TIMEOUT_S, Crowd, Scene, scene
 from benchmarks.soak_watch import Watch
 from tests.lab.wire import Mode

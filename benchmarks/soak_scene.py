@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.soak_reader import SLOT, UNTIL
+from benchmarks.soak_process import SLOT, UNTIL
+from tests.lab.disk import small_disk
 from tests.lab.wire import Wire, wire_to
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, clean_environment
 from tests.servers.http_server import nginx
 from tests.servers.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, seaweedfs
@@ -58,15 +60,22 @@ def scene(directory: Path) -> Iterator[Scene]:
         for path in truth["calm/s3"].rglob("*"):
             if path.is_file():
                 s3.put(f"s3/{path.relative_to(truth['calm/s3'])}", path.read_bytes())
-        disk = stack.enter_context(cache_disk(directory))
+        disk = stack.enter_context(small_disk(directory, CACHE_DISK_MIB))
         mounts = Mounts(directory)
         stack.callback(mounts.close)
-        place = manifests(directory, truth["calm/dir"], web.url, s3.endpoint, f"http://127.0.0.1:{wire.port}/")
+        at_s3 = {"options": {"endpoint": s3.endpoint, "region": "us-east-1"}}
+        place = write_manifests(
+            directory / "datasets.yaml",
+            dataset("dir", truth["calm/dir"], "calm", readPath="passthrough"),
+            dataset("web", web.url, "calm", "HTTP", readPath="openless"),
+            dataset("s3", f"s3://{BUCKET}/s3", "calm", "S3", source=at_s3, readPath="daemon"),
+            dataset("flaky", f"http://127.0.0.1:{wire.port}/", "rough", "HTTP", readPath="auto"),
+        )
         flags = (f"--cache-size={CACHE_SIZE_MIB}MiB", f"--read-timeout={READ_TIMEOUT_S:g}s")
         keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
         mount = mounts.mount("-f", place, *flags, session="direct", cache_dir=disk / "cache", env=keys)
-        for dataset in ("dir", "web", "s3", "flaky"):
-            mount.wait_phase("READY", dataset)
+        for name in truth:
+            mount.wait_phase("READY", name.partition("/")[2])
         yield Scene(directory, mount, wire, truth)
 
 
@@ -80,42 +89,6 @@ def make_truth(root: Path, seed: int, small: int, large: int, large_mib: int) ->
     for number in range(large):
         (root / f"large{number}").write_bytes(rng.randbytes(large_mib * MIB + number))
     return root
-
-
-def manifests(directory: Path, dir_root: Path, web: str, s3: str, rough: str) -> Path:
-    def dataset(name: str, kind: str, uri: str, path: str, **options: str) -> dict[str, object]:
-        namespace, _, short = name.partition("/")
-        source = {"type": kind, "uri": uri, "options": options}
-        metadata = {"name": short, "namespace": namespace}
-        spec = {"source": source, "readPath": path}
-        return {"apiVersion": "dsfs.dev/v1alpha1", "kind": "Dataset", "metadata": metadata, "spec": spec}
-
-    documents = [
-        dataset("calm/dir", "PVC", str(dir_root), "passthrough"),
-        dataset("calm/web", "HTTP", web, "openless"),
-        dataset("calm/s3", "S3", f"s3://{BUCKET}/s3", "daemon", endpoint=s3, region="us-east-1"),
-        dataset("rough/flaky", "HTTP", rough, "auto"),
-    ]
-    place = directory / "datasets"
-    place.mkdir()
-    for number, document in enumerate(documents):
-        (place / f"{number}.json").write_text(json.dumps(document))
-    return place
-
-
-@contextlib.contextmanager
-def cache_disk(directory: Path) -> Iterator[Path]:
-    """A small ext4 of its own, so that it can be filled."""
-    image, place = directory / "disk.img", directory / "disk"
-    place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(CACHE_DISK_MIB * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 class Totals(NamedTuple):

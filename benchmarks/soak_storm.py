@@ -1,33 +1,29 @@
 """One process of the storm: requests that always reach the server and cost it little, as fast as it answers them.
 
-    python -m benchmarks.soak_storm PLAN.json SLOT_NUMBER      ends when its standard input does
+    python -m benchmarks.soak_storm PLAN.json NUMBER      what these are: soak_process.py
 
 Attributes that are asked for past the kernel's cache, names that nobody has looked up before, and O_DIRECT reads of a
 few files that stay open, a batch of them at a time (Linux AIO: a process that sleeps and wakes for each request costs
-more than the server does); each answer is compared with the truth. PLAN and counters are those of ``soak_reader.py``.
-Standard library only.
+more than the server does); each answer is compared with the truth. Standard library only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import json
+import itertools
 import mmap
 import os
 import random
-import select
 import struct
-import sys
-import time
-from typing import Any, TextIO
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
-from benchmarks.soak_reader import SLOT, TOLD, UNTIL, Dataset, WrongBytes
+from benchmarks.soak_process import Dataset, Operation, WrongBytes, main
 
 PAGE = 4096
 FILES = 24  # of each dataset, the same for all processes: what is asked for so often stays in the cache
-LOOK_EVERY = 256  # operations
 AT_STATX_FORCE_SYNC = 0x2000  # <linux/stat.h>
 STATX_SIZE = 0x200
 STATX_BYTES = 256
@@ -74,16 +70,16 @@ class Storm:
         ]
         self.readable = [target for target in self.targets if target.fd >= 0]
 
-    def attributes(self, target: Target) -> int:
+    def attributes(self, target: Target) -> tuple[str, int, int]:
         """One GETATTR."""
         if self._statx(-100, target.raw, AT_STATX_FORCE_SYNC, STATX_SIZE, self._status):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), target.path)
         if self._size[0] != len(target.truth):
             raise WrongBytes(f"{target.path} has size {self._size[0]}, not {len(target.truth)}")
-        return 0
+        return "attributes", 1, 0
 
-    def absent(self, target: Target) -> int:
+    def absent(self, target: Target) -> tuple[str, int, int]:
         """One LOOKUP of a name that nobody has asked for yet."""
         self._asked += 1
         path = f"{target.path}.{self._number}.{self._asked}"
@@ -91,29 +87,15 @@ class Storm:
             os.stat(path)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                return 0
+                return "absent", 1, 0
             raise
         raise WrongBytes(f"{path} is there")
 
-    def pages(self, chosen: list[tuple[Target, int]]) -> int:
+    def pages(self, chosen: list[tuple[Target, int]]) -> tuple[str, int, int]:
         """A READ for each target and offset."""
         for number, (target, at) in enumerate(chosen):
-            IOCB.pack_into(
-                self._iocbs,
-                number * IOCB.size,
-                number,
-                0,
-                0,
-                0,
-                0,
-                target.fd,
-                self._base + number * PAGE,
-                PAGE,
-                at,
-                0,
-                0,
-                0,
-            )
+            of_file = target.fd, self._base + number * PAGE, PAGE, at
+            IOCB.pack_into(self._iocbs, number * IOCB.size, number, 0, 0, 0, 0, *of_file, 0, 0, 0)
         submitted = _checked(_libc.syscall(IO_SUBMIT, self._context, len(chosen), self._pointers), "io_submit")
         _checked(_libc.syscall(IO_GETEVENTS, self._context, submitted, submitted, self._events, None), "io_getevents")
         size = 0
@@ -125,7 +107,7 @@ class Storm:
             if self._pages[number * PAGE : number * PAGE + count] != target.truth[at : at + PAGE]:
                 raise WrongBytes(f"{target.path} at {at}, past the page cache")
             size += count
-        return size
+        return "pages", submitted, size
 
 
 def _checked(result: int, what: str) -> int:
@@ -135,62 +117,19 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def main(plan: dict[str, Any], slot: int, slow: TextIO) -> None:
-    rng = random.Random(slot)
-    storm = Storm([Dataset(each) for each in plan["datasets"]], slot)
-    with open(plan["counters"], "r+b") as file, open(plan["until"], "rb") as until_file:
-        counters = mmap.mmap(file.fileno(), 0)
-        until = mmap.mmap(until_file.fileno(), 0, prot=mmap.PROT_READ)
-    done = requests = size = wrong = failed = rough_failed = 0
-    longest = {False: 0.0, True: 0.0}
-    slow_s = plan["slow_s"]
-    monotonic = time.monotonic
-
-    def tell() -> None:
-        of_failures = failed, rough_failed, longest[False], longest[True]
-        SLOT.pack_into(counters, slot * SLOT.size, requests, size, wrong, *of_failures)
-
-    while done % LOOK_EVERY or not select.select([0], [], [], 0)[0]:
-        turn = done % 16
+def operations(plan: dict[str, Any], datasets: list[Dataset], number: int, rng: random.Random) -> Iterator[Operation]:
+    storm = Storm(datasets, number)
+    for turn in itertools.cycle(range(16)):
         target = rng.choice(storm.targets)
-        started = monotonic()
-        try:
-            if turn == 3:
-                batch = rng.choices(storm.readable, k=plan["batch"])
-                size += storm.pages([(each, rng.randrange(0, len(each.truth), PAGE)) for each in batch])
-                requests += len(batch) - 1
-            elif turn == 7:
-                storm.absent(target)
-            else:
-                storm.attributes(target)
-        except WrongBytes as error:
-            wrong += 1
-            print(f"WRONG {error}", file=sys.stderr, flush=True)
-        except OSError as error:
-            if target.rough and started <= UNTIL.unpack_from(until)[0]:
-                rough_failed += 1
-            else:
-                failed += 1
-                if failed <= TOLD:
-                    print(f"FAILED {target.path}: {error}", file=sys.stderr, flush=True)
-        took = monotonic() - started
-        if took > longest[target.rough]:
-            longest[target.rough] = took
-        if took > slow_s and not target.rough:
-            print(f"{started:.4f} {took:.4f} storm{turn}", file=slow, flush=True)
-        done += 1
-        requests += 1
-        if not done % 16:
-            SLOT.pack_into(
-                counters, slot * SLOT.size, requests, size, wrong, failed, rough_failed, longest[False], longest[True]
-            )
-    SLOT.pack_into(
-        counters, slot * SLOT.size, requests, size, wrong, failed, rough_failed, longest[False], longest[True]
-    )
+        if turn == 3:
+            batch = rng.choices(storm.readable, k=plan["batch"])
+            places = [(each, rng.randrange(0, len(each.truth), PAGE)) for each in batch]
+            yield Operation("a batch of reads", any(each.rough for each in batch), partial(storm.pages, places))
+        elif turn == 7:
+            yield Operation(target.path, target.rough, partial(storm.absent, target))
+        else:
+            yield Operation(target.path, target.rough, partial(storm.attributes, target))
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as text:
-        the_plan = json.load(text)
-    with contextlib.suppress(KeyboardInterrupt), open(f"{the_plan['slow']}.{sys.argv[2]}", "w") as slow_file:
-        main(the_plan, int(sys.argv[2]), slow_file)
+    main(operations)
