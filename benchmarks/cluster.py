@@ -1,6 +1,6 @@
 """Several nodes on one machine over one shared directory: what the origin sends, and what happens when nodes die.
 
-python -m benchmarks.cluster [--nodes 4] [--shared juicefs|seaweedfs|directory] [--kill]
+    python -m benchmarks.cluster [--nodes 4] [--shared juicefs|seaweedfs|directory] [--kill]
 
 Each node is a daemon with a cache directory and a mount point of its own and, for juicefs and seaweedfs, a mount of its
 own of one volume. All read the same files at once, small ones in an order of their own, and compare every byte. With
@@ -9,7 +9,6 @@ own of one volume. All read the same files at once, small ones in an order of th
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import random
@@ -17,20 +16,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from benchmarks.report import Table, circumstances, command_line, say
 from tests.mounts import DSFS, Mount, Mounts, eventually
 from tests.servers import hostile
 from tests.servers.process import HOST, Server, free_ports, program, running
 
 MIB = 1 << 20
 SMALL_BYTES = 110_000
+PACE_S, STOPPED_S = 1, 8
 
 # It reports to who started it, on its standard output: WRONG and a name for each file with wrong bytes, then how many
 # seconds it took.
@@ -51,24 +52,25 @@ print(time.monotonic() - began)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.cluster", __doc__)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--shared", choices=sorted(VOLUMES), default="juicefs")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--large", type=int, default=256, metavar="MIB", help="the size of the large file")
     parser.add_argument("--small", type=int, default=1000, metavar="N", help="how many files of 110,000 bytes")
     asked = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="dsfs-cluster-"))
-    work.chmod(0o755)
-    mounts = Mounts(work)
-    try:
+    with TemporaryDirectory(prefix="dsfs-cluster-", ignore_cleanup_errors=True) as made:
+        work = Path(made)
+        work.chmod(0o755)
+        mounts = Mounts(work)
         with VOLUMES[asked.shared](work, asked.nodes) as places, hostile.hostile() as origin, closing(mounts):
             files = {f"small{number}": random.Random(number).randbytes(SMALL_BYTES) for number in range(asked.small)}
             files["large"] = b"".join(random.Random(f"large{part}").randbytes(MIB) for part in range(asked.large))
             found = measure(mounts, work, places, origin, files, kill=asked.kill)
-            report(found, asked)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    say(f"{circumstances()}; {asked.nodes} nodes, shared directory on {asked.shared}\n")
+    table = Table("", "")
+    for name, value in found.items():
+        table.row(name, f"{value:,.2f}" if isinstance(value, float) else value)
     sys.exit(1 if found["files with wrong bytes"] or found["readers that failed"] else 0)
 
 
@@ -107,16 +109,16 @@ def measure(
         "files with wrong bytes": sum(words.count("WRONG") for words in said),
         "readers that failed": failed,
         "SIGKILL": disturbed[0],
-        "SIGSTOP for 8 s": disturbed[1],
+        f"SIGSTOP for {STOPPED_S} s": disturbed[1],
     }
 
 
 def disturb(nodes: list[Mount], readers: list[subprocess.Popen[str]]) -> tuple[int, int]:
-    """Until all readers are done; the pauses are the pace of the faults, and wait for nothing."""
+    """Until all readers are done."""
     killed = stopped = 0
     rng = random.Random(7)
     while any(reader.poll() is None for reader in readers):
-        time.sleep(1)
+        time.sleep(PACE_S)  # how often a fault comes: it waits for nothing
         victim, sleeper = rng.sample(nodes, 2)
         with suppress(AssertionError, ProcessLookupError):
             victim.kill_server()
@@ -125,16 +127,10 @@ def disturb(nodes: list[Mount], readers: list[subprocess.Popen[str]]) -> tuple[i
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-                time.sleep(8)
+                time.sleep(STOPPED_S)  # this is the fault
                 os.kill(pid, signal.SIGCONT)
                 stopped += 1
     return killed, stopped
-
-
-def report(found: dict[str, float], asked: argparse.Namespace) -> None:
-    print(f"{asked.nodes} nodes, shared directory on {asked.shared}")
-    for name, value in found.items():
-        print(f"| {name} | {value:,.2f} |" if isinstance(value, float) else f"| {name} | {value} |")
 
 
 # -- volumes: one directory for each node, all of them the same --------------------------------------------------------

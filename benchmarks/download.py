@@ -23,7 +23,7 @@ OBJECTS = 32
 def store_of(origin: Origin) -> Any:
     """obstore's client for an origin on loopback."""
     if isinstance(origin, HttpOrigin):
-        return HTTPStore.from_url(origin.url, client_options={"allow_http": True})
+        return HTTPStore.from_url(origin.uri, client_options={"allow_http": True})
     return S3Store(
         origin.bucket,
         endpoint=origin.endpoint,

@@ -1,6 +1,6 @@
 """Policies of eviction over traces of what training reads: hit ratios, by bytes.
 
-python -m benchmarks.eviction
+    python -m benchmarks.eviction
 
 A cache of 1 GB (in numbers only, nothing is read). The policy of the node tier is the code of dsfs/cache/eviction.py
 itself; the others are written here as in their papers, by bytes instead of by objects.
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from benchmarks.report import Table, command_line
 from dsfs.cache.eviction import ROOM_SHARE, WINDOW_SHARE, Activity, Cached, Window, Worth, choose_victims
 from dsfs.cache.frequency import Frequencies
 
@@ -348,19 +348,17 @@ def hit_ratios(policy: Policy, trace: Iterator[Access]) -> dict[str, float]:
     """Bytes that were here, of those that were read, by dataset and ("") in all."""
     hit: dict[str, int] = {}
     read: dict[str, int] = {}
-    last: dict[str, str] = {}
     for key, size, owner in trace:
         here = policy.access(key, size, owner)
-        last[owner] = key
         for name in ("", owner):
             read[name] = read.get(name, 0) + size
             hit[name] = hit.get(name, 0) + (size if here else 0)
     return {name: hit[name] / read[name] for name in read}
 
 
-def main() -> int:
-    print("| trace | " + " | ".join(POLICIES) + " |")
-    print("|---" * (len(POLICIES) + 1) + "|")
+def main() -> None:
+    command_line("benchmarks.eviction", __doc__).parse_args()
+    table = Table("trace", *POLICIES)
     for name, trace in traces().items():
         cells = []
         for make in POLICIES.values():
@@ -370,9 +368,8 @@ def main() -> int:
             if len(parts) > 1:
                 text += " (" + ", ".join(f"{owner} {ratio:.2f}" for owner, ratio in sorted(parts.items())) + ")"
             cells.append(text)
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    return 0
+        table.row(name, *cells)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

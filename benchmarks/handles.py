@@ -8,9 +8,7 @@ byte of each handle from the next one. Numbers are of this machine's load, too: 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import resource
@@ -20,8 +18,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rich.console import Console
-
+from benchmarks import processes
+from benchmarks.report import circumstances, command_line, say
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, eventually
 
 FILES = 1000
@@ -31,21 +30,11 @@ EACH = 10_000  # handles of one process: limits of 20,000 are common
 
 def of_server(pid: int) -> tuple[float, int, float]:
     """Resident MB, descriptors, CPU seconds."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(words[11]) + int(words[12])
-    return (
-        pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
-        len(os.listdir(f"/proc/{pid}/fd")),
-        ticks / os.sysconf("SC_CLK_TCK"),
-    )
+    return processes.memory_bytes(pid) / 1e6, processes.descriptors(pid), sum(processes.cpu_s(pid))
 
 
 def mounted(mounts: Mounts, source: Path, path: str) -> Mount:
-    spec = {"source": {"type": "PVC", "uri": str(source)}, "readPath": path}
-    document = {"apiVersion": "dsfs.dev/v1alpha1", "kind": "Dataset", "metadata": {"name": "data"}, "spec": spec}
-    manifest = mounts.directory / "manifest.json"
-    manifest.write_text(json.dumps(document))
+    manifest = write_manifests(mounts.directory / "manifest.yaml", dataset("data", source, readPath=path))
     mount = mounts.mount("-f", manifest, session="direct", dataset="default/data")
     mount.wait_phase("READY")
     return mount
@@ -66,13 +55,10 @@ def hold(link: Connection, names: list[str], share: range) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.handles", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
+    parser = command_line("benchmarks.handles", __doc__)
     parser.add_argument("--handles", type=int, default=100_000)
     parser.add_argument("--path", choices=["passthrough", "openless", "daemon"], default="passthrough")
     arguments = parser.parse_args()
-    console = Console()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsfs-handles-")))
         source = directory / "source"
@@ -113,13 +99,13 @@ def main() -> None:
         for link in links:
             link.recv()
         closed_s = time.monotonic() - started
-        console.print(
+        say(
+            f"{circumstances()}\n"
             f"{arguments.path}, {arguments.handles:,} handles: opened in {opened_s:.1f} s; server RSS"
             f" {before[0]:.0f} -> {full[0]:.0f} MB, descriptors {before[1]} -> {full[1]};"
             f" killed, the next one answered after {answered_s:.2f} s;"
             f" all read from: {wrong} wrong, server RSS {after[0]:.0f} MB, {after[1]} descriptors,"
-            f" {after[2]:.2f} CPU s; closed in {closed_s:.1f} s",
-            soft_wrap=True,
+            f" {after[2]:.2f} CPU s; closed in {closed_s:.1f} s"
         )
         sys.exit(1 if wrong else 0)
 

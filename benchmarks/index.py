@@ -1,6 +1,6 @@
 """The index of the cache with many objects: start, look-up, pass of eviction, memory.
 
-python -m benchmarks.index [OBJECTS]
+    python -m benchmarks.index [OBJECTS]
 
 The rows are made, the objects are not: no part of this opens one.
 """
@@ -8,12 +8,14 @@ The rows are made, the objects are not: no part of this opens one.
 from __future__ import annotations
 
 import hashlib
-import resource
-import sys
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
+from benchmarks.processes import memory_bytes
+from benchmarks.report import Table, circumstances, command_line, say
 from dsfs.cache.index import Index
 
 SPACE = 114_688
@@ -24,25 +26,18 @@ def key(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def timed(what: str, work: Callable[[], object], each: int = 1, unit: str = "s") -> None:
+def measured(table: Table, what: str, work: Callable[[], object], each: int = 1, unit: str = "s") -> None:
     started, cpu = time.perf_counter(), time.process_time()
     work()
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit] / each
-    print(
-        f"| {what} | {(time.perf_counter() - started) * scale:.2f} {unit} |"
-        f" {(time.process_time() - cpu) * scale:.2f} {unit} |",
-        flush=True,
-    )
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    table.row(what, f"{wall_s * scale:.2f} {unit}", f"{cpu_s * scale:.2f} {unit}")
 
 
-def memory() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def main(objects: int) -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        print(f"| {objects:,} objects | wall | CPU |\n|---|---|---|")
+def measure(objects: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="dsfs-index-") as directory:
+        table = Table(f"{objects:,} objects", "wall", "CPU")
+        timed = partial(measured, table)
         index = Index(directory)
         index.limit_bytes = LIMIT
 
@@ -55,12 +50,12 @@ def main(objects: int) -> int:
 
         timed("add, for one object", fill, objects, "us")
         index.close(0.0)
-        before = memory()
+        before_bytes = memory_bytes(os.getpid())
         opened: list[Index] = []
         timed("start", lambda: opened.append(Index(directory)), unit="ms")
         index = opened[0]
         index.limit_bytes = LIMIT
-        print(f"| memory of an open index | {(memory() - before) / 2**20:.0f} MiB | |")
+        table.row("memory of an open index", f"{(memory_bytes(os.getpid()) - before_bytes) / 2**20:.0f} MiB", "")
         step = max(1, objects // 2_000)
         looked = range(0, objects, step)
         timed("is it pinned", lambda: [index.pinned(key(number)) for number in looked], len(looked), "us")
@@ -80,10 +75,17 @@ def main(objects: int) -> int:
         timed(
             "a pass of eviction for 1,000 objects, half pinned", lambda: index.choose_victims(1_000 * SPACE), unit="ms"
         )
-        print(f"| memory at the end | {(memory() - before) / 2**20:.0f} MiB | |")
+        table.row("memory at the end", f"{(memory_bytes(os.getpid()) - before_bytes) / 2**20:.0f} MiB", "")
         index.close(2e6)
-    return 0
+
+
+def main() -> None:
+    parser = command_line("benchmarks.index", __doc__)
+    parser.add_argument("objects", type=int, nargs="?", default=1_000_000)
+    arguments = parser.parse_args()
+    say(f"{circumstances()}\n")
+    measure(arguments.objects)
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000))
+    main()

@@ -22,12 +22,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-
+from benchmarks.processes import name_of
+from benchmarks.report import circumstances, command_line, say
 from benchmarks.soak_scene import Crowd, Scene, scene
 from tests.mounts import eventually, processes_of, runtime_dir_of
 
 SLOW_S = 0.005
+WARM_S = 10.0  # until most of what is read again and again is in the cache; all of it never is
 HEAL_S = (1.2, 3.0)  # from when the next server answers; one that was ready for a second counts as well (keeper)
 QUIET_S = 1.0
 
@@ -36,17 +37,13 @@ def pids(at: Scene) -> dict[str, list[int]]:
     """Server and stand-bys, by what they call themselves."""
     found: dict[str, list[int]] = {"dsfs-server": [], "dsfs-standby": []}
     for pid in processes_of([runtime_dir_of(at.mount.mountpoint)]):
-        with contextlib.suppress(OSError, KeyError):
-            found[Path(f"/proc/{pid}/comm").read_text().strip()].append(pid)
+        found.get(name_of(pid), []).append(pid)
     return found
 
 
 def kill(at: Scene, *, standby: bool) -> float:
     """SIGKILL for the server, and without ``standby`` for that just before; when (monotonic)."""
-    running = pids(at)
-    while not running["dsfs-server"]:
-        time.sleep(0.01)
-        running = pids(at)
+    running = eventually(lambda: found if (found := pids(at))["dsfs-server"] else None, 60.0, "a server runs")
     if not standby:
         for pid in running["dsfs-standby"]:
             os.kill(pid, signal.SIGKILL)
@@ -74,53 +71,51 @@ def healed(at: Scene, servers: int) -> int:
     return int(eventually(serving, 60.0, "another server serves"))
 
 
-def tell(console: Console, what: str, times: list[float]) -> None:
+def tell(what: str, times: list[float]) -> None:
     times.sort()
     p50, p99 = times[len(times) // 2], times[min(len(times) - 1, len(times) * 99 // 100)]
     numbers = f"p50 {p50 * 1e3:.0f} ms  p99 {p99 * 1e3:.0f} ms  max {times[-1] * 1e3:.0f} ms"
-    console.print(f"longest operation {what}: {numbers}", soft_wrap=True)
+    say(f"longest operation {what}: {numbers}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kills", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
+    parser = command_line("benchmarks.kills", __doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--standby", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--readers", type=int, default=2)
     parser.add_argument("--storm", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    rng, console = random.Random(arguments.seed), Console()
+    rng = random.Random(arguments.seed)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsfs-kills-")))
         at = stack.enter_context(scene(directory))
         crowd = Crowd(at, arguments.readers, arguments.storm, slow_s=SLOW_S, batch=1)
         killed = []
         with crowd.running():
-            time.sleep(10.0)  # until what is read again and again is in the cache
+            time.sleep(WARM_S)
             servers = healed(at, 0)
             for _ in range(arguments.kills):
-                time.sleep(rng.uniform(*HEAL_S))
+                time.sleep(rng.uniform(*HEAL_S))  # the moment is to be any
                 killed_s = kill(at, standby=arguments.standby)
                 servers = healed(at, servers)
                 killed.append((killed_s, time.monotonic()))
-            time.sleep(HEAL_S[1])
+            time.sleep(HEAL_S[1])  # what the last kill delayed comes to its end, and is counted
         end, ended, slow = crowd.totals(crowd.everybody), crowd.exit_statuses(), crowd.slow()
 
         def longest(since_s: float, until_s: float) -> float:
             return max((took for began, took in slow if began + took > since_s and began < until_s), default=0.0)
 
-        tell(console, "at a kill, or begun before the next server answered", [longest(*each) for each in killed])
-        tell(console, f"{QUIET_S:g} s before", [longest(each - QUIET_S, each - QUIET_S / 2) for each, _until in killed])
+        say(circumstances())
+        tell("at a kill, or begun before the next server answered", [longest(*each) for each in killed])
+        tell(f"{QUIET_S:g} s before", [longest(each - QUIET_S, each - QUIET_S / 2) for each, _until in killed])
         how = "warm stand-by" if arguments.standby else "cold start"
-        console.print(
+        say(
             f"{len(killed)} kills, {how}: {end.operations:,} operations, {end.bytes / 1e9:.1f} GB,"
-            f" {end.wrong} wrong, {end.failed + end.explained} failed",
-            soft_wrap=True,
+            f" {end.wrong} wrong, {end.failed + end.explained} failed"
         )
         if any(ended):
-            console.print(f"processes ended with {ended}")
+            say(f"processes ended with {ended}")
         sys.exit(1 if end.wrong or end.failed or end.explained or any(ended) or not end.operations else 0)
 
 

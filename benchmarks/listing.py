@@ -9,7 +9,6 @@ to the first ``ls``, to the sealed revision, ``find`` behind a mount (with ``--f
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -17,9 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.cost import cpu_seconds
+from benchmarks.processes import cpu_s, memory_bytes
+from benchmarks.report import Table, circumstances, command_line, progress, say
 from tests.mounts import Mounts, clean_environment, eventually
 from tests.servers.listing_server import BUCKET
 from tests.servers.process import free_ports, running
@@ -46,30 +47,36 @@ asyncio.run(main())
 """
 
 
-def row(what: str, wall_s: float, cpu_s: float | None, keys: int, memory: float | None = None) -> None:
-    cpu = "" if cpu_s is None else f"{cpu_s:.1f}"
-    each = "" if cpu_s is None else f"{cpu_s / keys * 1e6:.1f}"
-    print(f"| {what} | {wall_s:.2f} | {cpu} | {each} | {'' if memory is None else f'{memory:.0f}'} |", flush=True)
+class Listings:
+    """The table: of so many keys, on the wall and in processor time, the most memory of a server."""
+
+    def __init__(self, keys: int) -> None:
+        self.keys = keys
+        self._table = Table("", "wall s", "CPU-s", "µs a key", "peak MB")
+
+    def row(self, what: str, wall_s: float, cpu_s: float | None = None, pid: int | None = None) -> None:
+        cpu = ("", "") if cpu_s is None else (f"{cpu_s:.1f}", f"{cpu_s / self.keys * 1e6:.1f}")
+        memory = "" if pid is None else f"{memory_bytes(pid, 'VmHWM') / 1e6:.0f}"
+        self._table.row(what, f"{wall_s:.2f}", *cpu, memory)
+
+    def timed(self, what: str, work: Callable[[], None], began_s: float, pid: int) -> None:
+        before = sum(cpu_s(pid))
+        work()
+        self.row(what, time.perf_counter() - began_s, sum(cpu_s(pid)) - before, pid)
 
 
-def client(name: str, program: str, url: str, keys: int) -> None:
+def client(listings: Listings, name: str, program: str, url: str) -> None:
     """A client's own listing, in a process of its own."""
     before, began_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     argv = [sys.executable, "-c", program, url, BUCKET]
     said = subprocess.run(argv, check=True, capture_output=True, text=True, env=clean_environment()).stdout
     wall_s, after = time.perf_counter() - began_s, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if int(said) != keys:
-        raise RuntimeError(f"{name} found {said.strip()} of {keys} keys")
-    row(name, wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, keys)
+    if int(said) != listings.keys:
+        raise RuntimeError(f"{name} found {said.strip()} of {listings.keys} keys")
+    listings.row(name, wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def memory_mb(pid: int, line: str = "VmRSS") -> float:
-    """Resident memory now, or at its most ("VmHWM"), in MB."""
-    fields = dict(each.split(":", 1) for each in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(fields[line].split()[0]) * 1024 / 1e6
-
-
-def dsfs(url: str, args: argparse.Namespace, directory: Path) -> None:
+def dsfs(listings: Listings, url: str, directory: Path, *, with_find: bool) -> None:
     mounts = Mounts(directory)
     try:
         began_s = time.perf_counter()
@@ -81,23 +88,24 @@ def dsfs(url: str, args: argparse.Namespace, directory: Path) -> None:
         names = os.listdir(mount.root)
         listed_s = time.perf_counter() - began_s
         pid = mount.server_pid
-        row("dsfs: mount returned", mounted_s, None, args.keys)
-        row(f"dsfs: first ls ({len(names)} names)", listed_s, None, args.keys)
-        if args.find:
-            timed("dsfs: find, first time", lambda: find(mount.root, args.keys), began_s, pid, args.keys)
+        listings.row("dsfs: mount returned", mounted_s)
+        listings.row(f"dsfs: first ls ({len(names)} names)", listed_s)
+        find_all = partial(find, mount.root, listings.keys)
+        if with_find:
+            listings.timed("dsfs: find, first time", find_all, began_s, pid)
 
         def sealed() -> bool:
             return "revision sealed" in mount.log()  # asking for the status would have it count all rows each time
 
         eventually(sealed, 3600.0, "the revision is sealed")
-        row("dsfs: sealed", time.perf_counter() - began_s, sum(cpu_seconds([pid])), args.keys, memory_mb(pid, "VmHWM"))
-        if args.find:
-            timed("dsfs: find again", lambda: find(mount.root, args.keys), time.perf_counter(), pid, args.keys)
+        listings.row("dsfs: sealed", time.perf_counter() - began_s, sum(cpu_s(pid)), pid)
+        if with_find:
+            listings.timed("dsfs: find again", find_all, time.perf_counter(), pid)
         catalog = next(mount.cache_dir.glob("catalogs/*/*.sqlite"))
-        print(f"\nmemory now {memory_mb(pid):.0f} MB, catalog {catalog.stat().st_size / 1e6:.0f} MB")
+        say(f"\nmemory now {memory_bytes(pid) / 1e6:.0f} MB, catalog {catalog.stat().st_size / 1e6:.0f} MB")
     finally:
         for problem in mounts.close():
-            print(problem, file=sys.stderr)
+            progress(problem)
 
 
 def find(root: Path, expected: int) -> None:
@@ -106,14 +114,8 @@ def find(root: Path, expected: int) -> None:
         raise RuntimeError(f"find shows {said.count(bytes([10]))} of {expected} files")
 
 
-def timed(what: str, work: Callable[[], None], began_s: float, pid: int, keys: int) -> None:
-    before = sum(cpu_seconds([pid]))
-    work()
-    row(what, time.perf_counter() - began_s, sum(cpu_seconds([pid])) - before, keys, memory_mb(pid, "VmHWM"))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.listing", description=__doc__)
+    parser = command_line("benchmarks.listing", __doc__)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--per-directory", type=int, default=1000, help="0: all keys in one directory")
     parser.add_argument("--wait-ms", type=float, default=20.0)
@@ -126,13 +128,13 @@ def main() -> None:
         argv += [f"--per-directory={args.per_directory}", f"--wait-ms={args.wait_ms}"]
         with running(argv, port, Path(work) / "server.log"):
             url = f"http://127.0.0.1:{port}"
-            print(f"{args.keys:,} keys, {args.per_directory or 'all'} in a directory, {args.wait_ms:g} ms a request, "
-                  f"load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
-            print("| | wall s | CPU-s | µs a key | peak MB |\n|---|---|---|---|---|")
+            asked = f"{args.keys:,} keys, {args.per_directory or 'all'} in a directory, {args.wait_ms:g} ms a request"
+            say(f"{circumstances()}; {asked}\n")
+            listings = Listings(args.keys)
             programs = {"obstore": _OBSTORE, "aiobotocore": _AIOBOTOCORE}
             for name in filter(None, args.clients.split(",")):
-                client(name, programs[name], url, args.keys)
-            dsfs(url, args, Path(work))
+                client(listings, name, programs[name], url)
+            dsfs(listings, url, Path(work), with_find=args.find)
 
 
 if __name__ == "__main__":

@@ -9,25 +9,22 @@ over all time (MLPerf: accelerator utilisation). Each loader reads its data twic
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import mmap
 import multiprocessing
 import os
-import platform
 import queue
 import random
-import shutil
 import struct
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import data, peers
+from benchmarks.report import Table, circumstances, command_line, progress, say
 from benchmarks.run import started
 
 MIB = 1 << 20
@@ -239,14 +236,14 @@ def measure(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loaders", description=(__doc__ or "").splitlines()[0])
+    parser = command_line("benchmarks.loaders", __doc__)
     parser.add_argument("--origin", choices=("s3", "http"), default="s3")
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     args = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="dsfs-loaders-", dir=args.work))
     cells: dict[str, dict[str, str]] = {}
-    try:
+    with TemporaryDirectory(prefix="dsfs-loaders-", dir=args.work, ignore_cleanup_errors=True) as made:
+        work = Path(made)
         source = work / "source"
         for loader in LOADERS:
             loader.make(source)
@@ -264,13 +261,11 @@ def main() -> None:
                     cells[name] = {}
                     for row, cell in measure(root):
                         cells[name][row] = cell
-                        print(f"{name:8} {row:42} {cell}", file=sys.stderr)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(f"Linux {platform.release()}, {os.cpu_count()} cores, origin {args.origin}; samples/s, accelerator use\n")
-    print("| loader | " + " | ".join(cells) + " |\n|---|" + "---|" * len(cells))
+                        progress(f"{name:8} {row:42} {cell}")
+    say(f"{circumstances()}, origin {args.origin}; samples/s, accelerator use\n")
+    table = Table("loader", *cells)
     for row in next(iter(cells.values())):
-        print(f"| {row} | " + " | ".join(column[row] for column in cells.values()) + " |")
+        table.row(row, *(column[row] for column in cells.values()))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ of maps and two million inodes. Memory is the PSS of a fresh server over the ful
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
 import os
 import shutil
@@ -18,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.processes import cpu_s, memory_bytes
+from benchmarks.report import Table, circumstances, command_line, progress, say
 from dsfs.cache.index import open_index
 from dsfs.cache.layout import open_layout, trust_id
 from dsfs.cache.mapfile import crc32c, pack_complete
@@ -27,6 +27,7 @@ SIZE_BYTES = 110_000
 BLOCK_BYTES = 1 << 20
 MAP_SPACE = 4096
 MIB = 1 << 20
+IDLE_S = 5  # what is measured: nobody asks, and a few rounds of upkeep
 
 
 def fill(cache: Path, objects: int, files: int) -> None:
@@ -53,34 +54,24 @@ def fill(cache: Path, objects: int, files: int) -> None:
     layout.release()
 
 
-def pss_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"process {pid} says nothing of its memory")
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def measure(mounts: Mounts, source: Path, cache: Path, what: str) -> None:
+def measure(table: Table, mounts: Mounts, source: Path, cache: Path, what: str) -> None:
     mount: Mount = mounts.mount(source, "--cache-size=10TiB", "--scrub-every=0", cache_dir=cache)
     pid = mount.server_pid
-    started_s, started_cpu_s = mount.mount_seconds, cpu_s(pid)
+    started_cpu_s = sum(cpu_s(pid))
     (mount.root / "file").read_bytes()
-    time.sleep(5)  # a few rounds of upkeep
-    print(
-        f"| {what} | {started_s:.2f} s | {started_cpu_s:.2f} s | {pss_bytes(pid) / MIB:.0f} MiB |"
-        f" {(cpu_s(pid) - started_cpu_s) / 5 * 1000:.0f} ms |",
-        flush=True,
+    time.sleep(IDLE_S)
+    table.row(
+        what,
+        f"{mount.mount_seconds:.2f} s",
+        f"{started_cpu_s:.2f} s",
+        f"{memory_bytes(pid, 'Pss') / MIB:.0f} MiB",
+        f"{(sum(cpu_s(pid)) - started_cpu_s) / IDLE_S * 1000:.0f} ms",
     )
     assert mount.unmount().returncode == 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line("benchmarks.objects", __doc__)
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=1_000_000, help="of how many objects the files are made")
     parser.add_argument("--work", default=None)
@@ -92,22 +83,19 @@ def main() -> None:
         source = work / "source"
         source.mkdir()
         (source / "file").write_bytes(b"what is read")
-        print(
-            "| cache | `dsfs mount` | CPU of the server until then | its PSS | CPU a second, idle |\n"
-            "|---|---|---|---|---|"
-        )
-        measure(mounts, source, work / "empty", "empty")
+        say(f"{circumstances()}\n")
+        table = Table("cache", "`dsfs mount`", "CPU of the server until then", "its PSS", "CPU a second, idle")
+        measure(table, mounts, source, work / "empty", "empty")
         began_s = time.monotonic()
         fill(work / "full", arguments.objects, min(arguments.files, arguments.objects))
         made_s = time.monotonic() - began_s
-        measure(mounts, source, work / "full", f"{arguments.objects:,} objects")
-        measure(mounts, source, work / "full", "the same, again")
-        print(f"\nmade in {made_s:.0f} s")
+        measure(table, mounts, source, work / "full", f"{arguments.objects:,} objects")
+        measure(table, mounts, source, work / "full", "the same, again")
+        say(f"\nmade in {made_s:.0f} s")
     finally:
         for problem in mounts.close():
-            print(problem)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(work)
+            progress(problem)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from benchmarks.data import fresh
+from tests.manifests import dataset, write_manifests
+from tests.mounts import eventually
 
 BIN = Path(sys.executable).parent
 
@@ -26,14 +27,16 @@ class S3Origin:
     access_key: str
     secret_key: str
 
+    type: ClassVar = "S3"
+
     @property
-    def source(self) -> dict[str, object]:
-        """``spec.source`` of a manifest."""
-        return {
-            "type": "S3",
-            "uri": f"s3://{self.bucket}",
-            "options": {"endpoint": self.endpoint, "region": "us-east-1"},
-        }
+    def uri(self) -> str:
+        return f"s3://{self.bucket}"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Of ``spec.source`` in a manifest."""
+        return {"endpoint": self.endpoint, "region": "us-east-1"}
 
     @property
     def remote(self) -> list[str]:
@@ -58,15 +61,14 @@ class S3Origin:
 class HttpOrigin:
     """A directory index on loopback."""
 
-    url: str
+    uri: str
 
-    @property
-    def source(self) -> dict[str, object]:
-        return {"type": "HTTP", "uri": self.url}
+    type: ClassVar = "HTTP"
+    options: ClassVar[dict[str, str]] = {}
 
     @property
     def remote(self) -> list[str]:
-        return [":http:", f"--http-url={self.url}"]
+        return [":http:", f"--http-url={self.uri}"]
 
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
@@ -79,17 +81,8 @@ Origin = S3Origin | HttpOrigin
 def dsfs(origin: Origin, work: Path, read_path: str, session: str = "direct") -> Iterator[Path]:
     """dsfs with one read path, from a manifest; "auto" is what it chooses itself."""
     mountpoint, cache = fresh(work, "mnt"), fresh(work, "cache")
-    manifest = work / "dataset.yaml"
-    manifest.write_text(
-        json.dumps(
-            {
-                "apiVersion": "dsfs.dev/v1alpha1",
-                "kind": "Dataset",
-                "metadata": {"name": "data", "namespace": "bench"},
-                "spec": {"source": origin.source, "readPath": read_path},
-            }
-        )
-    )
+    document = dataset("data", origin.uri, "bench", origin.type, source={"options": origin.options}, readPath=read_path)
+    manifest = write_manifests(work / "dataset.yaml", document)
     command = [BIN / "dsfs", "mount", "-f", manifest, mountpoint, "--cache-dir", cache, "--session", session]
     subprocess.run(command, check=True, env=origin.environment())
     try:
@@ -107,10 +100,10 @@ def rclone(origin: Origin, work: Path) -> Iterator[Path]:
     command += [f"--cache-dir={cache}", "--dir-cache-time=24h", "--attr-timeout=24h", "--vfs-fast-fingerprint"]
     process = subprocess.Popen(command, env=origin.environment(), stderr=subprocess.DEVNULL)
     try:
-        while not os.path.ismount(mountpoint):
-            if process.poll() is not None:
-                raise RuntimeError("rclone mount did not start")
-            time.sleep(0.05)  # in the foreground, where its end is seen, rclone tells nobody that it has mounted
+        # in the foreground, where its end is seen, rclone tells nobody that it has mounted
+        eventually(lambda: os.path.ismount(mountpoint) or process.poll() is not None, 60.0, "rclone mounts")
+        if process.poll() is not None:
+            raise RuntimeError("rclone mount did not start")
         yield mountpoint
     finally:
         subprocess.run(["umount", "-l", mountpoint], check=True)

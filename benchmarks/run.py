@@ -1,22 +1,23 @@
-"""One entry: starts an origin, runs the workloads on every peer in turn, writes a table with ratios."""
+"""Side by side: starts an origin, runs the workloads on every peer in turn, and says a table with ratios.
+
+python -m benchmarks [--quick] [--origin s3|http] [--only COLUMN] [--plot FILE.svg]
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks import data, download, peers, plot, workloads
+from benchmarks.report import Table, circumstances, command_line, progress, say
 from tests.servers.http_server import nginx
 from tests.servers.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, seaweedfs
 
@@ -115,7 +116,7 @@ def started(kind: str, source: Path, work: Path) -> Iterator[peers.Origin]:
     (work / "weed").mkdir()
     with seaweedfs(work / "weed") as server:
         origin = peers.S3Origin(server.endpoint, BUCKET, ACCESS_KEY, SECRET_KEY)
-        print("copying them to the origin", file=sys.stderr)
+        progress("copying them to the origin")
         copy = [peers.BIN / "rclone", "copy", source, *origin.remote, "--transfers=16", "--s3-no-check-bucket"]
         subprocess.run(copy, check=True, env=origin.environment())
         yield origin
@@ -180,9 +181,9 @@ def ratio(results: Mapping[str, Result], name: str, row: str) -> float | None:
     return of_base / value if ROWS[row].less_is_better else value / of_base
 
 
-def table(results: Mapping[str, Result]) -> str:
-    """Markdown: a row per workload, a column per peer, with the ratio to the row's base behind each number."""
-    lines = ["| workload | unit | ratio to | " + " | ".join(results) + " |", "|---|---|---|" + "---|" * len(results)]
+def tell(results: Mapping[str, Result]) -> None:
+    """A row per workload, a column per peer, with the ratio to the row's base behind each number."""
+    table = Table("workload", "unit", "ratio to", *results)
     for row, kind in ROWS.items():
         cells = []
         for name, result in results.items():
@@ -191,12 +192,11 @@ def table(results: Mapping[str, Result]) -> str:
             text = "-" if value is None else f"{value:,.{digits}f}"
             cells.append(text if found is None else f"{text} ({found:.2f})")
         base = kind.base if results.get(kind.base, {}).get(row) else RAW
-        lines.append(f"| {row} | {kind.unit} | {base} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        table.row(row, kind.unit, base, *cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = command_line("benchmarks", __doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the data, for a look")
     parser.add_argument("--origin", choices=("s3", "http"), default="s3", help="SeaweedFS, or nginx")
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
@@ -205,11 +205,11 @@ def main() -> None:
     parser.add_argument("--plot", default=None, metavar="FILE.svg", help="draw the ratios there (needs matplotlib)")
     args = parser.parse_args()
     sizes = QUICK if args.quick else FULL
-    work = Path(tempfile.mkdtemp(prefix="dsfs-bench-", dir=args.work))
     results: dict[str, Result] = {}
-    try:
+    with TemporaryDirectory(prefix="dsfs-bench-", dir=args.work, ignore_cleanup_errors=True) as made:
+        work = Path(made)
         source = work / "source"
-        print("making files", file=sys.stderr)
+        progress("making files")
         data.make(source, sizes)
         with started(args.origin, source, work) as origin:
             for name, start in contestants(origin, source, work, set(args.only)).items():
@@ -217,17 +217,15 @@ def main() -> None:
                 with start() as root:
                     for row, value in rows_of(name, root, origin, source, sizes.names > 0):
                         results[name][row] = value
-                        print(f"{name:18} {row:34} {value:12,.1f} {ROWS[row].unit}", file=sys.stderr)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    machine = f"Linux {platform.release()}, {os.cpu_count()} cores, {platform.machine()}"
-    print(f"{machine}, Python {platform.python_version()}, origin {args.origin}\n")
-    print(table(results))
+                        progress(f"{name:18} {row:34} {value:12,.1f} {ROWS[row].unit}")
+    setting = f"{circumstances()}, origin {args.origin}"
+    say(f"{setting}\n")
+    tell(results)
     if args.json_path:
         Path(args.json_path).write_text(json.dumps(results, indent=2))
     if args.plot:
         ratios = {row: {name: found for name in results if (found := ratio(results, name, row))} for row in ROWS}
-        plot.ratios(ratios, Path(args.plot), f"{machine}, origin {args.origin}")
+        plot.ratios(ratios, Path(args.plot), setting)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ A storm is N more processes whose requests all reach the server, as many as it c
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import mmap
 import os
@@ -23,16 +22,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.report import Table, circumstances, command_line, progress, say
 from benchmarks.soak_process import UNTIL
 from benchmarks.soak_scene import MIB, READ_TIMEOUT_S, Crowd, Scene, scene
 from benchmarks.soak_watch import Watch
 from tests.lab.wire import Mode
 from tests.mounts import dsfs
 
-PAUSE_S = (2.0, 6.0)
+PAUSE_S = (2.0, 6.0)  # between two faults
+ORIGIN_FAILS_S, STOPPED_S, FULL_S = (1.0, 4.0), 0.3, 2.0
 BLAME_S = 3.0  # a pause that begins so soon after a fault is that fault's
 
 
@@ -84,19 +82,19 @@ class Soak:
         pid = self._server()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.3)
+            time.sleep(STOPPED_S)  # this is the fault
             os.kill(pid, signal.SIGCONT)
 
     def _restart(self) -> None:
         self._watch.look()
         done = dsfs("restart", self._mount.mountpoint)
         if done.returncode != 0:
-            print(f"restart: {done.stderr.strip()}", file=sys.stderr)
+            progress(f"restart: {done.stderr.strip()}")
 
     def _origin(self, mode: Mode) -> None:
         self._may_fail_until(float("inf"))
         self._wire.set(mode)
-        time.sleep(self._rng.uniform(1.0, 4.0))
+        time.sleep(self._rng.uniform(*ORIGIN_FAILS_S))  # this is the fault
         self._wire.set(Mode.PASS)
         # a connection that hung is given up by its own timeout; what waits for it began before that
         self._may_fail_until(time.monotonic() + READ_TIMEOUT_S)
@@ -109,7 +107,7 @@ class Soak:
         with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(MIB))
-        time.sleep(2.0)
+        time.sleep(FULL_S)  # this is the fault
         filler.unlink()
 
     def _evict(self) -> None:
@@ -146,7 +144,7 @@ class Soak:
                 self.kinds[fault.kind]()
                 fault.ended_s = time.monotonic()
                 self.faults.append(fault)
-            time.sleep(min(self._rng.uniform(*PAUSE_S), max(0.0, end - time.monotonic())))
+            time.sleep(min(self._rng.uniform(*PAUSE_S), max(0.0, end - time.monotonic())))  # any moment
             if time.monotonic() - reported > 60:
                 reported = time.monotonic()
                 report()
@@ -162,9 +160,7 @@ def pauses(soak: Soak, slow: list[tuple[float, float]]) -> dict[str, list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
+    parser = command_line("benchmarks.soak", __doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--readers", type=int, default=4)
     parser.add_argument("--storm", type=int, default=0, help="processes whose requests all reach the server")
@@ -180,17 +176,16 @@ def main() -> None:
         wanted = set(filter(None, arguments.faults.split(","))) or set(soak.kinds)
         if unknown := wanted - set(soak.kinds):
             parser.error(f"no such fault: {', '.join(sorted(unknown))} (there are: {', '.join(soak.kinds)})")
-        console = Console()
+        say(circumstances())
         started = time.monotonic()
 
         def report() -> None:
             now, seconds = crowd.totals(crowd.everybody), time.monotonic() - started
             operations, requests = crowd.totals(crowd.readers).operations, watch.requests
-            console.print(
+            say(
                 f"{seconds / 60:5.1f} min  {operations:,} operations  {now.bytes / 1e9:.1f} GB"
                 f"  {now.wrong} wrong  {now.failed} failed  {now.explained} failed with their origin"
-                f"  longest {now.calm_s:.2f} s  {requests:,.0f} requests ({requests / seconds:,.0f} a second)",
-                soft_wrap=True,
+                f"  longest {now.calm_s:.2f} s  {requests:,.0f} requests ({requests / seconds:,.0f} a second)"
             )
 
         with crowd.running(), watch.running():
@@ -201,19 +196,17 @@ def main() -> None:
         table = Table("fault", "times", "longest pause, median", "longest pause, worst")
         for kind, found in sorted(pauses(soak, crowd.slow()).items()):
             found.sort()
-            table.add_row(kind, str(len(found)), f"{found[len(found) // 2]:.2f} s", f"{found[-1]:.2f} s")
-        console.print(table)
-        console.print(
+            table.row(kind, len(found), f"{found[len(found) // 2]:.2f} s", f"{found[-1]:.2f} s")
+        say(
             f"requests: {watch.requests:,.0f} by the count of {len(watch.servers)} servers, each until the last look at"
-            f" it; {crowd.totals(crowd.storm).operations:,} of the storm by its own",
-            soft_wrap=True,
+            f" it; {crowd.totals(crowd.storm).operations:,} of the storm by its own"
         )
         for line in watch.growth():
-            console.print(line, soft_wrap=True)
-        console.print(f"longest where the origin failed: {end.rough_s:.2f} s (--read-timeout {READ_TIMEOUT_S:g} s)")
+            say(line)
+        say(f"longest where the origin failed: {end.rough_s:.2f} s (--read-timeout {READ_TIMEOUT_S:g} s)")
         ended = crowd.exit_statuses()
         if any(ended):
-            console.print(f"processes ended with {ended}")
+            say(f"processes ended with {ended}")
         sys.exit(1 if end.wrong or end.failed or any(ended) or not end.operations else 0)
 
 

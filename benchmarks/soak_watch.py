@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import re
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.processes import descriptors, memory_bytes
 from tests.mounts import Mount
 
 LOOK_EVERY_S = 0.5
 SAME_AGE_S = 2.0
 """Servers are compared with each other when they are this old: most live no longer under faults."""
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Look(NamedTuple):
@@ -74,12 +71,11 @@ class Watch:
                     return
                 server = self.servers[restarts] = Server(pid, time.monotonic())
             server.requests = max(server.requests, answered)
-            with contextlib.suppress(OSError, KeyError):  # it was killed meanwhile
-                status = Path(f"/proc/{server.pid}/status").read_text()
-                sizes = dict(re.findall(r"^(VmRSS|RssAnon):\s+(\d+) kB", status, re.MULTILINE))
-                resident, anonymous = (int(sizes[key]) * 1024 for key in ("VmRSS", "RssAnon"))
-                descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))
-                server.looks.append(Look(time.monotonic() - server.seen_s, resident, anonymous, descriptors))
+            with contextlib.suppress(OSError):  # it was killed meanwhile
+                resident, anonymous = (memory_bytes(server.pid, what) for what in ("VmRSS", "RssAnon"))
+                server.looks.append(
+                    Look(time.monotonic() - server.seen_s, resident, anonymous, descriptors(server.pid))
+                )
 
     def calm(self) -> None:
         """No server is killed from here on."""
@@ -122,8 +118,11 @@ class Watch:
     def _through_calm(looks: list[Look]) -> list[str]:
         start, end = looks[0], looks[-1]
         told = [f"the server of the last third ({end.age_s - start.age_s:.0f} s), at each quarter of it:"]
-        for what, of in (("RSS", 1), ("of which anonymous", 2)):
-            sizes = [looks[at * (len(looks) - 1) // 4][of] for at in range(5)]
+        quarters = [looks[at * (len(looks) - 1) // 4] for at in range(5)]
+        for what, sizes in (
+            ("RSS", [look.rss_bytes for look in quarters]),
+            ("of which anonymous", [look.anonymous_bytes for look in quarters]),
+        ):
             told.append(
                 f"    {what} {' -> '.join(f'{size / 1e6:.1f}' for size in sizes)} MB,"
                 f" start to end {_percent(sizes[0], sizes[-1])}, first quarter to end {_percent(sizes[1], sizes[-1])}"

@@ -11,30 +11,28 @@ smaller of the two is what lies there at most.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import random
-import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.report import Table, circumstances, command_line, progress, say
+from tests.lab.disk import small_disk
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts
 from tests.servers.http_server import nginx
 
 MIB = 1 << 20
 SMALL_FILES, SMALL_BYTES = 3_000, 110_000
 LARGE_FILES, LARGE_BYTES = 6, 64 * MIB
-_PAUSE_S = 0.05
+_PAUSE_S = 0.05  # between two looks, which take a while themselves and delay who reads
 
 
 class Row(NamedTuple):
-    size: str
     limit_bytes: int
     most_bytes: int
     du_bytes: int
@@ -72,22 +70,6 @@ def make(root: Path) -> None:
         with (root / f"large/{number}").open("wb") as file:
             for _ in range(LARGE_BYTES // (8 * MIB)):
                 file.write(piece)
-
-
-@contextlib.contextmanager
-def small_disk(work: Path, size_mib: int) -> Iterator[Path]:
-    """An ext4 of its own."""
-    image, place = work / "disk.img", work / "disk"
-    place.mkdir(exist_ok=True)
-    with image.open("wb") as file:
-        file.truncate(size_mib * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
-        image.unlink()
 
 
 class Load:
@@ -153,45 +135,40 @@ def measure(work: Path, manifest: Path, cache: Path, size: str, seconds: float) 
             samples += 1
             time.sleep(_PAUSE_S)
         load.stop()
-        return Row(size, limit_bytes, most_bytes, du_bytes, df_bytes, samples, load.read_bytes)
+        return Row(limit_bytes, most_bytes, du_bytes, df_bytes, samples, load.read_bytes)
     finally:
         for problem in mounts.close():
-            print(problem)
+            progress(problem)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line("benchmarks.space", __doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--work", default=None)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.work) as made, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="dsfs-space-", dir=arguments.work) as made, contextlib.ExitStack() as stack:
         work = Path(made)
         work.chmod(0o755)
         (work / "www").mkdir()
         server = stack.enter_context(nginx(work / "www"))
         make(server.root)
-        documents = [
-            {
-                "apiVersion": "dsfs.dev/v1alpha1",
-                "kind": "Dataset",
-                "metadata": {"name": name, "namespace": "team"},
-                "spec": {"source": {"type": "HTTP", "uri": f"{server.url}{name}/"}, "readPath": path},
-            }
+        documents = (
+            dataset(name, f"{server.url}{name}/", "team", type="HTTP", readPath=path)
             for name, path in (("small", "openless"), ("large", "passthrough"))
-        ]
-        manifest = work / "manifest.yaml"
-        manifest.write_text("".join(f"---\n{json.dumps(document)}\n" for document in documents))
-        print("| `--cache-size` | limit, MiB | most on disk, MiB | over, MiB | `du`, `df` alone | samples | read, MB |")
-        print("|---|---|---|---|---|---|---|")
+        )
+        manifest = write_manifests(work / "manifest.yaml", *documents)
+        say(f"{circumstances()}\n")
+        table = Table(
+            *("`--cache-size`", "limit, MiB", "most on the disk, MiB", "over, MiB", "`du`, `df` alone, MiB"),
+            *("samples", "read, MB"),
+        )
         for size in ("32MiB", "100MiB", "250MiB", "40%"):
             with small_disk(work, 400) as disk:
                 row = measure(work, manifest, disk, size, arguments.seconds)
-            print(
-                f"| {size} | {row.limit_bytes / MIB:.1f} | {row.most_bytes / MIB:.1f} |"
-                f" {max(0, row.most_bytes - row.limit_bytes) / MIB:.1f} |"
-                f" {row.du_bytes / MIB:.1f}, {row.df_bytes / MIB:.1f} | {row.samples} | {row.read_bytes / 1e6:,.0f} |",
-                flush=True,
-            )
+            over_bytes = max(0, row.most_bytes - row.limit_bytes)
+            sizes = [f"{size_bytes / MIB:.1f}" for size_bytes in (row.limit_bytes, row.most_bytes, over_bytes)]
+            both = f"{row.du_bytes / MIB:.1f}, {row.df_bytes / MIB:.1f}"
+            table.row(size, *sizes, both, row.samples, f"{row.read_bytes / 1e6:,.0f}")
 
 
 if __name__ == "__main__":
