@@ -95,7 +95,7 @@ class Serving:
                     log.error("dataset cannot be mounted", reason=str(error))
             if isinstance(rooms.session, DirectSession):
                 await rooms.session.drop_unserved()
-            self._rooms.node.mounted.set()
+            rooms.node.mounted.set()
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()
             await _first_answers(datasets, settings.read_timeout_s if single else _FIRST_ANSWERS_S)
