@@ -66,7 +66,7 @@ def test_url_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
 
 def test_nobody_listens(try_mount: Try) -> None:
     port = free_port()
-    one_line_failure(try_mount(f"http://{HOST}:{port}/", "--read-timeout=3s"), f"{HOST}:{port}")
+    one_line_failure(try_mount(f"http://{HOST}:{port}/", "--read-timeout=1s"), f"{HOST}:{port}")
 
 
 @pytest.mark.parametrize("code", [401, 403])

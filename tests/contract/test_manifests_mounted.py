@@ -55,7 +55,7 @@ def test_one_that_cannot_be_reached_does_not_stop_the_others(
         dataset("no-secret", source, secretRef="nowhere"),
         dataset("not-read", "conda://env", type="CONDA"),
     )
-    mount = mounts.mount("-f", manifest, "--read-timeout=5s", session=session)
+    mount = mounts.mount("-f", manifest, "--read-timeout=2s", session=session)
     mount.expect_log("listing failed|dataset cannot be used")
     assert mount.mount_seconds < 15
     root = mount.mountpoint / "default"

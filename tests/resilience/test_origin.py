@@ -19,7 +19,7 @@ from tests.resilience.conftest import DIRECT, MIB, Web, drop_pages, errno_of_rea
 from tests.servers import hostile as web
 from tests.servers.web_tree import put_tree
 
-READ_TIMEOUT_S = 3
+READ_TIMEOUT_S = 2  # waited for by each read that must fail here
 SLACK_S = 8  # of a machine that does much else
 PATHS = (*DIRECT, "pyfuse3")
 
