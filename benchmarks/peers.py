@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from benchmarks.data import fresh
 from tests.manifests import dataset, write_manifests
-from tests.mounts import eventually
+from tests.mounts import clean_environment, eventually
 
 BIN = Path(sys.executable).parent
 
@@ -45,7 +45,7 @@ class S3Origin:
 
     def environment(self) -> dict[str, str]:
         return {
-            **os.environ,
+            **clean_environment(),
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -71,7 +71,7 @@ class HttpOrigin:
         return [":http:", f"--http-url={self.uri}"]
 
     def environment(self) -> dict[str, str]:
-        return dict(os.environ)
+        return clean_environment()
 
 
 Origin = S3Origin | HttpOrigin
