@@ -73,6 +73,11 @@ class Flights:
         """Blocks that are on their way, and streams."""
         return len(self._by_block) + self.streams.under_way
 
+    @property
+    def ending(self) -> bool:
+        """Whether the server stops: no flight begins any more."""
+        return self.nursery.cancel_scope.cancel_called
+
     def bring(self, key: str, blocks: Iterable[int]) -> bool:
         """Whether one of these blocks is on its way."""
         return any((key, block) in self._by_block for block in blocks)

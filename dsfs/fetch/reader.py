@@ -191,7 +191,7 @@ class Reader:
         try:
             return await flight.block(block), flight.tier
         except SourceUnavailable:
-            if flight.started_s >= asked_s:
+            if flight.started_s >= asked_s or self._flights.ending:
                 raise
         again = self._flights.ensure(file, [block], Priority.DEMAND)[block]
         return await again.block(block), again.tier

@@ -22,7 +22,7 @@ import pytest
 import structlog
 import trio
 import trio.lowlevel
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dsfs.bridge import Bridge, network_side
@@ -247,6 +247,7 @@ async def play(place: Path, steps: list[list[tuple[str, int, int]]]) -> None:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(steps=steps_of)
+@example(steps=[[("read", 0, 0, 0, 0)] * 4 + [("kill", 0, 0)]])  # who joined a flight asks anew when it fails
 def test_right_bytes_within_the_limit(steps: list[list[tuple[str, int, int]]]) -> None:
     place = Path(tempfile.mkdtemp(prefix="dsfs-nodes-", dir=MEMORY))
     try:
