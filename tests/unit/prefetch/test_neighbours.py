@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,10 @@ class Simulator:
     asked: list[int] = field(default_factory=list)
     misses: int = 0
 
+    def looks(self) -> bool:
+        """Whether to look what is behind a file."""
+        return True
+
     def behind(self, directory: int, ino: int, limit: int) -> list[Neighbour]:
         return [each for each in self.directories[directory] if each.ino > ino][:limit]
 
@@ -42,8 +47,20 @@ class Simulator:
         if ino not in self.cached:
             self.misses += 1
             self.cached.add(ino)
-            if walk is None:
+            if walk is None and self.looks():
                 self.policy.begin(directory, ino, self.behind(directory, ino, LOOK_FILES))
+
+
+@dataclass
+class Seldom(Simulator):
+    """Looks only where that has come to something lately."""
+
+    looked: int = 0
+
+    def looks(self) -> bool:
+        worth = self.policy.worth_beginning()
+        self.looked += worth
+        return worth
 
 
 def directory(number: int, files: int, size: int = 100 * KiB) -> list[Neighbour]:
@@ -74,6 +91,25 @@ def test_at_random_hardly_anything_is_asked_for(rng: random.Random) -> None:
         there.read(number, rng.choice(there.directories[number]).ino)
     there.policy.end()
     assert len(there.asked) <= 30
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_behind_is_seldom_looked_at_while_readers_jump_about_and_in_order_is_found_again(seed: int) -> None:
+    rng = random.Random(seed)
+    there = Seldom({number: directory(number, 5000) for number in range(1, 4)})
+    for _read in range(200):
+        there.read(1, rng.choice(there.directories[1]).ino)
+    looked, misses = there.looked, there.misses
+    for _read in range(400):
+        there.read(1, rng.choice(there.directories[1]).ino)
+    assert there.looked - looked <= (there.misses - misses) / 4
+    misses = there.misses
+    for each in there.directories[2][:500]:
+        there.read(2, each.ino)
+    assert there.misses - misses <= 2 * LOOK_FILES + BELIEVED_STEPS
+    looked = there.looked
+    there.read(3, there.directories[3][0].ino)
+    assert there.looked == looked + 1, "they are believed at once again"
 
 
 @given(st.lists(st.integers(1, LOOK_FILES - 1), min_size=40, max_size=120))

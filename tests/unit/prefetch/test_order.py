@@ -97,6 +97,27 @@ def test_readers_find_everything_there_and_nothing_runs_away(
         assert (there.order.used_bytes, there.order.wasted_bytes) == (there.fetched, 0)
 
 
+@given(st.integers(0, 3000), st.integers(0, 3500), st.lists(st.integers(1, 3), max_size=20))
+@settings(deadline=None, max_examples=60)
+def test_an_order_that_is_gone_on_with_from_the_middle(files: int, position: int, parts: list[int]) -> None:
+    """By the next server, from what was noted; more of it may come."""
+    there = Simulator(dict.fromkeys(range(files + sum(parts)), MiB), 8 * MiB)
+    there.order.extend(range(files))
+    there.order.begin_at(position)
+    assert there.order.position == there.order.next == min(position, files)
+    assert list(there.order.since(files // 2)) == list(range(files // 2, files))
+    there.fetch()
+    known = files
+    for more in parts:
+        there.hint(range(known, known + more))
+        known += more
+    for ino in range(min(position, files), known):
+        there.read(ino)
+    assert there.misses == 0
+    assert there.fetched == (known - min(position, files)) * MiB
+    assert there.order.position == known
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=400), st.integers(1, 32))
 @settings(deadline=None)
 def test_files_that_are_skipped_do_not_stop_it_and_are_counted(skips: list[bool], files_ahead: int) -> None:
