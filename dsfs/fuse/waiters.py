@@ -10,6 +10,10 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+import structlog
+
+log = structlog.get_logger()
+
 MOST = 16
 """Reads that the disk is asked at once: more than the readers of most jobs, and what fast disks want to be busy."""
 
@@ -19,7 +23,8 @@ Job = Callable[[memoryview], None]
 class Waiters:
     """Jobs are given a buffer of ``buffer_bytes``, theirs until they return, and must not raise.
 
-    Threads start when they are needed and end with the process: nobody waits for one that waits for a dead disk.
+    One thread is there from the beginning, others start when they are needed; they end with the process: nobody waits
+    for one that waits for a dead disk.
     """
 
     def __init__(self, buffer_bytes: int, most: int = MOST) -> None:
@@ -27,13 +32,20 @@ class Waiters:
         self._most = most
         self._started = 0
         self._jobs: SimpleQueue[Job] = SimpleQueue()
+        self._start()
 
     def put(self, job: Job) -> None:
         """Have it done soon. From one thread."""
         self._jobs.put(job)
         if self._started < self._most and not self._jobs.empty():
-            threading.Thread(target=self._work, name=f"waiter-{self._started}", daemon=True).start()
-            self._started += 1
+            try:
+                self._start()
+            except RuntimeError as error:  # those that there are do it, one after the other
+                log.warning("no more threads to wait for the disk", threads=self._started, reason=str(error))
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name=f"waiter-{self._started}", daemon=True).start()
+        self._started += 1
 
     def _work(self) -> None:
         buffer = memoryview(bytearray(self._buffer_bytes))

@@ -72,6 +72,9 @@ FILES = {
 class AtOnce(Waiters):
     """Whoever would wait for the disk does it here and now: the order of a run is that of its program."""
 
+    def __init__(self) -> None:
+        return  # without a thread
+
     def put(self, job: Job) -> None:
         job(memoryview(bytearray(LARGEST_READ_BYTES)))
 
@@ -86,7 +89,7 @@ class World:
         self._journal = str(directory / "journal")
         self._deaths = list(deaths)
         self._openless = False
-        self._waiters = AtOnce(LARGEST_READ_BYTES)
+        self._waiters = AtOnce()
         self.nodeids: dict[bytes, int] = {}
         self.servers = 0
 

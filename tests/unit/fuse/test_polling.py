@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +44,15 @@ def test_one_that_waits_for_ever_holds_up_no_other() -> None:
         assert done.acquire(timeout=10)
     assert sizes == [10] * 50
     never.set()
+
+
+def test_a_process_that_gets_no_more_threads_waits_with_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    waiters, done = Waiters(10), threading.Semaphore(0)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(50):
+        waiters.put(lambda _buffer: done.release())
+    for _ in range(50):
+        assert done.acquire(timeout=10)
