@@ -33,7 +33,7 @@ class Adoption:
         peer.version = min(VERSION, int(message.get("version", 1)))
         server = self._succession.server
         same = server is not None and 0 != server.pid == peer.pid  # it has lost its connection, not its keeper
-        if server is not None and not self._succession.ready and not self._table.connections:
+        if server is not None and not same and not self._succession.ready and not self._table.connections:
             self._succession.kill(server)  # it was let in before we heard of one that has everything
             server.hang_up()  # and should nobody be able to end it, then it has no keeper any more
         elif server is not None and not same and server.alive():

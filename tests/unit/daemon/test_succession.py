@@ -274,6 +274,28 @@ def test_nobody_is_let_in_while_a_server_hands_everything_over(keeping: Keeping)
     assert keeping.succession.restarts == 3
 
 
+# Says hello, and hands everything over on another connection before it was ready.
+_TWICE = """
+import json, socket, sys
+links = []
+for message in ({"op": "hello", "version": 2}, {"op": "adopt", "version": 2, "ready": True}):
+    links.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    links[-1].connect(sys.argv[1])
+    links[-1].send(json.dumps(message).encode())
+    answer = links[-1].recv(65536)
+print(answer.decode())
+"""
+
+
+def test_a_server_that_comes_again_before_it_was_ready_is_not_ended(keeping: Keeping) -> None:
+    argv = [sys.executable, "-c", _TWICE, keeping.path]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        keeping.run_until(lambda: server.poll() is not None)
+        assert server.returncode == 0
+        assert server.stdout is not None
+        assert json.loads(server.stdout.read()) == {"version": 2, "ok": True}
+
+
 def test_a_server_that_dies_over_handing_over_is_not_waited_for(keeping: Keeping) -> None:
     adopting = keeping.another()
     adopting.says(op="adopt", version=2, restarts=3, ready=True, connections=0, held=2)
