@@ -6,6 +6,7 @@ import array
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -80,6 +81,19 @@ def look(path: str) -> dict[str, Any]:
     return answer
 
 
+def talk(path: str, messages: list[tuple[bytes, int]]) -> None:
+    """Each with so many descriptors."""
+    with connected(path) as link:
+        for raw, count in messages:
+            ends = [end for _ in range(count) for end in os.pipe()]
+            rights = array.array("i", ends[:count])
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if count else []
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it does not talk to us any more
+                link.sendmsg([raw], ancillary)
+            for end in ends:
+                os.close(end)
+
+
 def test_the_keepers_socket(keeper: tuple[int, str]) -> None:
     """Any JSON, truncated or not, that comes with no, one or several descriptors, or with a pipe for a /dev/fuse."""
     pid, path = keeper
@@ -88,15 +102,16 @@ def test_the_keepers_socket(keeper: tuple[int, str]) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.tuples(RAW, st.integers(0, 3)), min_size=1, max_size=6))
     def say(messages: list[tuple[bytes, int]]) -> None:
-        with connected(path) as link:
-            for raw, count in messages:
-                ends = [end for _ in range(count) for end in os.pipe()]
-                rights = array.array("i", ends[:count])
-                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if count else []
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it does not talk to us any more
-                    link.sendmsg([raw], ancillary)
-                for end in ends:
-                    os.close(end)
+        talker = os.fork()  # whom the keeper takes for a server, it may have to end
+        if not talker:
+            status = 1
+            try:
+                talk(path, messages)
+                status = 0
+            finally:
+                os._exit(status)
+        _pid, status = os.waitpid(talker, 0)
+        assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
         assert look(path)["pid"] == pid
 
     say()
