@@ -130,7 +130,8 @@ class S3Connection:
         self._lock = asyncio.Lock()
         self._opened: Opened | None = None
         self._asked: Counter[Opened] = Counter()  # requests under way
-        self._may_renew = "access-key" not in credentials  # what a Secret has given comes with another source
+        # What a Secret has given comes with another source.
+        self._may_renew = "access-key" not in credentials and options.anonymous != "true"
 
     @property
     def requester_pays(self) -> bool:
