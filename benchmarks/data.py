@@ -33,10 +33,7 @@ def make(root: Path, sizes: Sizes) -> None:
     """large/file.bin, shards/N.bin, first/NN.bin, model/model.safetensors, small/NNN/NNNNN.jpg, names/NNN/NNNNN; the
     same bytes every time."""
     rng = random.Random(7)
-    (root / "large").mkdir(parents=True)
-    with (root / "large/file.bin").open("wb") as file:
-        for _ in range(sizes.large_bytes >> 20):
-            file.write(rng.randbytes(1 << 20))
+    _write(root / "large/file.bin", rng, sizes.large_bytes >> 20)
     for number in range(sizes.small_files):
         path = root / f"small/{number // NAMES_PER_DIRECTORY:03}/{number:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
