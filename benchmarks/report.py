@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
+import sys
 from datetime import date
 
 from rich.console import Console
@@ -26,10 +28,17 @@ class Table:
 
 
 def command_line(name: str, about: str | None) -> argparse.ArgumentParser:
-    """``about``: the module's own description, printed as it stands."""
+    """``about``: the module's own description, printed as it stands. From here on SIGTERM ends a program as ^C does."""
+    signal.signal(signal.SIGTERM, _end)
     return argparse.ArgumentParser(
         prog=f"python -m {name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def _end(number: int, _frame: object) -> None:
+    """So that nothing stays mounted."""
+    signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice
+    sys.exit(128 + number)
 
 
 def circumstances() -> str:

@@ -87,7 +87,7 @@ class Load:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -124,17 +124,16 @@ def measure(work: Path, manifest: Path, cache: Path, size: str, seconds: float) 
         for name in ("small", "large"):
             mount.wait_phase("READY", name, 60)
         limit_bytes = int(mount.status()["cache_size"])
-        load = Load(mount.mountpoint)
         most_bytes = du_bytes = df_bytes = samples = 0
-        until_s = time.monotonic() + seconds
-        while time.monotonic() < until_s:
-            before_bytes, found_bytes = df(cache) - base_bytes, du(cache)
-            on_disk_bytes = max(before_bytes, df(cache) - base_bytes)
-            most_bytes = max(most_bytes, min(found_bytes, on_disk_bytes))
-            du_bytes, df_bytes = max(du_bytes, found_bytes), max(df_bytes, on_disk_bytes)
-            samples += 1
-            time.sleep(_PAUSE_S)
-        load.stop()
+        with contextlib.closing(Load(mount.mountpoint)) as load:
+            until_s = time.monotonic() + seconds
+            while time.monotonic() < until_s:
+                before_bytes, found_bytes = df(cache) - base_bytes, du(cache)
+                on_disk_bytes = max(before_bytes, df(cache) - base_bytes)
+                most_bytes = max(most_bytes, min(found_bytes, on_disk_bytes))
+                du_bytes, df_bytes = max(du_bytes, found_bytes), max(df_bytes, on_disk_bytes)
+                samples += 1
+                time.sleep(_PAUSE_S)
         return Row(limit_bytes, most_bytes, du_bytes, df_bytes, samples, load.read_bytes)
     finally:
         for problem in mounts.close():
