@@ -13,12 +13,12 @@ import contextlib
 import os
 import select
 import socket
-import threading
 import time
 from typing import Final
 
 from dsfs.cache.whole import Stored, remove_object, store_whole
 from dsfs.errors import SourceError
+from dsfs.fetch.addresses import Addresses, Server
 from dsfs.fetch.errand import (
     DESCRIPTORS_MAX,
     LARGEST_DOCUMENT,
@@ -29,6 +29,7 @@ from dsfs.fetch.errand import (
     packed,
     unpacked,
 )
+from dsfs.fetch.line import Line
 from dsfs.ranges import ByteRange, KiB
 from dsfs.sources.answers import body_place
 from dsfs.sources.digest import Digest
@@ -36,60 +37,10 @@ from dsfs.sources.told_headers import of_amz_headers, of_http_headers
 from dsfs.sources.wire_head import BadHead, Head, parse_head
 
 _HEAD_MAX: Final = 64 * KiB
-_BUFFER_KEPT_MAX: Final = 512 * KiB
 _IDLE_MAX_S: Final = 30.0  # as in sources/wire.py
 _IDLE_MAX: Final = 64
-_ADDRESS_S: Final = 30.0
 _TICK_S: Final = 0.5
 _AGAIN: Final = (BlockingIOError, InterruptedError)
-
-
-class _Line:
-    """A connection, and the errand that is under way on it."""
-
-    __slots__ = (
-        "buffer",
-        "connecting",
-        "deadline_s",
-        "document_at",
-        "errand",
-        "have",
-        "head_end",
-        "keeps_open",
-        "need",
-        "polled_out",
-        "server",
-        "socket",
-        "told",
-        "unsent",
-        "used",
-        "view",
-    )
-
-    def __init__(self, connection: socket.socket, server: tuple[str, int]) -> None:
-        self.socket = connection
-        self.server = server
-        self.buffer = bytearray(_BUFFER_KEPT_MAX // 4)
-        self.view = memoryview(self.buffer)
-        self.errand: Errand | None = None
-        self.told: Digest | None = None
-        self.used = False  # for an answer before this one: the server may have closed it since
-        self.connecting = self.polled_out = True
-        self.unsent = b""
-        self.deadline_s = 0.0  # of the errand; while idle, since when
-        self.begin()
-
-    def begin(self) -> None:
-        self.have = self.need = self.head_end = 0
-        self.document_at = -1
-        self.keeps_open = False
-
-    def room(self, size_bytes: int) -> None:
-        """Have a buffer of so many bytes, with what has come in it."""
-        if len(self.buffer) < size_bytes:
-            buffer = bytearray(size_bytes)
-            buffer[: self.have] = self.view[: self.have]
-            self.buffer, self.view = buffer, memoryview(buffer)
 
 
 class Courier:
@@ -101,10 +52,9 @@ class Courier:
         self._block_bytes = block_bytes
         self._boot = boot
         self._poll = select.epoll()
-        self._lines: dict[int, _Line] = {}
-        self._idle: dict[tuple[str, int], list[_Line]] = {}  # the one that was used last at the end
-        self._addresses: dict[tuple[str, int], tuple[float, tuple[int, tuple[str | int, ...]]]] = {}
-        self._asking: set[tuple[str, int]] = set()  # names that a thread looks up just now
+        self._lines: dict[int, Line] = {}
+        self._idle: dict[Server, list[Line]] = {}  # the one that was used last at the end
+        self._addresses = Addresses()
         self._reports: list[Report] = []
         self._descriptors: list[int] = []
         self._looked_s = 0.0
@@ -189,7 +139,7 @@ class Courier:
         if idle and not fresh:
             line = idle.pop()
         else:
-            address = self._address(server)
+            address = self._addresses.find(server)
             if address is None:
                 self._report(errand, Outcome.NOT_SO, "the address of the host is not known yet")
                 return
@@ -208,7 +158,7 @@ class Courier:
                 connection.close()
                 self._unreachable(errand, error)
                 return
-            line = _Line(connection, server)
+            line = Line(connection, server)
             self._lines[connection.fileno()] = line
             self._poll.register(connection.fileno(), select.EPOLLOUT)
         line.begin()
@@ -219,39 +169,17 @@ class Courier:
         else:
             self._write(line)
 
-    def _address(self, server: tuple[str, int]) -> tuple[int, tuple[str | int, ...]] | None:
-        """Where a server is, as far as it is known without waiting; a name is looked up in a thread."""
-        host, port = server
-        for family, place in ((socket.AF_INET, (host, port)), (socket.AF_INET6, (host, port, 0, 0))):
-            with contextlib.suppress(OSError, ValueError):
-                socket.inet_pton(family, host)
-                return family, place
-        known = self._addresses.get(server)
-        if (known is None or known[0] < time.monotonic() - _ADDRESS_S) and server not in self._asking:
-            self._asking.add(server)
-            threading.Thread(target=self._look_up, args=(server,), daemon=True).start()
-        return None if known is None else known[1]
-
-    def _look_up(self, server: tuple[str, int]) -> None:
-        try:
-            family, _kind, _protocol, _name, place = socket.getaddrinfo(*server, type=socket.SOCK_STREAM)[0]
-            self._addresses[server] = time.monotonic(), (family, place)  # type: ignore[assignment]  # two kinds of address
-        except (OSError, UnicodeError):
-            self._addresses.pop(server, None)
-        finally:
-            self._asking.discard(server)
-
     def _unreachable(self, errand: Errand, error: OSError) -> None:
         """The server may have several addresses, or another by now: whoever tries them all says what is wrong."""
-        self._addresses.pop((errand.host, errand.port), None)
+        self._addresses.forget((errand.host, errand.port))
         self._report(errand, Outcome.NOT_SO, f"cannot be reached ({type(error).__name__})")
 
-    def _close(self, line: _Line) -> None:
+    def _close(self, line: Line) -> None:
         self._lines.pop(line.socket.fileno(), None)
         line.socket.close()  # and epoll forgets it
         line.errand = None
 
-    def _give_up(self, line: _Line, reason: str) -> None:
+    def _give_up(self, line: Line, reason: str) -> None:
         errand, used, had = line.errand, line.used, line.have
         self._close(line)
         if errand is None:
@@ -261,13 +189,11 @@ class Courier:
         else:
             self._report(errand, Outcome.NOT_SO, reason)
 
-    def _keep(self, line: _Line) -> None:
+    def _keep(self, line: Line) -> None:
         line.errand = None
         line.used = True
         line.deadline_s = time.monotonic()
-        if len(line.buffer) > _BUFFER_KEPT_MAX:
-            line.buffer = bytearray(_BUFFER_KEPT_MAX // 4)
-            line.view = memoryview(line.buffer)
+        line.rest()
         idle = self._idle.setdefault(line.server, [])
         if len(idle) < _IDLE_MAX:
             idle.append(line)
@@ -290,7 +216,7 @@ class Courier:
                 self._report(errand, Outcome.TIMEOUT)
         self._tell()
 
-    def _drop_idle(self, line: _Line) -> None:
+    def _drop_idle(self, line: Line) -> None:
         idle = self._idle[line.server]
         idle.remove(line)
         if not idle:
@@ -299,7 +225,7 @@ class Courier:
 
     # -- one exchange ---------------------------------------------------------------------------------------------
 
-    def _on_event(self, line: _Line) -> None:
+    def _on_event(self, line: Line) -> None:
         if line.errand is None:
             self._drop_idle(line)  # closed by the server, or it talks without being asked
         elif line.connecting:
@@ -316,7 +242,7 @@ class Courier:
         else:
             self._read(line, line.errand)
 
-    def _write(self, line: _Line) -> None:
+    def _write(self, line: Line) -> None:
         """Send the rest of the request."""
         assert line.errand is not None
         fd = line.socket.fileno()
@@ -332,7 +258,7 @@ class Courier:
             line.polled_out = not line.polled_out
             self._poll.modify(fd, select.EPOLLOUT if line.polled_out else select.EPOLLIN)
 
-    def _read(self, line: _Line, errand: Errand) -> None:
+    def _read(self, line: Line, errand: Errand) -> None:
         try:
             count = line.socket.recv_into(line.view[line.have :])
         except _AGAIN:
@@ -357,7 +283,7 @@ class Courier:
         else:
             self._store(line, errand)
 
-    def _read_head(self, line: _Line, errand: Errand) -> bool:
+    def _read_head(self, line: Line, errand: Errand) -> bool:
         """Whether the head is there and what follows it is wanted."""
         end = line.buffer.find(b"\r\n\r\n", 0, line.have)
         if end < 0:
@@ -398,13 +324,13 @@ class Courier:
         line.room(line.need)
         return True
 
-    def _said(self, line: _Line, errand: Errand) -> None:
+    def _said(self, line: Line, errand: Errand) -> None:
         head = bytes(line.view[: line.head_end])
         document = bytes(line.view[line.document_at : line.have])[:LARGEST_DOCUMENT]
         self._close(line)
         self._reports.append(Report(errand.number, int(Outcome.SAID), head=head, document=document))
 
-    def _store(self, line: _Line, errand: Errand) -> None:
+    def _store(self, line: Line, errand: Errand) -> None:
         data = line.view[line.need - errand.size_bytes : line.need]
         listed = None if errand.digest is None else Digest(*errand.digest)
         if not all(digest.is_of(data) for digest in (listed, line.told) if digest is not None):
