@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,38 +17,37 @@ from dsfs.cache.node import NodeTier
 from dsfs.ranges import block_count, block_range
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, dsfs, eventually
-from tests.servers.archive_files import files_server
+from tests.servers.archive_files import FilesServer, files_server
 
 SMALL, LARGE = os.urandom(300_000), os.urandom(9_000_011)
+
+
+def listed(server: FilesServer, files: dict[str, bytes], **spec: Any) -> dict[str, Any]:
+    """A dataset of files that the server lists with their hashes."""
+    for name, data in files.items():
+        server.put(name, data)
+    rows = [{"path": at, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for at, data in files.items()]
+    server.put("index.json", json.dumps(rows).encode())
+    uri, source = f"{server.url}index.json", {"options": {"list": "true"}}
+    return dataset("data", uri, "team", type="HTTP", source=source, **spec)
 
 
 @pytest.mark.parametrize("through", ["itself", "reference", "path"])
 def test_a_lie_is_not_served_nor_kept_and_heals(mounts: Mounts, tmp_path: Path, through: str) -> None:
     """Whichever dataset shows the file: one that refers to another keeps its bytes in the same place."""
     with files_server() as server:
-        listed = []
-        for name, data in (("small", SMALL), ("large", LARGE)):
-            server.put(name, data)
-            server.lies[name] = bytes(len(data))
-            listed.append({"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-        server.put("index.json", json.dumps(listed).encode())
+        files = {"small": SMALL, "large": LARGE}
+        server.lies.update((name, bytes(len(data))) for name, data in files.items())
+        below = {"mountOptions": {"path": "below"}} if through == "path" else {}
         manifest = write_manifests(
             tmp_path / "m.yaml",
-            dataset(
-                "data",
-                f"{server.url}index.json",
-                "team",
-                type="HTTP",
-                source={"options": {"list": "true"}},
-                readPath="daemon",
-                mountOptions={"path": "below"} if through == "path" else {},
-            ),
+            listed(server, files, readPath="daemon", **below),
             dataset("lent", "dataset://team/data", "team", type="REFERENCE", readPath="daemon"),
         )
         name = "team/lent" if through == "reference" else "team/data"
         mount = mounts.mount("-f", manifest, "--read-timeout=20s", "--cache-size=1GiB", dataset=name)
-        below = "below/" if through == "path" else ""
-        root = mount.root / below
+        place = "below/" if through == "path" else ""
+        root = mount.root / place
         mount.expect_log("fetch failed")
         mount.expect_log("what the source sent is not what it lists")
         with pytest.raises(OSError, match="Input/output error"):
@@ -57,9 +57,9 @@ def test_a_lie_is_not_served_nor_kept_and_heals(mounts: Mounts, tmp_path: Path, 
         (root / "large").read_bytes()  # all that can be said before its end is that it is of one version
         eventually(lambda: mount.sum_of("dsfs_cache_corrupt_blocks_total") > tried, 20, "the large lie is dropped")
         # Dropped while it was still being read, the rest came once more, and what is not whole cannot be looked at.
-        dsfs("warm", f"{name}/{below}large", "-m", mount.mountpoint)
+        dsfs("warm", f"{name}/{place}large", "-m", mount.mountpoint)
         eventually(lambda: _kept(mount.cache_dir) == [], 10, "nothing is kept")
-        assert f"{below}large: what the source sent is not" in mount.dataset(name.split("/")[1])["message"]
+        assert f"{place}large: what the source sent is not" in mount.dataset(name.split("/")[1])["message"]
         server.lies.clear()
         assert (root / "small").read_bytes() == SMALL
         assert _kept(mount.cache_dir) != []
@@ -69,20 +69,7 @@ def test_a_lie_is_not_served_nor_kept_and_heals(mounts: Mounts, tmp_path: Path, 
 def test_what_a_server_had_no_time_to_hash_the_next_one_does(mounts: Mounts, tmp_path: Path, path: str) -> None:
     """All of a large file came, with checksums that fit, and the server ended before it was compared."""
     with files_server() as server:
-        server.put("large", LARGE)
-        listed = [{"path": "large", "size": len(LARGE), "sha256": hashlib.sha256(LARGE).hexdigest()}]
-        server.put("index.json", json.dumps(listed).encode())
-        manifest = write_manifests(
-            tmp_path / "m.yaml",
-            dataset(
-                "data",
-                f"{server.url}index.json",
-                "team",
-                type="HTTP",
-                source={"options": {"list": "true"}},
-                readPath=path,
-            ),
-        )
+        manifest = write_manifests(tmp_path / "m.yaml", listed(server, {"large": LARGE}, readPath=path))
         mount = mounts.mount("-f", manifest, "--cache-size=1GiB", dataset="team/data")
         assert (mount.root / "large").read_bytes() == LARGE
         eventually(lambda: not _unproven(mount.cache_dir), 20, "it is proven")

@@ -7,6 +7,8 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ def serve(server: web.Hostile) -> dict[str, bytes]:
     server.files["/data/"] = f"<h1>Index of /</h1>{links}".encode()
     server.always("/data/", lambda _asked, _data, answer: answer.with_headers(Content_Type="text/html"))
     return files
+
+
+@contextmanager
+def mounted(mounts: Mounts, path: str) -> Iterator[tuple[web.Hostile, dict[str, bytes], Mount]]:
+    """The server, its files, and where they are shown."""
+    with web.hostile() as server:
+        files = serve(server)
+        mount = mount_path(mounts, path, f"{server.url}data/", type="HTTP")
+        mount.wait_phase("READY")
+        yield server, files, mount
 
 
 def with_courier(mount: Mount, other_than: int | None = None) -> int:
@@ -48,10 +60,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("path", DIRECT)
 def test_files_come_by_courier_and_whoever_is_killed_takes_nothing_along(mounts: Mounts, path: str) -> None:
-    with web.hostile() as server:
-        files = serve(server)
-        mount = mount_path(mounts, path, f"{server.url}data/", type="HTTP")
-        mount.wait_phase("READY")
+    with mounted(mounts, path) as (server, files, mount):
         mount.expect_log("the courier for small files ended|kernel repeats no requests")
         waiting = iter(NAMES)
 
@@ -81,10 +90,7 @@ def test_files_come_by_courier_and_whoever_is_killed_takes_nothing_along(mounts:
 
 @pytest.mark.parametrize("path", DIRECT)
 def test_a_reader_that_is_killed_while_it_waits_is_let_go(mounts: Mounts, path: str) -> None:
-    with web.hostile() as server:
-        files = serve(server)
-        mount = mount_path(mounts, path, f"{server.url}data/", type="HTTP")
-        mount.wait_phase("READY")
+    with mounted(mounts, path) as (server, files, mount):
         assert (mount.root / NAMES[0]).read_bytes() == files[NAMES[0]]
         with_courier(mount)
         stored = mount.sum_of("dsfs_courier_files_total", outcome="stored")
@@ -106,10 +112,7 @@ def test_a_reader_that_is_killed_while_it_waits_is_let_go(mounts: Mounts, path: 
 
 @pytest.mark.parametrize("path", DIRECT)
 def test_an_error_of_the_origin_is_the_readers_and_passes(mounts: Mounts, path: str) -> None:
-    with web.hostile() as server:
-        files = serve(server)
-        mount = mount_path(mounts, path, f"{server.url}data/", type="HTTP")
-        mount.wait_phase("READY")
+    with mounted(mounts, path) as (server, files, mount):
         mount.expect_log("fetch failed|request failed")
         for name in NAMES[:5]:
             assert (mount.root / name).read_bytes() == files[name]
