@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import dataset, write_manifests
+from tests.manifests import dataset, write_manifests
 from tests.mounts import (
     Mounts,
     dsfs,
