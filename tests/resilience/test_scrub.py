@@ -38,12 +38,18 @@ def test_flipped_bytes_are_found_without_a_reader(mounts: Mounts, tmp_path: Path
 
 
 def test_a_restarted_server_goes_on_where_the_last_one_was(mounts: Mounts, tmp_path: Path) -> None:
-    source = make_tree(tmp_path / "source", files=20, large_mib=4)
-    mount = mount_path(mounts, "daemon", source, "--scrub-every=6s")
+    source = make_tree(tmp_path / "source", files=40, large_mib=4)
+    mount = mount_path(mounts, "daemon", source, "--scrub-every=12s")
     for file in source.rglob("*"):
         if file.is_file():
             (mount.root / file.relative_to(source)).read_bytes()
-    eventually(lambda: mount.sum_of("dsfs_cache_scrubbed_bytes_total") > 5 << 20, 20, "it is through with something")
+    began = {mount.sum_of("dsfs_cache_scrub_rounds_total"): 1 << 40}  # not in the one that may have begun before
+
+    def in_the_middle() -> bool:
+        seen = mount.sum_of("dsfs_cache_scrubbed_bytes_total")
+        return seen - began.setdefault(mount.sum_of("dsfs_cache_scrub_rounds_total"), seen) > 5 << 20
+
+    eventually(in_the_middle, 60, "it is through with something of a round that has all to look at")
     assert mount.unmount().returncode == 0
     stopped = json.loads((mount.cache_dir / "scrub.json").read_text())
     assert len(stopped["after"]) == 64
