@@ -59,8 +59,8 @@ class Node:
         self._warming = warming
         self._shared = shared
         self._pins = pins
-        self.mounted = trio.Event()
-        """Set once readers are answered; after a restart the control interface may answer before."""
+        self.ready = False
+        """Whether readers are answered and the keeper knows that; the control interface may answer before."""
         shown.on_prepared = self._prepared
         self._hints = hints
         self._last_info: dict[str, tuple[str, ...]] = {}
@@ -87,7 +87,7 @@ class Node:
             "cache_dir": self._settings.cache_dir,
             "cache_size": tier.size_bytes,
             "cache_used": tier.used_bytes,
-            "healthy": self.mounted.is_set() and not tier.trouble,
+            "healthy": self.ready and not tier.trouble,
             **shared,
             "datasets": [await self._dataset(dataset) for dataset in self._shown.datasets.values()],
         }

@@ -41,6 +41,7 @@ class Serving:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self._listening = trio.Event()
+        self._mounted = trio.Event()
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         """Until the mounts are gone or the server is told to stop."""
@@ -62,7 +63,7 @@ class Serving:
 
     async def _look_after(self) -> None:
         """What nobody waits for, once those who do have a server again."""
-        await self._rooms.node.mounted.wait()
+        await self._mounted.wait()
         rooms, begin = self._rooms, self._rooms.background.start_soon
         begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
         begin(_every, _GAUGES_S, "gauges", rooms.node.set_gauges)
@@ -95,7 +96,7 @@ class Serving:
                     log.error("dataset cannot be mounted", reason=str(error))
             if isinstance(rooms.session, DirectSession):
                 await rooms.session.drop_unserved()
-            rooms.node.mounted.set()
+            self._mounted.set()
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()
             await _first_answers(datasets, settings.read_timeout_s if single else _FIRST_ANSWERS_S)
@@ -107,6 +108,7 @@ class Serving:
             gc.freeze()  # what lives as long as the server needs no look from the collector
             await self._listening.wait()
             await rooms.keeper.ready()
+            rooms.node.ready = True
             await trio.to_thread.run_sync(note_modules, settings.runtime_dir, limiter=DISK)
             log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
             for dataset in datasets:
