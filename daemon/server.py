@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -57,7 +58,10 @@ def _keeper_starter(settings: Settings) -> Callable[[], Awaitable[None]] | None:
 
     async def start() -> None:
         # It leaves us at once, to be the child of whoever reaps orphans: it has to outlive this process.
-        await trio.run_process(argv, check=True, cwd="/")
+        try:
+            await trio.run_process(argv, check=True, cwd="/")
+        except subprocess.CalledProcessError as error:  # its runtime directory cannot be read, say: tried again
+            raise OSError(f"a keeper cannot be started (status {error.returncode}, see above)") from error
 
     return start
 
