@@ -1,6 +1,6 @@
 """Side by side: starts an origin, runs the workloads on every peer in turn, and says a table with ratios.
 
-python -m benchmarks [--quick] [--origin s3|http] [--only COLUMN] [--plot FILE.svg]
+python -m benchmarks [--quick] [--origin s3|http] [--far MS] [--only COLUMN] [--plot FILE.svg]
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 from benchmarks import data, download, peers, plot, workloads
+from benchmarks.far import far
 from benchmarks.report import Table, circumstances, command_line, progress, say
 from tests.servers.http_server import nginx
 from tests.servers.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, seaweedfs
@@ -122,6 +124,23 @@ def started(kind: str, source: Path, work: Path) -> Iterator[peers.Origin]:
         yield origin
 
 
+@contextmanager
+def distant(origin: peers.Origin, round_trip_ms: float, mb_per_s: float) -> Iterator[peers.Origin]:
+    """The same one so far away; where that is nowhere, itself."""
+    if not round_trip_ms:
+        yield origin
+        return
+    url = origin.url if isinstance(origin, peers.HttpOrigin) else origin.endpoint
+    near = urlsplit(url)
+    assert near.port is not None
+    with far(near.port, round_trip_ms, mb_per_s) as port:
+        there = near._replace(netloc=f"{near.hostname}:{port}").geturl()
+        if isinstance(origin, peers.HttpOrigin):
+            yield replace(origin, url=there)
+        else:
+            yield replace(origin, endpoint=there)
+
+
 Start = Callable[[], AbstractContextManager[Path]]
 
 
@@ -199,6 +218,12 @@ def main() -> None:
     parser = command_line("benchmarks", __doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the data, for a look")
     parser.add_argument("--origin", choices=("s3", "http"), default="s3", help="SeaweedFS, or nginx")
+    parser.add_argument(
+        "--far", type=float, default=0, metavar="MS", help="put the origin a round trip of so much away"
+    )
+    parser.add_argument(
+        "--connection", type=float, default=40, metavar="MB/S", help="what one brings then (default: 40)"
+    )
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", dest="json_path", default=None, help="write the numbers there too")
@@ -211,14 +236,15 @@ def main() -> None:
         source = work / "source"
         progress("making files")
         data.make(source, sizes)
-        with started(args.origin, source, work) as origin:
+        with started(args.origin, source, work) as near, distant(near, args.far, args.connection) as origin:
             for name, start in contestants(origin, source, work, set(args.only)).items():
                 results[name] = {}
                 with start() as root:
                     for row, value in rows_of(name, root, origin, source, sizes.names > 0):
                         results[name][row] = value
                         progress(f"{name:18} {row:34} {value:12,.1f} {ROWS[row].unit}")
-    setting = f"{circumstances()}, origin {args.origin}"
+    away = f" {args.far:g} ms away, {args.connection:g} MB/s a connection" if args.far else ""
+    setting = f"{circumstances()}, origin {args.origin}{away}"
     say(f"{setting}\n")
     tell(results)
     if args.json_path:
