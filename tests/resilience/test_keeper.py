@@ -106,6 +106,24 @@ def test_foreground_stays_when_its_keeper_is_killed(mounts: Mounts, tmp_path: Pa
     assert leftovers(mountpoint) == []
 
 
+def test_a_keeper_that_cannot_be_started_is_tried_again(mounts: Mounts, tmp_path: Path) -> None:
+    """Its runtime directory is damaged, say: the server goes on without one until it can be."""
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, "passthrough", source)
+    config, aside = runtime_dir_of(mount.mountpoint) / "keeper.json", tmp_path / "keeper.json"
+    server, keeper = mount.server_pid, mount.keeper_pid
+    mount.expect_log("keeper is gone|FileNotFoundError|Traceback|keeper.py")
+    config.rename(aside)
+    try:
+        os.kill(keeper, signal.SIGKILL)
+        eventually(lambda: "no keeper yet" in mount.log(), 10, "it was tried")
+        assert (mount.root / "d1/f001").read_bytes() == (source / "d1/f001").read_bytes()
+    finally:
+        aside.rename(config)
+    eventually(lambda: mount.keeper_pid != keeper and mount.look()["healthy"], 20, "another keeper")
+    assert mount.server_pid == server
+
+
 def test_portable_session_gets_another_keeper_too(mounts: Mounts, tmp_path: Path) -> None:
     """It cannot resume after its server, but a keeper that dies costs nothing, and the next one does its work."""
     source = make_tree(tmp_path / "source", files=4)
