@@ -21,7 +21,7 @@ from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader
 from dsfs.ranges import block_count, block_range, runs
 
-WORKERS = 64
+WORKERS = 32
 """Runs that are asked for at once; how many of them fly is the queue's to say."""
 TOLD_ERRORS = 5
 HOPELESS = 64

@@ -40,6 +40,11 @@ def test_a_clone_is_ready_at_once_and_fetches_nothing(
     mount.wait_phase("READY", "one")
     read_all(mount.root)
     wait_cached(mount, "one")
+
+    def heads_of_large() -> int:
+        return sum((each.method, each.path) == ("HEAD", "/data/large") for each in origin.server.asked)
+
+    eventually(lambda: heads_of_large() == 2, 10, "its size was asked for, and behind its reader its hash")
     asked = len(origin.server.asked)
 
     done = dsfs("dataset", "clone", "team/one", "two", where, "--json")
