@@ -130,13 +130,13 @@ def distant(origin: peers.Origin, round_trip_ms: float, mb_per_s: float) -> Iter
     if not round_trip_ms:
         yield origin
         return
-    url = origin.url if isinstance(origin, peers.HttpOrigin) else origin.endpoint
+    url = origin.uri if isinstance(origin, peers.HttpOrigin) else origin.endpoint
     near = urlsplit(url)
     assert near.port is not None
     with far(near.port, round_trip_ms, mb_per_s) as port:
         there = near._replace(netloc=f"{near.hostname}:{port}").geturl()
         if isinstance(origin, peers.HttpOrigin):
-            yield replace(origin, url=there)
+            yield replace(origin, uri=there)
         else:
             yield replace(origin, endpoint=there)
 
