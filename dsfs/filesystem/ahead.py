@@ -14,7 +14,7 @@ from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader
 from dsfs.model import Kind
-from dsfs.prefetch.completion import worth_completing
+from dsfs.prefetch.completion import COMPLETE_SHARE, worth_completing
 from dsfs.prefetch.formats import first_wants
 from dsfs.prefetch.neighbours import LOOK_FILES, MOST_FILES, Neighbour, Neighbours
 from dsfs.prefetch.sequential import Streams
@@ -80,7 +80,9 @@ class Ahead:
                 self._count("neighbours")
         self._misses += 1
         if self._misses % _LOOK_AT_SHARE_MISSES == 0 and self._dataset.catalog.sealed:
-            _files, total_bytes, _skipped = self._dataset.catalog.totals()
+            files, total_bytes, _skipped = self._dataset.catalog.totals()
+            if self._misses < files * COMPLETE_SHARE:
+                return  # a few large ones may be a quarter of the bytes, and say nothing of many small ones
             origin = self._dataset.origin
             room = self._cache_limit_bytes
             if origin.quota_bytes is not None:

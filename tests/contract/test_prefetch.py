@@ -48,6 +48,25 @@ def test_the_rest_of_a_dataset_that_is_read_at_random_comes_behind_the_readers(m
     assert mount.sum_of("dsfs_origin_read_bytes_total") == 400 * 3000
 
 
+def test_a_large_file_is_no_quarter_of_a_dataset_of_many_small_ones(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "large").write_bytes(os.urandom(6 << 20))  # far more than a quarter of the bytes
+    for number in range(800):
+        (source / f"f{number:03d}").write_bytes(os.urandom(3000))
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    assert (mount.root / "large").read_bytes() == (source / "large").read_bytes()
+    names = [f"f{number:03d}" for number in range(800)]
+    random.Random(7).shuffle(names)
+    for name in names[:170]:
+        assert (mount.root / name).read_bytes() == (source / name).read_bytes()
+    assert mount.sum_of("dsfs_origin_read_bytes_total") < (6 << 20) + 250 * 3000, "nobody asked for the rest"
+    for name in names[170:400]:
+        assert (mount.root / name).read_bytes() == (source / name).read_bytes()
+    eventually(lambda: mount.dataset()["cached_bytes"] == (6 << 20) + 800 * 3000, 20, "now all of it is there")
+
+
 def test_a_footer_comes_with_the_open(mounts: Mounts) -> None:
     """Also: two looks into a large file are no reason to fetch it."""
     data = os.urandom(40 << 20)
