@@ -20,10 +20,9 @@ from dsfs.prefetch.neighbours import LOOK_FILES, MOST_FILES, Neighbour, Neighbou
 from dsfs.prefetch.sequential import Streams
 from dsfs.prefetch.strided import Strides
 from dsfs.prefetch.worth import Worth
-from dsfs.ranges import ByteRange, MiB
+from dsfs.ranges import ByteRange
 
 _KNOWN_FILES = 8192
-_LEAST_WINDOW = 1 * MiB
 _LOOK_AT_SHARE_MISSES = 128
 """Cold reads of small files until it is asked whether the rest of the dataset is worth having."""
 
@@ -96,8 +95,7 @@ class Ahead:
         streams = self._streams.get(ino)
         if streams is None:
             streams = self._streams[ino] = Streams(self._worth["sequential"])
-        longest = max(_LEAST_WINDOW, self._worth["sequential"].allowed(self._longest_window))
-        ahead = streams.on_read(wanted, file.size_bytes, longest)
+        ahead = streams.on_read(wanted, file.size_bytes, self._longest_window)
         if ahead is not None:
             self._reader.want(file, wanted, Priority.DEMAND)
             self._want(file, ahead, "sequential")

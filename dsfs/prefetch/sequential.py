@@ -12,13 +12,16 @@ STREAMS_PER_FILE = 4
 FIRST_WINDOW_BYTES = 16 * MiB  # a file that is read from its start is mostly read to its end: no slow ramp-up
 RAMP_WINDOW_BYTES = 4 * MiB  # what a second read right behind a first one in the middle is worth
 STEP_BYTES = 8 * MiB  # ahead is asked for in steps of one long request
+LEAST_WINDOW_BYTES = 1 * MiB
+READ_SHARE = 2  # of what it has read, whatever came of other readers: one that goes on is believed
 SLACK_BYTES = 4 * MiB  # the kernel's own read-ahead sends several requests at once, and they arrive in any order
 
 
 @dataclass(slots=True)
 class Stream:
-    """One reader of one file. All in bytes: where it is, how far was asked ahead, how far it may go."""
+    """One reader of one file. All in bytes: where it began, where it is, how far was asked ahead, how far it may go."""
 
+    begin: int
     position: int
     ahead: int
     window: int
@@ -59,7 +62,8 @@ class Streams:
 
     def on_read(self, wanted: ByteRange, size_bytes: int, longest_window: int) -> ByteRange | None:
         """A range was read; what to bring in ahead of the next read, if anything."""
-        stream = self._stream_of(wanted, longest_window)
+        believed = max(LEAST_WINDOW_BYTES, self._worth.allowed(longest_window))
+        stream = self._stream_of(wanted, believed)
         stream.position = max(stream.position, wanted.stop)
         if not stream.sequential:
             return None
@@ -74,7 +78,8 @@ class Streams:
         ahead = ByteRange(stream.ahead, stop)
         stream.ahead = stop
         stream.asked += ahead.length
-        stream.window = min(stream.window * 2, longest_window)
+        has_read = READ_SHARE * (stream.position - stream.begin)
+        stream.window = max(stream.window, min(stream.window * 2, longest_window, max(believed, has_read)))
         return ahead
 
     def _stream_of(self, wanted: ByteRange, longest_window: int) -> Stream:
@@ -88,7 +93,8 @@ class Streams:
                 self._streams.insert(0, stream)
                 return stream
         at_start = wanted.start == 0
-        stream = Stream(wanted.start, wanted.stop, min(FIRST_WINDOW_BYTES, longest_window) if at_start else 0, at_start)
+        window = min(FIRST_WINDOW_BYTES, longest_window) if at_start else 0
+        stream = Stream(wanted.start, wanted.start, wanted.stop, window, at_start)
         self._streams.insert(0, stream)
         self._note(self._streams[STREAMS_PER_FILE:])
         del self._streams[STREAMS_PER_FILE:]

@@ -14,6 +14,7 @@ from dsfs.prefetch.sequential import (
     STREAMS_PER_FILE,
     Streams,
 )
+from dsfs.prefetch.worth import Worth
 from dsfs.ranges import ByteRange, KiB, MiB
 
 LONGEST = 64 * MiB
@@ -131,3 +132,18 @@ def test_several_readers_of_one_file_do_not_disturb_each_other() -> None:
                 assert ahead.start >= ahead_to[start]
                 ahead_to[start] = ahead.stop
     assert all(stop >= start + 64 * REQUEST for start, stop in ahead_to.items())
+
+
+def test_a_reader_that_goes_on_is_believed_whatever_others_wasted() -> None:
+    """Many looked at the heads of files alone."""
+    worth = Worth()
+    worth.note(0, 1024 * MiB)
+    streams = Streams(worth)
+    size, furthest = 1024 * MiB, 0
+    for wanted in requests(size):
+        ahead = streams.on_read(wanted, size, LONGEST)
+        if ahead is not None:
+            furthest = ahead.stop
+        assert furthest - wanted.stop <= 2 * wanted.stop, "what may be in vain is twice what was not"
+        if wanted.stop == 96 * MiB:
+            assert furthest - wanted.stop >= LONGEST // 2, "it has all there is"
