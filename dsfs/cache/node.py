@@ -13,6 +13,7 @@ from functools import partial
 import structlog
 
 from dsfs import metrics
+from dsfs.cache.allowance import Allowance
 from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import (
     CachedObject,
@@ -78,36 +79,31 @@ class NodeTier:
         self.unproven = Unproven(layout.unproven)
         self.nowait = os.RWF_NOWAIT
         """For reads that must not wait; 0 once the file system was found not to know that: tmpfs, which never waits."""
-        self._limit = limit
-        self._least_free = least_free
         self._boot = boot
         self._opened = Opened(open_objects)
-        self._reserved_bytes = 0
         self._overhead_bytes = 0
-        self._reserving = threading.RLock()  # guards _reserved_bytes
+        self._allowance = Allowance(layout.root, limit, least_free, lambda: self.used_bytes)
         self._making = Making(self._opened.__contains__)
         self.clearing = self._making.clearing
         self._evicting = threading.Lock()
         self._direct = DirectWrites()
         self._trouble = Trouble(layout.root)
-        self._limit_bytes = self._size_bytes = 0
         self._look_at_disk()
 
     def statistics(self) -> NodeStatistics:
+        allowance = self._allowance
         return NodeStatistics(
-            self.used_bytes, self._limit_bytes, self._size_bytes, self._reserved_bytes, self._trouble.reason
+            self.used_bytes,
+            allowance.limit_bytes,
+            allowance.size_bytes,
+            allowance.reserved_bytes,
+            self._trouble.reason,
         )
 
     def _look_at_disk(self) -> None:
         """How much may be used now. Blocks on the disk."""
-        limit_bytes = self._size_bytes = self._limit()
-        least_free = self._least_free()
-        if least_free > 0:
-            disk = os.statvfs(self.layout.root)
-            # What is unlinked and still open gives its space back by itself: it must not cost others theirs.
-            spare_bytes = disk.f_bavail * disk.f_frsize + self._opened.leaving_bytes() - least_free
-            limit_bytes = min(limit_bytes, max(0, self.used_bytes + spare_bytes))
-        self._limit_bytes = self.index.limit_bytes = limit_bytes
+        self._allowance.look(self._opened.leaving_bytes)
+        self.index.limit_bytes = self._allowance.limit_bytes
 
     @property
     def in_trouble(self) -> bool:
@@ -127,7 +123,7 @@ class NodeTier:
     @property
     def room_bytes(self) -> int:
         """What objects may use of the limit: all but catalogs and index."""
-        return max(0, self._limit_bytes - self._overhead_bytes)
+        return max(0, self._allowance.limit_bytes - self._overhead_bytes)
 
     # -- looking up ---------------------------------------------------------------------------------------------
 
@@ -275,16 +271,11 @@ class NodeTier:
 
     def reserve(self, size_bytes: int) -> bool:
         """Set space aside for a fetch; False when room has to be made first. Give it back with ``release``."""
-        with self._reserving:
-            if self.used_bytes + self._reserved_bytes + size_bytes > self._limit_bytes:
-                return False
-            self._reserved_bytes += size_bytes
-            return True
+        return self._allowance.reserve(size_bytes)
 
     def release(self, size_bytes: int) -> None:
         """What was fetched is counted as used by now, or did not come."""
-        with self._reserving:
-            self._reserved_bytes -= size_bytes
+        self._allowance.release(size_bytes)
 
     def make_room(self, size_bytes: int, key: str = "") -> None:
         """Evict until ``size_bytes`` can be reserved, and reserve them. Blocks on the disk.
@@ -296,9 +287,9 @@ class NodeTier:
             self._look_at_disk()
             if self.reserve(size_bytes):
                 return
-            limit = self._limit_bytes
+            limit = self._allowance.limit_bytes
             # a little more than asked for, or every block of a full cache would pay for an eviction of its own
-            need = self.used_bytes + self._reserved_bytes + size_bytes - limit + int(limit * ROOM_SHARE)
+            need = self.used_bytes + self._allowance.reserved_bytes + size_bytes - limit + int(limit * ROOM_SHARE)
             if size_bytes <= limit:
                 self._flush_index()
                 for victim in self.index.choose_victims(need, key):
@@ -395,10 +386,11 @@ class NodeTier:
             self.note_trouble(error)
         self._overhead_bytes = self.layout.overhead_bytes()
         self._look_at_disk()
-        if self.used_bytes > self._limit_bytes:  # catalogs and index have grown, or a percentage of the disk has shrunk
+        # catalogs and index may have grown, or a percentage of the disk shrunk
+        if self.used_bytes > self._allowance.limit_bytes:
             try:
                 self.make_room(0)
             except CacheFull as full:
                 log.debug("cache stays over its limit", cache=self.layout.root, reason=str(full))
         metrics.CACHE_BYTES.labels(Tier.NODE).set(self.used_bytes)
-        metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._size_bytes)
+        metrics.CACHE_LIMIT_BYTES.labels(Tier.NODE).set(self._allowance.size_bytes)
