@@ -1,19 +1,15 @@
 """Git LFS: objects by their sha256 through the batch API of a server, or from the directory of a local repository.
 
-The API is git-lfs docs/api/batch.md; where the server is asked, docs/api/server-discovery.md.
+The API is git-lfs docs/api/batch.md; where it is asked: git_lfs_endpoint.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import netrc
 import os
-import shlex
 import time
-from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
@@ -36,6 +32,7 @@ from dsfs.errors import (
 from dsfs.ranges import ByteRange, KiB, MiB
 from dsfs.sources.answers import body_place, copy_body, retry_after_s
 from dsfs.sources.base import Buffer, Sink
+from dsfs.sources.git_lfs_endpoint import EARLY_S, Endpoint, Endpoints, origin_of
 from dsfs.sources.git_objects import Pointer
 from dsfs.sources.git_program import GitProgram
 from dsfs.sources.git_work import copy_file
@@ -47,7 +44,6 @@ GATHER_S: Final = 0.002
 CHECKED_WHOLE_BYTES: Final = 8 * MiB
 """An object up to here that is read whole is compared with its sha256 before a byte of it is published."""
 _ANSWER_MAX_BYTES: Final = 4 * MiB
-_EARLY_S: Final = 30.0  # a URL that is about to expire is not used any more
 _REDIRECTS_MAX: Final = 5
 
 
@@ -55,12 +51,6 @@ class _Action(NamedTuple):
     """Where an object can be had, until when (Unix seconds)."""
 
     href: str
-    header: Mapping[str, str]
-    expires_s: float
-
-
-class _Endpoint(NamedTuple):
-    url: str
     header: Mapping[str, str]
     expires_s: float
 
@@ -78,8 +68,7 @@ class LfsClient:
         self._actions: dict[str, _Action] = {}
         self._asked: dict[Pointer, asyncio.Future[_Action]] = {}
         self._batch: asyncio.Task[None] | None = None
-        self._from_ssh: _Endpoint | None = None
-        self._from_helper: str | None = None
+        self._endpoints = Endpoints(program, timeouts)
 
     async def read(self, pointer: Pointer, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source.read``. Raises SourceChanged when the server does not have the object (any more)."""
@@ -87,7 +76,7 @@ class LfsClient:
         if self.configured is None and address.scheme == "file":
             return await self._read_file(pointer, wanted, sink)
         action = self._actions.get(pointer.sha256)
-        known = action is not None and action.expires_s - _EARLY_S > time.time()
+        known = action is not None and action.expires_s - EARLY_S > time.time()
         if action is None or not known:
             action = await self._ask(pointer)
         try:
@@ -148,7 +137,7 @@ class LfsClient:
                     future.exception()  # looked at: nobody may be waiting any more
 
     async def _post_batch(self, asked: Mapping[Pointer, asyncio.Future[_Action]]) -> None:
-        endpoint = await self._endpoint()
+        endpoint = await self._endpoints.of(self.configured)
         url = f"{endpoint.url}/objects/batch"
         objects = [{"oid": pointer.sha256, "size": pointer.size_bytes} for pointer in asked]
         body = json.dumps({"operation": "download", "transfers": ["basic"], "hash_algo": "sha256", "objects": objects})
@@ -163,7 +152,7 @@ class LfsClient:
         if len(self._actions) > 50_000:  # about 500 bytes each
             self._actions.clear()
 
-    def _action_of(self, entry: Any, pointer: Pointer, url: str, endpoint: _Endpoint) -> _Action:
+    def _action_of(self, entry: Any, pointer: Pointer, url: str, endpoint: Endpoint) -> _Action:
         what = f"{_shown(url)}: LFS object {pointer.sha256}"
         if not isinstance(entry, dict):
             raise SourceUnavailable(f"{what} is not in the server's answer")
@@ -177,7 +166,7 @@ class LfsClient:
             raise SourceChanged(f"{what}: the server has nothing to download for it")
         href = urljoin(url, download["href"])
         header = {str(k): str(v) for k, v in (download.get("header") or {}).items()}
-        if _origin(href) == _origin(endpoint.url) and not any(name.lower() == "authorization" for name in header):
+        if origin_of(href) == origin_of(endpoint.url) and not any(name.lower() == "authorization" for name in header):
             header |= endpoint.header  # as for the repository; never to another host
         expires_in = download.get("expires_in")
         lent_s = expires_in if isinstance(expires_in, int | float) and expires_in > 0 else 600.0
@@ -187,7 +176,7 @@ class LfsClient:
         sent = {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE, **header}
         for last in (False, True):
             async with self._request("POST", url, sent, body) as answer:
-                if answer.status == 401 and not last and (found := await self._ask_helper(url)):
+                if answer.status == 401 and not last and (found := await self._endpoints.ask_helper(url)):
                     sent["Authorization"] = found
                     continue
                 _raise_for(answer, url)
@@ -200,68 +189,6 @@ class LfsClient:
                 raise SourceUnavailable(f"{_shown(url)}: answered something else than LFS objects")
             return parsed
         raise SourceRefused(f"{_shown(url)}: refused")
-
-    # -- where, and as whom ---------------------------------------------------------------------------------------
-
-    async def _endpoint(self) -> _Endpoint:
-        access = self._program.access
-        if self.configured is None and access.address.scheme == "ssh":
-            return await self._ssh_endpoint()
-        url = (self.configured or access.address.lfs_url).rstrip("/")
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise SourceUnsupported(f"{access.address.shown}: LFS objects are looked for over HTTP only")
-        header = {}
-        if _origin(url) == access.address.origin and (basic := access.basic() or self._from_helper):
-            header["Authorization"] = basic
-        return _Endpoint(url, header, 0)
-
-    async def _ssh_endpoint(self) -> _Endpoint:
-        """``git-lfs-authenticate`` over ssh says where, and lends a token for it."""
-        if self._from_ssh is not None and self._from_ssh.expires_s - _EARLY_S > time.time():
-            return self._from_ssh
-        access, directory = self._program.access, self._program.directory
-        address = access.address
-        environment = access.environment(directory, self._timeouts, network=True)
-        command = shlex.split(access.ssh_command(directory, self._timeouts))
-        command += ["-p", str(address.port)] if address.port else []
-        target = f"{address.user}@{address.host}" if address.user else address.host
-        path = address.path if address.url.startswith("ssh://") else address.path.lstrip("~")
-        command += ["--", target, f"git-lfs-authenticate {shlex.quote(path)} download"]
-        try:
-            answer = json.loads((await self._program.other(command, environment)).stdout)
-            header = {str(k): str(v) for k, v in (answer.get("header") or {}).items()}
-            lent_s = float(answer.get("expires_in") or 600)
-            self._from_ssh = _Endpoint(str(answer["href"]).rstrip("/"), header, time.time() + lent_s)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise SourceUnavailable(f"{address.shown}: git-lfs-authenticate answered nonsense") from error
-        except (SourceMissing, SourceUnavailable) as error:
-            if isinstance(error, SourceTimeout) or "not found" not in str(error):
-                raise
-            return _Endpoint(address.lfs_url, {}, 0)  # a server without the command: over https, as git-lfs does
-        return self._from_ssh
-
-    async def _ask_helper(self, url: str) -> str | None:
-        """netrc (as git's curl does), then the user's credential helpers: without a Secret, for our own host only."""
-        access = self._program.access
-        if access.has_secret or _origin(url) != access.address.origin:
-            return None
-        parts = urlsplit(url)
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if found := netrc.netrc().authenticators(parts.hostname or ""):
-                self._from_helper = f"Basic {b64encode(f'{found[0]}:{found[2]}'.encode()).decode()}"
-                return self._from_helper
-        question = f"protocol={parts.scheme}\nhost={parts.netloc}\npath={access.address.path.lstrip('/')}\n\n"
-        try:
-            output = await self._program.network(None, ["credential", "fill"], question.encode())
-        except SourceError:
-            return None
-        lines = output.stdout.decode("utf-8", "replace").splitlines()
-        values = dict(line.split("=", 1) for line in lines if "=" in line)
-        if "password" not in values:
-            return None
-        pair = f"{values.get('username', '')}:{values['password']}".encode()
-        self._from_helper = f"Basic {b64encode(pair).decode()}"
-        return self._from_helper
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -314,7 +241,7 @@ class LfsClient:
             before, target = target, str(URL(urljoin(target, following)).with_fragment(None))
             if urlsplit(target).scheme not in ("http", "https"):
                 raise SourceUnsupported(f"{_shown(url)} leads to something that is not HTTP")
-            if _origin(target) != _origin(before):
+            if origin_of(target) != origin_of(before):
                 plain = ("accept", "accept-encoding", "content-type", "range")
                 sent = {name: value for name, value in sent.items() if name.lower() in plain}
         raise SourceUnavailable(f"{_shown(url)} leads in a circle (more than {_REDIRECTS_MAX} redirects)")
@@ -365,13 +292,6 @@ async def _chunks(answer: aiohttp.ClientResponse, url: str) -> AsyncIterator[byt
 def _proxy(url: str) -> str | None:
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-
-
-def _origin(url: str) -> str:
-    """As ``Address.origin``: the port only if it is written and not the scheme's own."""
-    parts = URL(url)
-    host = f"[{parts.host}]" if parts.host and ":" in parts.host else parts.host
-    return f"{parts.scheme}://{host}" if parts.is_default_port() else f"{parts.scheme}://{host}:{parts.port}"
 
 
 def _shown(url: str) -> str:
