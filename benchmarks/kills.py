@@ -93,7 +93,7 @@ def main() -> None:
         crowd = Crowd(at, arguments.readers, arguments.storm, slow_s=SLOW_S, batch=1)
         killed = []
         with crowd.running():
-            time.sleep(WARM_S)
+            time.sleep(WARM_S)  # the crowd is under way before it is measured
             servers = healed(at, 0)
             for _ in range(arguments.kills):
                 time.sleep(rng.uniform(*HEAL_S))  # the moment is to be any

@@ -25,6 +25,7 @@ from tests.mounts import Mounts, clean_environment, eventually
 from tests.servers.listing_server import BUCKET
 from tests.servers.process import free_ports, running
 
+# Programs of their own, as processor time is counted by process; each says how many keys it has seen.
 _OBSTORE = """
 import sys, obstore
 from obstore.store import S3Store

@@ -59,7 +59,7 @@ def measure(table: Table, mounts: Mounts, source: Path, cache: Path, what: str) 
     pid = mount.server_pid
     started_cpu_s = sum(cpu_s(pid))
     (mount.root / "file").read_bytes()
-    time.sleep(IDLE_S)
+    time.sleep(IDLE_S)  # what the server takes in this time is measured
     table.row(
         what,
         f"{mount.mount_seconds:.2f} s",

@@ -133,7 +133,7 @@ def measure(work: Path, manifest: Path, cache: Path, size: str, seconds: float) 
                 most_bytes = max(most_bytes, min(found_bytes, on_disk_bytes))
                 du_bytes, df_bytes = max(du_bytes, found_bytes), max(df_bytes, on_disk_bytes)
                 samples += 1
-                time.sleep(_PAUSE_S)
+                time.sleep(_PAUSE_S)  # how often to look, while others read
         return Row(limit_bytes, most_bytes, du_bytes, df_bytes, samples, load.read_bytes)
     finally:
         for problem in mounts.close():

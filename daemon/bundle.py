@@ -86,7 +86,7 @@ def write_bundle(path: str, checks: list[Check]) -> list[str]:
                     look(f"{name}/process-{pid}.txt", partial(_process, pid))
             add("missing.txt", "".join(f"{line}\n" for line in missing))
         os.rename(unfinished, path)
-    except BaseException:
+    except BaseException:  # ^C too leaves no half of a bundle
         os.unlink(unfinished)
         raise
     return missing

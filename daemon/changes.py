@@ -128,7 +128,7 @@ class Changes:
                 revision = await trio.to_thread.run_sync(self._store.adopt, catalog, manifest, limiter=CATALOG)
                 self._builder.known[manifest.id] = manifest
                 mount = await self._shown.prepare(manifest, [revision])
-            except BaseException:
+            except BaseException:  # also when who asked has gone: nothing of a clone that did not come about stays
                 self._builder.known.pop(manifest.id, None)
                 self._builder.own.pop(manifest.id, None)
                 raise

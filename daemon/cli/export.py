@@ -64,7 +64,7 @@ def _to_file(made: Export, target: str) -> None:
             output.flush()
             os.fsync(output.fileno())
         os.rename(part, target)
-    except BaseException:
+    except BaseException:  # ^C too leaves no half of a tar
         if os.path.exists(part):
             os.unlink(part)
         raise

@@ -362,7 +362,7 @@ def _stay(runtime_dir: str, keeper: int) -> int:
             if time.monotonic() > deadline:
                 say(f"dsfs: the keeper (pid {keeper}) was killed, and no server was there to start another")
                 return 1
-            time.sleep(0.02)
+            time.sleep(0.02)  # nothing tells when somebody takes the lock of a keeper
         keeper = found.keeper_pid
 
 

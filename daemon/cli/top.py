@@ -97,7 +97,7 @@ def _looks(found: running.Running, interval_s: float) -> Iterator[Rates]:
     """
     before = _ask(found)
     while True:
-        time.sleep(interval_s)
+        time.sleep(interval_s)  # rates are of an interval
         try:
             after = _ask(found)
         except MountError as error:
