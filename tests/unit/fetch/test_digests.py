@@ -107,6 +107,14 @@ async def all_checked(there: World) -> None:
         await trio.sleep(0.01)
 
 
+def guesses_and_lies_once(there: World, size: int) -> tuple[Guessing, str]:
+    """A source whose guess is right, and of which the first answer is not; and what it guesses."""
+    right = hashlib.md5(content(size)).hexdigest()
+    source = guesses(there, right)
+    source.plans = [lying]
+    return source, right
+
+
 def test_what_only_looks_like_a_hash_costs_one_more_fetch(run: Callable[..., None]) -> None:
     async def test(there: World) -> None:
         source, before = guesses(there), dropped()
@@ -120,9 +128,7 @@ def test_what_only_looks_like_a_hash_costs_one_more_fetch(run: Callable[..., Non
 
 def test_what_came_wrong_once_is_told_apart_from_a_hash_that_is_none(run: Callable[..., None]) -> None:
     async def test(there: World) -> None:
-        right = hashlib.md5(content(SMALL)).hexdigest()
-        source, before = guesses(there, right), dropped()
-        source.plans = [lying]
+        (source, right), before = guesses_and_lies_once(there, SMALL), dropped()
         await there.read(SMALL, 0, SMALL)
         assert source.guess == right
         assert dropped() - before == 1
@@ -146,9 +152,7 @@ def test_a_large_one_is_dropped_once_for_what_is_no_hash(run: Callable[..., None
 
 def test_a_large_one_that_came_wrong_once_is_told(run: Callable[..., None]) -> None:
     async def test(there: World) -> None:
-        right = hashlib.md5(content(LARGE)).hexdigest()
-        source, before = guesses(there, right), dropped()
-        source.plans = [lying]
+        (source, right), before = guesses_and_lies_once(there, LARGE), dropped()
         for kept in (False, True):
             await there.reader.fetch_whole(there.file(LARGE), Priority.WARM)
             await all_checked(there)
