@@ -94,6 +94,7 @@ async def walk(
     """A whole tree, breadth first, from a source that lists one directory at a time."""
     waiting = [root]
     while waiting:
-        async for page in list_directory(waiting.pop()):
-            waiting.extend(obj.path for obj in page.objects if obj.kind is Kind.DIRECTORY)
-            yield page
+        async with closing(list_directory(waiting.pop())) as pages:
+            async for page in pages:
+                waiting.extend(obj.path for obj in page.objects if obj.kind is Kind.DIRECTORY)
+                yield page

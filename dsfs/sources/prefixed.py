@@ -32,8 +32,9 @@ class PrefixedSource:
         if directory in self._above:
             yield self._leading(directory)
             return
-        async for page in self._source.list_directory(self._inner(directory)):
-            yield self._outer(page)
+        async with closing(self._source.list_directory(self._inner(directory))) as pages:
+            async for page in pages:
+                yield self._outer(page)
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
         async with closing(self._source.list_tree()) as pages:

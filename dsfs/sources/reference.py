@@ -39,8 +39,9 @@ class ReferenceSource:
         return self._source.revision
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
-        async for page in self._source.list_directory(self._inner(directory)):
-            yield self._outer(page)
+        async with closing(self._source.list_directory(self._inner(directory))) as pages:
+            async for page in pages:
+                yield self._outer(page)
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
         async with closing(walk(self.list_directory) if self._path else self._source.list_tree()) as pages:

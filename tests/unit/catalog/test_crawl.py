@@ -13,7 +13,7 @@ from dsfs.catalog.writer import CatalogWriter
 from dsfs.errors import SourceUnavailable
 from dsfs.model import ListingPage, SourceObject
 from dsfs.ranges import ByteRange
-from dsfs.sources.base import Sink, Source
+from dsfs.sources.base import Sink, Source, closing, walk
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource
 from tests.unit.catalog.test_listings import everything, new_catalog
@@ -114,3 +114,23 @@ def test_a_crawl_that_is_given_up_leaves_no_listing_behind(wrapped: Callable[[So
 
     with new_catalog() as (writer, _catalog):
         asyncio.run(work(writer))
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        lambda source: PrefixedSource(source, "a/b").list_directory("a/b/d"),
+        lambda source: ReferenceSource(source, "", "").list_directory("d"),
+        lambda source: walk(source.list_directory, "d"),
+    ],
+    ids=["below a directory", "of another dataset", "a walk"],
+)
+def test_so_does_a_directory_of_which_enough_was_seen(listing: Callable[[Source], AsyncIterator[ListingPage]]) -> None:
+    source = Paged()
+
+    async def work() -> None:
+        async with closing(listing(source)) as pages:
+            await anext(pages)
+        assert source.closed
+
+    asyncio.run(work())
