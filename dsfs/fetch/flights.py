@@ -129,7 +129,7 @@ class Flights:
         for number, inside in groupby(absent, lambda block: block // GROUP_BLOCKS):
             group, wanted = group_blocks(number, file.size_bytes, self._tier.block_bytes), list(inside)
             if any((file.key, block) in self._by_block for block in group):  # begun while there was no shared tier
-                found += ((run, run.start) for run in runs(wanted, LONGEST_RUN_BLOCKS))
+                found += ((run, run.start) for run in runs(wanted, self._run_blocks(file.origin)))
             else:
                 found.append((group, wanted[0]))
         if priority is Priority.WARM:

@@ -11,6 +11,7 @@ connections to work for the same bytes in flight; where it is much, each request
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from statistics import median
 from typing import Final
@@ -26,13 +27,14 @@ _FREE: Final = 1.3  # times the best median
 _IN_THE_WAY: Final = 1.8
 _LOOK_AGAIN: Final = 64  # rounds, then the best is looked for anew, with few in flight: a way may become longer
 _RANGE_S: Final = 0.08
-"""What a range of a large object shall take: several round trips, and a reader behind it does not wait for long."""
+"""What a range of a large object shall take, round trip included: long beside most of those, and a reader behind it
+does not wait for long."""
 
 
 class Pace:
     """What is known of one source."""
 
-    __slots__ = ("_at_once", "_best_s", "_doubling", "_held", "_per_s", "_rounds", "_skip", "_until_look")
+    __slots__ = ("_at_once", "_best_s", "_bytes_per_s", "_doubling", "_held", "_rounds", "_skip", "_until_look")
 
     def __init__(self) -> None:
         self._at_once = float(BEGIN)
@@ -42,22 +44,22 @@ class Pace:
         self._until_look = _LOOK_AGAIN
         self._held = 0.0  # what is allowed again after such a look; 0 when there is none
         self._skip = 0  # answers to requests that were sent before it
-        self._per_s: deque[float] = deque(maxlen=_ROUND)
+        self._bytes_per_s: deque[float] = deque(maxlen=_ROUND)
 
     @property
     def at_once(self) -> int:
-        """Requests for small objects that may be in flight together."""
+        """Requests for small objects that may be in flight together; the queue grants readers more than few of them."""
         return int(self._at_once)
 
     @property
     def range_bytes(self) -> float:
         """How long a range of a large object should be; infinity while nothing is known."""
-        return median(self._per_s) * _RANGE_S if len(self._per_s) == _ROUND else float("inf")
+        return median(self._bytes_per_s) * _RANGE_S if len(self._bytes_per_s) == _ROUND else math.inf
 
     def answered(self, size_bytes: int, seconds: float, in_flight: int) -> None:
         """A request brought so much in so long, and so many were in flight with it."""
         if size_bytes > SMALL_BYTES:
-            self._per_s.append(size_bytes / max(seconds, 1e-6))
+            self._bytes_per_s.append(size_bytes / max(seconds, 1e-6))
             return
         if self._skip:
             self._skip -= 1
@@ -69,7 +71,8 @@ class Pace:
             return
         middle_s = median(a_round)
         a_round.clear()
-        best_s = self._best_s[kind] = min(self._best_s.get(kind, middle_s), middle_s)
+        known_s = self._best_s.get(kind)
+        best_s = self._best_s[kind] = middle_s if known_s is None else min(known_s, middle_s)
         self._until_look -= 1
         if self._held:
             self._at_once, self._held = self._held, 0.0
@@ -77,7 +80,8 @@ class Pace:
             self._look(in_flight)
         elif middle_s > best_s * _IN_THE_WAY:
             self.refused()
-        elif middle_s < best_s * _FREE and in_flight >= self._at_once / 2:  # else it says nothing of more
+        elif known_s is not None and middle_s < best_s * _FREE and in_flight >= self._at_once / 2:
+            # the first round of a size, or one with few in flight, says nothing of more
             self._at_once = min(MOST, self._at_once * (2 if self._doubling else 1.1))
 
     def _look(self, in_flight: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -145,8 +146,9 @@ class FetchQueue:
             self._pace(ticket.source).refused()
 
     def range_bytes(self, source: Hashable) -> float:
-        """How long a range of a large object of this source should be."""
-        return self._pace(source).range_bytes
+        """How long a range of a large object of this source should be; infinity: as long as may be."""
+        pace = self._paces.get(source)
+        return math.inf if pace is None else pace.range_bytes
 
     def _pace(self, source: Hashable) -> Pace:
         pace: Pace | None = self._paces.get(source)

@@ -82,6 +82,15 @@ def test_a_source_that_has_too_much_to_do_is_asked_by_fewer_and_by_more_again() 
     assert after(5000, far, pace) == MOST
 
 
+def test_the_first_answers_of_a_size_say_nothing_of_more() -> None:
+    """There is nothing to compare them with."""
+    pace = Pace()
+    for size in (2**power for power in range(4, 20)):
+        for _ in range(16):
+            pace.answered(size, 0.04, 8)
+    assert pace.at_once == 8
+
+
 def test_a_way_that_has_become_longer_is_learned() -> None:
     pace = Pace()
     after(200, far, pace)
