@@ -45,6 +45,6 @@ class Addresses:
             family, _kind, _protocol, _name, place = socket.getaddrinfo(*server, type=socket.SOCK_STREAM)[0]
             self._known[server] = time.monotonic(), (family, place)  # type: ignore[assignment]  # two kinds of address
         except (OSError, UnicodeError):
-            self._known.pop(server, None)
+            return  # one that was known is used on, until nothing is there
         finally:
             self._asking.discard(server)
