@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from dsfs.cache.direct import DirectWrites
 from dsfs.cache.mapfile import (
@@ -46,7 +47,9 @@ _UNTRIED, _REFUSED = -1, -2
 _opening_direct = threading.Lock()
 
 
-_NOT_OF_THE_OBJECT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+"""What an open says when this process, or the machine, may open no more files."""
+_NOT_OF_THE_OBJECT: Final = NO_DESCRIPTORS | {errno.ENOMEM}
 
 
 class DamagedObject(Exception):

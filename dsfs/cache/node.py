@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -14,7 +13,7 @@ import structlog
 
 from dsfs import metrics
 from dsfs.cache.allowance import Allowance
-from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.blockmap import NO_DESCRIPTORS, BlockMap, DamagedObject
 from dsfs.cache.complete import (
     CachedObject,
     CompleteObject,
@@ -40,7 +39,6 @@ log = structlog.get_logger()
 BLOCK_BYTES = 1 * MiB
 OPEN_OBJECTS = 512
 DESCRIPTORS_EACH = 3  # of an open object: two, and one more when blocks were written past the page cache
-_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +360,7 @@ class NodeTier:
 
     def note_trouble(self, error: OSError) -> None:
         """The disk refused. Reads go on without it."""
-        if error.errno in _NO_DESCRIPTORS:
+        if error.errno in NO_DESCRIPTORS:
             self._opened.close_idle()
         self._trouble.note(error)
 

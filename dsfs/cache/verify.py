@@ -122,6 +122,9 @@ def _note(tier: NodeTier, key: str, boot: bytes) -> None:
     except FileNotFoundError:
         return
     except (DamagedObject, OSError) as error:
+        if isinstance(error, OSError) and not is_of_the_object(error):
+            tier.note_trouble(error)  # who reads it finds it again
+            return
         drop_damaged(tier, key, error)
         return
     if obj.present_bytes():

@@ -363,7 +363,7 @@ class ByCourier:
     def _time_is_over(self, sent: _Sent) -> None:
         sent.given_up = True
         origin = sent.flight.file.origin
-        error = SourceTimeout(f"{origin.source.uri}: no answer within {self._deadline_s:g} s")
+        error = origin.no_answer(self._deadline_s)
         origin.note_failed(error, sent.started_s)
         self._queue.failed(sent.flight.ticket, error)
         sent.flight.fail(error)

@@ -78,7 +78,7 @@ class ContentChecks:
         try:
             digest = await self._digest(file)
             found = None if digest is None else await self._hash(digest, obj)
-            if digest is None or found == digest.hex or self._is_no_hash(file, digest, found or ""):
+            if digest is None or found == digest.hex or self._disowned(file, digest, found or ""):
                 if digest is not None and digest.disown is not None and found == digest.hex:
                     self._has_fitted(file, digest)
                 await trio.to_thread.run_sync(self._tier.unproven.discard, file.key, limiter=DISK)
@@ -112,9 +112,9 @@ class ContentChecks:
 
         return await trio.to_thread.run_sync(work, limiter=self._hashers)
 
-    def _is_no_hash(self, file: RemoteFile, digest: Digest, found: str) -> bool:
-        """Whether what only looked like a hash of the content is none: it came twice, the same both times; or several
-        of a dataset did not fit, and none ever did."""
+    def _disowned(self, file: RemoteFile, digest: Digest, found: str) -> bool:
+        """Doubt what only looked like a hash of the content; whether it is none by now, and the source told so: it came
+        twice, the same both times; or several of a dataset did not fit, and none ever did."""
         if digest.disown is None:
             return False
         doubts = self._doubts[file.origin.id] = self._doubts.get(file.origin.id, 0) + 1

@@ -120,18 +120,20 @@ class Origin:
     async def timed(self, call: Callable[[], Awaitable[T]]) -> T:
         """One request: counted, timed, and its error remembered."""
         started_s = time.perf_counter()
-        outcome = "cancelled"
         try:
             result = await call()
-            outcome = "ok"
-            self.last_error = None
-            return result
         except SourceError as error:
-            outcome = _outcome_of(error)
-            self.note_error(error)
+            self.note_failed(error, started_s)
             raise
-        finally:
-            self._count_request(outcome, started_s)
+        except BaseException:
+            self._count_request("cancelled", started_s)
+            raise
+        self.note_answered(started_s)
+        return result
+
+    def no_answer(self, within_s: float) -> SourceTimeout:
+        """What to raise when there was none in this time."""
+        return SourceTimeout(f"{self.source.uri}: no answer within {within_s:g} s")
 
     def note_answered(self, started_s: float) -> None:
         """A request that was begun then (time.perf_counter) brought what was asked for."""

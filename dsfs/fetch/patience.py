@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -10,7 +9,8 @@ from typing import TypeVar
 import structlog
 import trio
 
-from dsfs.errors import RetryLater, SourceError, SourceRefused, SourceTimeout, SourceUnavailable
+from dsfs.cache.blockmap import NO_DESCRIPTORS
+from dsfs.errors import RetryLater, SourceError, SourceRefused, SourceUnavailable
 from dsfs.fetch.origin import Origin
 from dsfs.sources.retry import retry_delay
 
@@ -20,7 +20,6 @@ T = TypeVar("T")
 ATTEMPTS = 6
 """After about 3 s of failures without any progress a reader is told; who asked for patience gets it."""
 
-_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _DESCRIPTORS_S = 0.05
 _TOO_FEW = "this process may open no more files (raise its limit: ulimit -n, LimitNOFILE=)"
 
@@ -67,7 +66,7 @@ async def patiently(
                     raise
             await trio.sleep(delay_s)
     if last is None:
-        last = SourceTimeout(f"{origin.source.uri}: no answer within {deadline_s:g} s")
+        last = origin.no_answer(deadline_s)
         origin.note_error(last)
     raise last
 
@@ -75,7 +74,7 @@ async def patiently(
 def _no_descriptor(error: BaseException | None) -> bool:
     """Whether it comes of that. A source has words of its own for a connection that it could not open."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+        if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
             return True
         error = error.__cause__
     return False

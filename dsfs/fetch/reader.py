@@ -9,12 +9,12 @@ from typing import TypeVar
 import structlog
 import trio
 
-from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.blockmap import BlockMap, DamagedObject, is_of_the_object
 from dsfs.cache.complete import CachedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import is_right
-from dsfs.errors import SourceTimeout, SourceUnavailable
+from dsfs.errors import SourceUnavailable
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.disk_read import DiskRead
 from dsfs.fetch.filling import fill
@@ -101,7 +101,7 @@ class Reader:
         last = file.origin.last_error
         if last is not None and last.heard_s >= asked_s:
             raise last.error
-        raise SourceTimeout(f"{file.origin.source.uri}: no answer within {self._flights.deadline_s:g} s")
+        raise file.origin.no_answer(self._flights.deadline_s)
 
     async def _read(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer]:
         blocks = blocks_of(wanted, self._tier.block_bytes)
@@ -333,5 +333,6 @@ class Reader:
             self._tier.drop(obj.key)
         except OSError as error:
             self._tier.note_trouble(error)
-            self._tier.drop(obj.key)  # a block that cannot be read is a block that is not here
+            if is_of_the_object(error):
+                self._tier.drop(obj.key)  # a block that cannot be read is a block that is not here
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dsfs.cache import verify
 from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.complete import CachedObject
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout, open_layout
 from dsfs.cache.node import NodeTier
@@ -134,3 +137,22 @@ def test_what_is_evicted_while_it_is_counted_does_not_end_the_rest(cache: Cache)
     cache.tier.recount(KEY)
     rebuild_index(cache.tier, BOOT)
     assert cache.index.used_bytes == used / 2
+
+
+def test_one_that_cannot_be_opened_just_now_ends_nothing(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor is left, say: it stays, and the others are counted."""
+    for key in (KEY, OTHER):
+        cache.publish(cache.tier.create(key, SIZE), 0)
+    cache.lose_index()
+    opened = verify.open_by_key
+
+    def open_by_key(tier: NodeTier, key: str, boot: bytes) -> CachedObject:
+        if key == KEY:
+            raise OSError(errno.EMFILE, "no descriptor is left")
+        return opened(tier, key, boot)
+
+    monkeypatch.setattr(verify, "open_by_key", open_by_key)
+    rebuild_index(cache.tier, BOOT)
+    assert OTHER in cache.index
+    assert os.path.exists(cache.layout.object_path(KEY))
+    assert cache.tier.in_trouble
