@@ -289,6 +289,10 @@ class Connection:
         """Another thread answers a request, if it can ``take_back`` it then."""
         self._handed_over[unique] = self._pid, time.perf_counter()
 
+    def is_handed_over(self, unique: int) -> bool:
+        """Whether it is still to be answered. Any thread."""
+        return unique in self._handed_over
+
     def take_back(self, unique: int) -> tuple[int, float] | None:
         """Who asked, and since when; None when that is answered. Any thread: whoever gets it answers."""
         return self._handed_over.pop(unique, None)

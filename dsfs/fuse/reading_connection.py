@@ -95,6 +95,8 @@ class ReadingConnection(NamesConnection):
 
     def _wait_for_disk(self, asked: _Asked, buffer: memoryview) -> None:
         """In a thread that may wait: answer, or have the loop do it after all."""
+        if not self.is_handed_over(asked.unique):
+            return  # it was interrupted: the disk, which may be dead, need not be asked
         if self._is_read(asked, asked.read.wait, buffer):
             self._answer(asked, buffer)
         else:

@@ -31,6 +31,7 @@ class Waiters:
         self._buffer_bytes = buffer_bytes
         self._most = most
         self._started = 0
+        self._short = False
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._start()
 
@@ -41,11 +42,14 @@ class Waiters:
             try:
                 self._start()
             except RuntimeError as error:  # those that there are do it, one after the other
-                log.warning("no more threads to wait for the disk", threads=self._started, reason=str(error))
+                if not self._short:
+                    log.warning("no more threads to wait for the disk", threads=self._started, reason=str(error))
+                self._short = True
 
     def _start(self) -> None:
         threading.Thread(target=self._work, name=f"waiter-{self._started}", daemon=True).start()
         self._started += 1
+        self._short = False
 
     def _work(self) -> None:
         buffer = memoryview(bytearray(self._buffer_bytes))
