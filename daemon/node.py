@@ -59,8 +59,6 @@ class Node:
         self._warming = warming
         self._shared = shared
         self._pins = pins
-        self.ready = False
-        """Whether readers are answered and the keeper knows that; the control interface may answer before."""
         shown.on_prepared = self._prepared
         self._hints = hints
         self._last_info: dict[str, tuple[str, ...]] = {}
@@ -87,7 +85,7 @@ class Node:
             "cache_dir": self._settings.cache_dir,
             "cache_size": tier.size_bytes,
             "cache_used": tier.used_bytes,
-            "healthy": self.ready and not tier.trouble,
+            "healthy": self._keeper.is_ready and not tier.trouble,
             **shared,
             "datasets": [await self._dataset(dataset) for dataset in self._shown.datasets.values()],
         }

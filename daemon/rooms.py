@@ -117,22 +117,22 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     )
     node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, disk)
     return Rooms(
-        settings,
-        wanted,
-        keeper,
-        bridge,
-        background,
-        tier,
-        boot,
-        shared_tier,
-        flights,
-        reader,
-        session,
-        opens,
-        shown,
-        warming,
-        hints,
-        node,
+        settings=settings,
+        wanted=wanted,
+        keeper=keeper,
+        bridge=bridge,
+        background=background,
+        tier=tier,
+        boot=boot,
+        shared_tier=shared_tier,
+        flights=flights,
+        reader=reader,
+        session=session,
+        opens=opens,
+        shown=shown,
+        warming=warming,
+        hints=hints,
+        node=node,
     )
 
 

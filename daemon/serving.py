@@ -79,7 +79,9 @@ class Serving:
         if rooms.opens is not None:
             begin(_optional, "counting of opens", rooms.opens.run)
         if not rooms.tier.index.was_clean:
-            begin(_rebuild, rooms.tier, rooms.boot)
+            # what is not in the index is found again by whoever reads it
+            rebuild = partial(trio.to_thread.run_sync, rebuild_index, rooms.tier, rooms.boot, limiter=CATALOG)
+            begin(_optional, "rebuilding of the cache's index", rebuild)
 
     async def _show(self, serving: trio.Nursery) -> None:
         """Mount, say when it is ready, serve; what ends the session ends the server."""
@@ -108,7 +110,6 @@ class Serving:
             gc.freeze()  # what lives as long as the server needs no look from the collector
             await self._listening.wait()
             await rooms.keeper.ready()
-            rooms.node.ready = True
             await trio.to_thread.run_sync(note_modules, settings.runtime_dir, limiter=DISK)
             log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
             for dataset in datasets:
@@ -138,10 +139,7 @@ async def _every(interval_s: float, what: str, work: Callable[[], Awaitable[None
     """Do something again and again; what goes wrong is logged, and does not end the server."""
     while True:
         await trio.sleep(interval_s)
-        try:
-            await work()
-        except Exception:
-            log.exception("background work failed", work=what)
+        await _optional(what, work)
 
 
 async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -162,13 +160,6 @@ async def _upkeep(tier: NodeTier) -> None:
         await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
     except OSError as error:
         tier.note_trouble(error)
-
-
-async def _rebuild(tier: NodeTier, boot: bytes) -> None:
-    try:
-        await trio.to_thread.run_sync(rebuild_index, tier, boot, limiter=CATALOG)
-    except Exception:  # what is not in the index is found again by whoever reads it
-        log.exception("index of the cache could not be rebuilt")
 
 
 async def _stop_on_signal(serving: trio.Nursery, signals: AsyncIterator[int]) -> None:

@@ -74,7 +74,8 @@ class KeeperClient:
         self._answer: trio.MemorySendChannel[tuple[dict[str, Any], int] | None] | None = None
         self._known: dict[str, _Known] = {}
         self._handed_back: tuple[dict[str, dict[str, Any]], dict[str, str]] = ({}, {})
-        self._is_ready = False
+        self.is_ready = False
+        """Whether readers are answered; before that the control interface may be."""
         self._finished = False
         self._released = trio.Event()
         self.asked = trio.Event()
@@ -149,7 +150,7 @@ class KeeperClient:
         self._socket.close()
         if self._answer is not None:
             self._answer.send_nowait(None)
-        if self.restarts == 0 and not self._is_ready:
+        if self.restarts == 0 and not self.is_ready:
             raise MountError("the keeper is gone")
         log.warning("keeper is gone", pid=self.pid)
         attached = False
@@ -185,7 +186,7 @@ class KeeperClient:
                 "op": "adopt",
                 "version": VERSION,
                 "restarts": self.restarts,
-                "ready": self._is_ready,
+                "ready": self.is_ready,
                 "finished": self._finished,
                 "connections": len(connections),
                 "held": len(texts),
@@ -212,7 +213,7 @@ class KeeperClient:
         for name, text in list(self.texts.items()):
             if text != texts.get(name):
                 await self.hold(name, text)
-        if self._is_ready:
+        if self.is_ready:
             await self.ready()
 
     # -- what a server asks for and tells -------------------------------------------------------------------------
@@ -251,7 +252,7 @@ class KeeperClient:
         self._known.pop(name, None)
 
     async def ready(self) -> None:
-        self._is_ready = True
+        self.is_ready = True
         await self._tell({"op": "ready"})
 
     async def failed(self, error: str) -> None:
