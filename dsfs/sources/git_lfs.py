@@ -32,10 +32,11 @@ from dsfs.errors import (
 from dsfs.ranges import ByteRange, KiB, MiB
 from dsfs.sources.answers import body_place, copy_body, retry_after_s
 from dsfs.sources.base import Buffer, Sink
-from dsfs.sources.git_lfs_endpoint import EARLY_S, Endpoint, Endpoints, origin_of
+from dsfs.sources.git_lfs_endpoint import EARLY_S, Endpoint, Endpoints
 from dsfs.sources.git_objects import Pointer
 from dsfs.sources.git_program import GitProgram
 from dsfs.sources.git_work import copy_file
+from dsfs.sources.http_client import origin_of
 from dsfs.sources.timeouts import Timeouts
 
 MEDIA_TYPE: Final = "application/vnd.git-lfs+json"

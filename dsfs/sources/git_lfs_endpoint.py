@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from yarl import URL
-
 from dsfs.errors import SourceError, SourceMissing, SourceTimeout, SourceUnavailable, SourceUnsupported
 from dsfs.sources.git_program import GitProgram
+from dsfs.sources.http_client import origin_of
 from dsfs.sources.timeouts import Timeouts
 
 EARLY_S: Final = 30.0
@@ -23,7 +22,7 @@ EARLY_S: Final = 30.0
 
 
 class Endpoint(NamedTuple):
-    """Until when (Unix seconds; 0: for good)."""
+    """``expires_s`` in Unix time; 0: never."""
 
     url: str
     header: Mapping[str, str]
@@ -48,7 +47,7 @@ class Endpoints:
         if urlsplit(url).scheme not in ("http", "https"):
             raise SourceUnsupported(f"{access.address.shown}: LFS objects are looked for over HTTP only")
         header = {}
-        if origin_of(url) == access.address.origin and (basic := access.basic() or self._from_helper):
+        if origin_of(url) == origin_of(access.address.origin) and (basic := access.basic() or self._from_helper):
             header["Authorization"] = basic
         return Endpoint(url, header, 0)
 
@@ -80,7 +79,7 @@ class Endpoints:
     async def ask_helper(self, url: str) -> str | None:
         """netrc (as git's curl does), then the user's credential helpers: without a Secret, for our own host only."""
         access = self._program.access
-        if access.has_secret or origin_of(url) != access.address.origin:
+        if access.has_secret or origin_of(url) != origin_of(access.address.origin):
             return None
         parts = urlsplit(url)
         with contextlib.suppress(OSError, netrc.NetrcParseError):
@@ -99,10 +98,3 @@ class Endpoints:
         pair = f"{values.get('username', '')}:{values['password']}".encode()
         self._from_helper = f"Basic {b64encode(pair).decode()}"
         return self._from_helper
-
-
-def origin_of(url: str) -> str:
-    """As ``Address.origin``, for any URL: the port only if it is written and not the scheme's own."""
-    parts = URL(url)
-    host = f"[{parts.host}]" if parts.host and ":" in parts.host else parts.host
-    return f"{parts.scheme}://{host}" if parts.is_default_port() else f"{parts.scheme}://{host}:{parts.port}"

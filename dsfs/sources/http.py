@@ -197,7 +197,7 @@ class HttpSource:
         url = self._root if await self._is_single() else self._url(obj.path)
         async with self._client.request("HEAD", url, _WANTED_DIGESTS) as answer:
             found = None
-            if answer.status in (429, 503):
+            if answer.status in (429, 502, 503, 504):
                 raise_for(answer, url)  # it cannot be known now
             if answer.status == 200:
                 check_not_compressed(answer, url)
