@@ -82,18 +82,18 @@ class Streams:
         stream.window = max(stream.window, min(stream.window * 2, longest_window, max(believed, has_read)))
         return ahead
 
-    def _stream_of(self, wanted: ByteRange, longest_window: int) -> Stream:
+    def _stream_of(self, wanted: ByteRange, window_bytes: int) -> Stream:
         for stream in self._streams:
             reach = stream.position + max(SLACK_BYTES, stream.window if stream.sequential else 0)
             if stream.position - SLACK_BYTES <= wanted.start <= reach:
                 if not stream.sequential and wanted.start >= stream.position:
                     stream.sequential = True
-                    stream.window = min(RAMP_WINDOW_BYTES, longest_window)
+                    stream.window = min(RAMP_WINDOW_BYTES, window_bytes)
                 self._streams.remove(stream)
                 self._streams.insert(0, stream)
                 return stream
         at_start = wanted.start == 0
-        window = min(FIRST_WINDOW_BYTES, longest_window) if at_start else 0
+        window = min(FIRST_WINDOW_BYTES, window_bytes) if at_start else 0
         stream = Stream(wanted.start, wanted.start, wanted.stop, window, at_start)
         self._streams.insert(0, stream)
         self._note(self._streams[STREAMS_PER_FILE:])
