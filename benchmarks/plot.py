@@ -14,7 +14,6 @@ def ratios(by_row: Mapping[str, Mapping[str, float]], target: Path, title: str) 
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines: a tenth of the size
     from matplotlib import pyplot
 
     shown = {row: found for row, found in by_row.items() if found}

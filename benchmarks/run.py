@@ -1,6 +1,6 @@
 """Side by side: starts an origin, runs the workloads on every peer in turn, and says a table with ratios.
 
-python -m benchmarks [--quick] [--origin s3|http] [--far MS] [--only COLUMN] [--plot FILE.svg]
+python -m benchmarks [--quick] [--origin s3|http] [--far MS] [--only COLUMN] [--plot FILE.png]
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", dest="json_path", default=None, help="write the numbers there too")
-    parser.add_argument("--plot", default=None, metavar="FILE.svg", help="draw the ratios there (needs matplotlib)")
+    parser.add_argument("--plot", default=None, metavar="FILE.png", help="draw the ratios there (needs matplotlib)")
     args = parser.parse_args()
     sizes = QUICK if args.quick else FULL
     results: dict[str, Result] = {}
