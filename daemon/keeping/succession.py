@@ -103,6 +103,8 @@ class Succession:
                 self.standbys.drop(standby)
                 if self.upgrade.was_taken:
                     self.upgrade.heir_failed("its stand-by does not take over")
+                else:
+                    self.upgrade.nobody_serves()
                 self.consider()
 
         self._loop.after(_TAKE_S, look)
@@ -116,6 +118,7 @@ class Succession:
             self.upgrade.fail(f"the new version does not start, the old one stays: {problem}")
         if self.server is None:
             if not self.standbys:
+                self.upgrade.nobody_serves()
                 self._note_failure()
             self.consider()
         else:
@@ -304,6 +307,7 @@ class Succession:
         if self.upgrade.was_taken:
             self.upgrade.heir_failed(self.problem or what)
         else:
+            self.upgrade.nobody_serves()
             self._note_failure()
         self._owner.server_lost()
         self.consider()

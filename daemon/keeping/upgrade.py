@@ -37,11 +37,12 @@ class Serving(Protocol):
 
 @dataclass(eq=False)
 class _Handover:
-    """``heir`` is who takes over, once it has registered; ``took``: it was asked to."""
+    """``heir`` is who takes over, once it has registered; ``took``: it was asked to; ``problem``: why it did not."""
 
     answer_to: list[Answer] = field(default_factory=list)
     heir: StandBy | None = None
     took: bool = False
+    problem: str = ""
 
 
 class Upgrade:
@@ -52,6 +53,7 @@ class Upgrade:
         self._standbys = standbys
         self._handover: _Handover | None = None
         self._leaving: Peer | None = None  # has finished, and still has the descriptors
+        self._failed: _Handover | None = None  # its heir did not serve, and nobody does yet
         self.possible = True
 
     @property
@@ -136,6 +138,7 @@ class Upgrade:
 
     def is_ready(self) -> None:
         """The next server is."""
+        self._tell_failed("the old one serves again")
         handover, self._handover = self._handover, None
         for each in handover.answer_to if handover else ():
             each({"ok": True})
@@ -157,11 +160,24 @@ class Upgrade:
             each({"error": problem})
 
     def heir_failed(self, what: str) -> None:
-        """It was asked to serve, and its server ended before it was ready."""
-        heir = self._handover.heir if self._handover else None
-        self.fail(f"the new version does not start, the old one serves again: {what}")
-        if heir is not None and len(self._standbys) > 1:
-            self._standbys.dismiss(heir)
+        """It was asked to serve, and its server ended before it was ready. Who asked is told once somebody serves."""
+        failed, self._handover = self._handover, None
+        if failed is None:
+            return
+        say(f"the new version does not start: {what}")
+        failed.problem, self._failed = what, failed
+        if failed.heir is not None and len(self._standbys) > 1:
+            self._standbys.dismiss(failed.heir)
+
+    def nobody_serves(self) -> None:
+        """Nor does the one that served before."""
+        self._tell_failed("nor does the old one")
+
+    def _tell_failed(self, and_now: str) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            for each in failed.answer_to:
+                each({"error": f"the new version does not start, {and_now}: {failed.problem}"})
 
     def standby_gone(self, standby: StandBy) -> None:
         """A stand-by has ended; should it be the heir that is still to serve, somebody else has to."""
@@ -175,7 +191,7 @@ class Upgrade:
 
     def forget(self) -> None:
         """The mount has ended."""
-        self._handover = None
+        self._handover = self._failed = None
 
     def stop(self) -> None:
         if self._leaving is not None:

@@ -79,7 +79,7 @@ def test_crash_loop(mounts: Mounts, tmp_path: Path, broken: Broken) -> None:
         assert "in a row have failed" in shown
         done = dsfs("restart", mount.mountpoint)
         assert done.returncode == 1
-        assert "does not start" in done.stderr
+        assert "does not start, nor does the old one" in done.stderr
         assert "status 3" in done.stderr
         broken.how("")
         done = dsfs("restart", mount.mountpoint)
