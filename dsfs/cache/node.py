@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -253,12 +254,17 @@ class NodeTier:
             with obj.counting:
                 self._count_all(obj, obj.counted_bytes)
             return
-        paths = (self.layout.map_path(key), self.layout.object_path(key))
-        try:
-            space_bytes = sum(os.stat(path).st_blocks * 512 for path in paths)
-        except FileNotFoundError:
-            return  # evicted just now
-        self._count_all(obj, space_bytes)
+        with contextlib.suppress(FileNotFoundError):  # evicted just now
+            self._count_all(obj, self.space_on_disk(key))
+
+    def space_on_disk(self, key: str) -> int:
+        """What data and map of an object take now, in bytes. Raises FileNotFoundError, OSError."""
+        return sum(os.stat(path).st_blocks * 512 for path in (self.layout.map_path(key), self.layout.object_path(key)))
+
+    def count_found(self, obj: BlockMap) -> None:
+        """Have the index know what there is of an object that nobody has open. Blocks on the disk; raises OSError."""
+        known_bytes, known_content_bytes = self.index.known(obj.key)
+        self.index.add(obj.key, obj.space_bytes() - known_bytes, obj.present_bytes() - known_content_bytes, "")
 
     def _count_all(self, obj: CachedObject, space_bytes: int) -> None:
         known_bytes, known_content_bytes = self.index.known(obj.key)

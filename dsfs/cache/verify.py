@@ -93,7 +93,8 @@ def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
 
 
 def rebuild_index(tier: NodeTier, boot: bytes) -> None:
-    """Note in the index what lies in objects/ and is not in it; remove data that lost its map. Blocks on the disk.
+    """Note in the index what lies in objects/ and is not in it, or not all of it; remove data that lost its map. Blocks
+    on the disk.
 
     While the cache is in use: what comes just now, or is open, is neither removed nor counted twice.
     """
@@ -115,10 +116,10 @@ def rebuild_index(tier: NodeTier, boot: bytes) -> None:
 
 
 def _note(tier: NodeTier, key: str, boot: bytes) -> None:
-    if key in tier.index:
-        return
     try:
-        obj = open_by_key(tier, key, boot)
+        if tier.index.known(key)[0] == tier.space_on_disk(key):
+            return
+        obj = open_by_key(tier, key, boot)  # it has grown, or shrunk, since the index was written last
     except FileNotFoundError:
         return
     except (DamagedObject, OSError) as error:
@@ -128,7 +129,7 @@ def _note(tier: NodeTier, key: str, boot: bytes) -> None:
         drop_damaged(tier, key, error)
         return
     if obj.present_bytes():
-        tier.index.add(key, obj.space_bytes(), obj.present_bytes(), "")
+        tier.count_found(obj)
     else:
         tier.drop(key)
 

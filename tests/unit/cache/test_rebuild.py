@@ -99,6 +99,23 @@ def test_who_makes_it_waits_for_who_clears_it_away(cache: Cache) -> None:
         assert nobodys  # stored, and nobody has it open
 
 
+def test_what_grew_or_shrank_before_a_crash_is_counted_as_it_is(cache: Cache) -> None:
+    """The index is written once a second, and a server may die between."""
+    grown, shrunk = cache.tier.create(KEY, SIZE), cache.tier.create(OTHER, SIZE)
+    cache.publish(grown, 0)
+    cache.publish(shrunk, 0, 1, 2)
+    cache.index.flush(time.time())
+    cache.publish(grown, 1, 2)
+    assert shrunk.retract([1, 2])
+    spaces = {KEY: grown.space_bytes(), OTHER: shrunk.space_bytes()}
+    cache.__init__(cache.layout)  # type: ignore[misc]
+    for _twice in range(2):
+        rebuild_index(cache.tier, BOOT)
+        cache.index.flush(time.time())
+        assert {row.key: row.cached_bytes for row in cache.index.everything()} == spaces
+        assert cache.index.used_bytes == sum(spaces.values())
+
+
 @pytest.mark.parametrize("written_before_rebuild", [(), (3,), (3, 4, 5)])
 def test_what_is_open_is_counted_whole_and_once(cache: Cache, written_before_rebuild: tuple[int, ...]) -> None:
     obj = cache.tier.create(KEY, SIZE)
