@@ -14,7 +14,7 @@ from dsfs.cache.complete import CachedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import is_right
-from dsfs.errors import SourceUnavailable
+from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.disk_read import DiskRead
 from dsfs.fetch.filling import fill
@@ -98,10 +98,11 @@ class Reader:
             self._flights.streams.following(file.key, scope, patience_s, self._flights.longest_read_s),
         ):
             return await work()
-        last = file.origin.last_error
-        if last is not None and last.heard_s >= asked_s:
-            raise last.error
-        raise file.origin.no_answer(self._flights.deadline_s)
+        error, last = file.origin.no_answer(self._flights.deadline_s), file.origin.last_error
+        if last is None or last.heard_s < asked_s or isinstance(last.error, SourceTimeout):
+            raise error
+        # Said of any file of the source: it may be why, and need not be true of this one.
+        raise SourceTimeout(f"{error}; meanwhile: {last.error}") from last.error
 
     async def _read(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer]:
         blocks = blocks_of(wanted, self._tier.block_bytes)

@@ -352,6 +352,19 @@ def test_a_source_that_does_not_answer_ends_at_the_deadline(run: Callable[..., N
     run(test)
 
 
+def test_what_is_wrong_with_another_file_is_not_what_is_wrong_with_this_one(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        async def a_read_whose_flight_has_no_turn() -> None:
+            world.origin.note_error(SourceChanged("other ETag"))
+            world.clock.jump(DEADLINE_S + 1)
+            await trio.sleep_forever()
+
+        with pytest.raises(SourceTimeout, match="no answer within 30 s; meanwhile: other ETag"):
+            await world.reader._in_time(world.file(SMALL), a_read_whose_flight_has_no_turn)
+
+    run(test)
+
+
 def test_a_small_object_is_fetched_whole_on_first_use(run: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         await world.read(SMALL, 2 * BLOCK, 2 * BLOCK + 1)
