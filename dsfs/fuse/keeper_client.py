@@ -91,7 +91,7 @@ class KeeperClient:
     async def greet(self) -> None:
         """Say hello and take over what there is. Raises MountError."""
         with trio.move_on_after(_CONNECT_S) as scope:
-            await self._connect()
+            self.pid = await self._connect()
         if scope.cancelled_caught:
             raise MountError(f"the keeper does not answer at {self._path}")
         try:
@@ -168,8 +168,9 @@ class KeeperClient:
             if self._start_keeper is not None:
                 await self._start_keeper()
             with trio.fail_after(_CONNECT_S):
-                await self._connect()
+                pid = await self._connect()
             await self._hand_back()
+            self.pid = pid  # only now: who sees another keeper may rely on it
         except (KeeperGone, OSError, trio.TooSlowError) as error:
             log.info("no keeper yet", reason=str(error) or type(error).__name__)
             self._socket.close()
@@ -291,8 +292,8 @@ class KeeperClient:
             except OSError:
                 return  # `run` hears of it
 
-    async def _connect(self) -> None:
-        """As soon as somebody listens."""
+    async def _connect(self) -> int:
+        """As soon as somebody listens; who that is."""
         while True:
             self._socket.close()
             self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -303,7 +304,7 @@ class KeeperClient:
                 pass  # it is just starting
             await trio.sleep(_RETRY_S)
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        self.pid = _UCRED.unpack(credentials)[0]  # 0 in another pid namespace
+        return int(_UCRED.unpack(credentials)[0])  # 0 in another pid namespace
 
     async def _send(self, message: dict[str, Any], fd: int | None = None) -> None:
         rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
