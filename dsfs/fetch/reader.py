@@ -322,7 +322,8 @@ class Reader:
     async def _check(self, obj: BlockMap, blocks: list[int]) -> None:
         for block in blocks:
             try:
-                if not await trio.to_thread.run_sync(is_right, obj, block, limiter=DISK):
+                right = await trio.to_thread.run_sync(is_right, obj, block, limiter=DISK)
+                if not right and obj.state(block) == State.UNCHECKED:  # else another reader has seen to it
                     self._tier.drop_bad_block(obj, block)
             except OSError as error:
                 self._tier.note_trouble(error)

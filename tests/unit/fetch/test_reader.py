@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import trio.testing
 from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.shared_layout import PUBLIC
+from dsfs.cache.verify import is_right
 from dsfs.errors import SourceUnavailable
 from dsfs.fetch.flights import Flights
 from dsfs.fetch.queue import FetchQueue, Limits
@@ -69,6 +71,43 @@ def test_a_round_that_is_done_again_is_counted_once(run: Callable[..., None]) ->
             "the block that went away was not fetched again: another round was not needed"
         )
         assert read_bytes() - before == 2 * BLOCK
+
+    run(test)
+
+
+def test_two_that_find_one_bad_block_fetch_it_once(
+    run: Callable[..., None],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[bool] = []
+    fetched = threading.Event()
+
+    def check(obj: BlockMap, block: int) -> bool:
+        right = is_right(obj, block)
+        found.append(right)
+        if len(found) == 2:
+            fetched.wait(10)
+        return right
+
+    monkeypatch.setattr("dsfs.fetch.reader.is_right", check)
+
+    async def test(there: World) -> None:
+        await there.read(LARGE, 0, 2 * BLOCK)
+        await there.idle()
+        obj = in_cache(there)
+        os.pwrite(obj.fd, b"wrong", BLOCK)
+        obj._distrust(b"another boot ...")
+        reads = len(there.source.reads)
+
+        async def read() -> None:
+            await there.read(LARGE, BLOCK, BLOCK + 10)
+            fetched.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(read)
+        assert found == [False, False]
+        assert len(there.source.reads) == reads + 1
 
     run(test)
 
