@@ -113,6 +113,8 @@ class Opened:
     endpoint: str
     region: str
     keys: Any | None
+    of_session: bool
+    """The keys come with a token, and live as long as that."""
     stack: AsyncExitStack
     """Closes the client."""
 
@@ -162,7 +164,8 @@ class S3Connection:
             try:
                 return await self._ask(ask)
             except CredentialsExpired:
-                continue
+                if self._opened is not None and not self._opened.of_session:
+                    raise  # a bare 400, of something else
         return await self._ask(ask)
 
     async def close(self) -> None:
@@ -177,7 +180,7 @@ class S3Connection:
         try:
             return await ask(opened)
         except CredentialsExpired:
-            if self._may_renew and self._opened is opened:
+            if self._may_renew and opened.of_session and self._opened is opened:
                 self._opened = None  # so that the next one has them looked for anew
             raise
         finally:
@@ -205,7 +208,8 @@ class S3Connection:
                 if found not in (None, region or DEFAULT_REGION):
                     region = found
                     client = await stack.enter_async_context(self._client(session, keys, region))
-            return Opened(client, client.meta.endpoint_url, region or DEFAULT_REGION, keys, stack.pop_all())
+            of_session = keys is not None and bool((await keys.get_frozen_credentials()).token)
+            return Opened(client, client.meta.endpoint_url, region or DEFAULT_REGION, keys, of_session, stack.pop_all())
 
     def _client(self, session: Any, keys: Any | None, region: str) -> Any:
         endpoint = self._options.endpoint

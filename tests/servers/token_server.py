@@ -33,6 +33,8 @@ class TokenServer:
         self.refusal = 400
         """The status with which an expired token is refused."""
         self.lock = threading.Lock()
+        self.heads_refused = False
+        """HEAD of an object is answered with 400, whoever asks."""
         self.region = ""
         """Where the bucket is; anywhere if empty."""
         self.signed: list[tuple[str, str]] = []
@@ -94,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
                 "</Contents></ListBucketResult>",
                 {"x-amz-bucket-region": self.state.region or "us-east-1"},
             )
+        elif self.command == "HEAD" and self.state.heads_refused:
+            self._answer(400, "")
         elif self.command == "HEAD":
             self._answer(200, self.state.data)
         else:

@@ -108,6 +108,23 @@ def test_a_token_from_a_secret_that_expires_is_a_refusal(aws: TokenServer) -> No
         at(aws, {"session-token": "token-7"})
 
 
+def test_keys_without_a_token_do_not_expire(aws: TokenServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ROLE_ARN")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fake")
+    aws.heads_refused = True
+
+    async def use(source: Source) -> None:
+        await tree_of(source)
+        before = len(aws.signed)
+        with pytest.raises(SourceRefused, match="refused without a reason"):
+            await source.stat("f")
+        # The prefix; and botocore asks where the bucket is, and once more. No client with other keys does.
+        assert len(aws.signed) == before + 1 + 3
+
+    using(at(aws), use)
+
+
 def test_the_region_of_a_bucket_is_found(aws: TokenServer) -> None:
     aws.region = "eu-west-7"
 
