@@ -75,6 +75,9 @@ class Node:
         except OSError as error:  # what was known before is told, with this
             self._tier.note_trouble(error)
         tier = self._tier.statistics()
+        message = f"the cache directory is in trouble: {tier.trouble}" if tier.trouble else ""
+        if not self._keeper.is_ready:
+            message = "a server is starting"
         shared = {} if self._shared is None else {"shared_cache": _shared_status(self._shared)}
         return {
             "mountpoint": self._settings.mountpoint,
@@ -85,7 +88,8 @@ class Node:
             "cache_dir": self._settings.cache_dir,
             "cache_size": tier.size_bytes,
             "cache_used": tier.used_bytes,
-            "healthy": self._keeper.is_ready and not tier.trouble,
+            "healthy": not message,
+            **({"message": message} if message else {}),
             **shared,
             "datasets": [await self._dataset(dataset) for dataset in self._shown.datasets.values()],
         }

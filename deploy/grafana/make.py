@@ -252,10 +252,13 @@ def shared() -> list[Panel]:
             "Much taken, little given: nodes profit from each other.",
         ),
         lines(
-            "Shared tier in trouble",
-            [(f"max by ({by}) (dsfs_shared_trouble{{{NODE}}})", BY_NODE)],
+            "Caches in trouble",
+            [
+                (f"max by ({by}) (dsfs_cache_trouble{{{NODE}}})", "node's " + BY_NODE),
+                (f"max by ({by}) (dsfs_shared_trouble{{{NODE}}})", "shared " + BY_NODE),
+            ],
             "short",
-            "1 while a node cannot use it. Reads go on from the node's cache and the origins.",
+            "1 while a node cannot use its own directory, or the shared one. Reads go on from the rest.",
         ),
     ]
 

@@ -7,6 +7,8 @@ import os
 
 import structlog
 
+from dsfs import metrics
+
 log = structlog.get_logger()
 
 _EXPECTED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES}
@@ -26,8 +28,10 @@ class Trouble:
         if text != self.reason:
             log.warning("cache directory in trouble, reading on without it", cache=self._root, reason=text)
             self.reason = text
+        metrics.CACHE_TROUBLE.set(1)
 
     def over(self) -> None:
         if self.reason:
             log.info("cache directory works again", cache=self._root)
             self.reason = ""
+            metrics.CACHE_TROUBLE.set(0)

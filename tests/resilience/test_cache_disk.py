@@ -53,6 +53,38 @@ def test_full(mounts: Mounts, tmp_path: Path, tmpfs: Callable[[str], Path], path
     assert mount.dataset()["phase"] == "READY"
 
 
+@pytest.mark.parametrize("path", DIRECT)
+def test_read_only_for_a_while(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source", files=6, large_mib=1)
+    before = mount_path(mounts, path, source)
+    assert before.unmount().returncode == 0
+    objects = before.cache_dir / "objects"
+    subprocess.run(["mount", "--bind", objects, objects], check=True)
+    try:
+        mount = mount_path(mounts, path, source, cache_dir=before.cache_dir)
+        files = sorted(source.rglob("f*"))
+
+        def is_right(file: Path) -> bool:
+            return (mount.root / file.relative_to(source)).read_bytes() == file.read_bytes()
+
+        assert is_right(files[0])
+        subprocess.run(["mount", "-o", "remount,bind,ro", objects], check=True)
+        mount.expect_log("cache directory in trouble")
+        assert all(map(is_right, files[:3]))
+        status = mount.look()
+        assert status["healthy"] is False
+        assert "the cache directory is in trouble: Read-only file system" in status["message"]
+        assert "in trouble: Read-only" in dsfs("status", mount.mountpoint).stdout
+        assert mount.metrics()["dsfs_cache_trouble"] == 1
+        subprocess.run(["mount", "-o", "remount,bind,rw", objects], check=True)
+        assert all(map(is_right, files))
+        assert mount.look()["healthy"] is True
+        assert mount.metrics()["dsfs_cache_trouble"] == 0
+    finally:
+        mounts.close_quietly()
+        subprocess.run(["umount", "-l", objects], check=True)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_much_smaller_than_what_is_read(mounts: Mounts, tmp_path: Path, path: str) -> None:
     source = make_tree(tmp_path / "source", files=40, large_mib=24)
