@@ -80,12 +80,12 @@ def test_two_that_find_one_bad_block_fetch_it_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found: list[bool] = []
-    fetched = threading.Event()
+    both, fetched = threading.Barrier(2), threading.Event()
 
     def check(obj: BlockMap, block: int) -> bool:
         right = is_right(obj, block)
         found.append(right)
-        if len(found) == 2:
+        if both.wait(10) == 1:
             fetched.wait(10)
         return right
 
