@@ -1,6 +1,7 @@
 """A server that is far away: a relay behind which an exchange takes a round trip more, and a connection brings so much.
 
-python -m benchmarks.far UPSTREAM_PORT ROUND_TRIP_MS MB_PER_S (of one connection; it says its own port)
+python -m benchmarks.far UPSTREAM_PORT ROUND_TRIP_MS MB_PER_S (of one connection) ONE_LATE_IN (0: none; it says its own
+port)
 
 A process of its own, as what measures must not wait for it. Opening a connection costs a round trip too.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 HOST = "127.0.0.1"
+LATE_S = 3.0
 _AHEAD_S = 0.02  # how much of what comes faster than it may go on is held
 
 
@@ -50,9 +52,10 @@ class _Back(asyncio.Protocol):
 class _Client(asyncio.Protocol):
     """From the client to the server, a round trip later."""
 
-    def __init__(self, upstream: int, round_trip_s: float, bytes_per_s: float) -> None:
+    def __init__(self, upstream: int, round_trip_s: float, bytes_per_s: float, late: Iterator[bool]) -> None:
         self._upstream = upstream
         self._round_trip_s = round_trip_s
+        self._late = late
         self._bytes_per_s = bytes_per_s
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Transport | None = None
@@ -72,7 +75,7 @@ class _Client(asyncio.Protocol):
             server.write(data)
 
     def data_received(self, data: bytes) -> None:
-        self._loop.call_later(self._delay_s, self._send, data)
+        self._loop.call_later(self._delay_s + LATE_S * next(self._late), self._send, data)
         self._delay_s = self._round_trip_s
 
     def _send(self, data: bytes) -> None:
@@ -87,9 +90,9 @@ class _Client(asyncio.Protocol):
 
 
 @contextmanager
-def far(port: int, round_trip_ms: float, mb_per_s: float) -> Iterator[int]:
-    """The port of a relay to that port."""
-    argv = [sys.executable, "-m", __name__, str(port), str(round_trip_ms), str(mb_per_s)]
+def far(port: int, round_trip_ms: float, mb_per_s: float, one_late_in: int = 0) -> Iterator[int]:
+    """The port of a relay to that port. Of so many requests one is ``LATE_S`` late, as of object stores; 0: none."""
+    argv = [sys.executable, "-m", __name__, *map(str, (port, round_trip_ms, mb_per_s, one_late_in))]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as relay:
         assert relay.stdout is not None
         try:
@@ -98,9 +101,18 @@ def far(port: int, round_trip_ms: float, mb_per_s: float) -> Iterator[int]:
             relay.kill()
 
 
-async def _serve(upstream: int, round_trip_ms: float, mb_per_s: float) -> None:
+def _one_in(number: int) -> Iterator[bool]:
+    """Requests come in pieces seldom, and are counted as pieces."""
+    while True:
+        for place in range(max(1, number)):
+            yield number > 0 and place == number - 1
+
+
+async def _serve(upstream: int, round_trip_ms: float, mb_per_s: float, one_late_in: int) -> None:
+    late = _one_in(one_late_in)
+
     def client() -> _Client:
-        return _Client(upstream, round_trip_ms / 1000, mb_per_s * 1e6)
+        return _Client(upstream, round_trip_ms / 1000, mb_per_s * 1e6, late)
 
     server = await asyncio.get_running_loop().create_server(client, HOST, 0, backlog=512)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
@@ -109,4 +121,4 @@ async def _serve(upstream: int, round_trip_ms: float, mb_per_s: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))

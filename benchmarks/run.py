@@ -1,6 +1,6 @@
 """Side by side: starts an origin, runs the workloads on every peer in turn, and says a table with ratios.
 
-python -m benchmarks [--quick] [--origin s3|http] [--far MS] [--only COLUMN] [--plot FILE.png]
+python -m benchmarks [--quick] [--origin s3|http] [--far MS [--late N]] [--only COLUMN] [--plot FILE.png]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from benchmarks import data, download, peers, plot, workloads
-from benchmarks.far import far
+from benchmarks.far import LATE_S, far
 from benchmarks.report import Table, circumstances, command_line, progress, say
 from tests.servers.http_server import nginx
 from tests.servers.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, seaweedfs
@@ -125,7 +125,7 @@ def started(kind: str, source: Path, work: Path) -> Iterator[peers.Origin]:
 
 
 @contextmanager
-def distant(origin: peers.Origin, round_trip_ms: float, mb_per_s: float) -> Iterator[peers.Origin]:
+def distant(origin: peers.Origin, round_trip_ms: float, mb_per_s: float, one_late_in: int) -> Iterator[peers.Origin]:
     """The same one so far away; where that is nowhere, itself."""
     if not round_trip_ms:
         yield origin
@@ -133,7 +133,7 @@ def distant(origin: peers.Origin, round_trip_ms: float, mb_per_s: float) -> Iter
     url = origin.uri if isinstance(origin, peers.HttpOrigin) else origin.endpoint
     near = urlsplit(url)
     assert near.port is not None
-    with far(near.port, round_trip_ms, mb_per_s) as port:
+    with far(near.port, round_trip_ms, mb_per_s, one_late_in) as port:
         there = near._replace(netloc=f"{near.hostname}:{port}").geturl()
         if isinstance(origin, peers.HttpOrigin):
             yield replace(origin, uri=there)
@@ -224,6 +224,9 @@ def main() -> None:
     parser.add_argument(
         "--connection", type=float, default=40, metavar="MB/S", help="what one brings then (default: 40)"
     )
+    parser.add_argument(
+        "--late", type=int, default=0, metavar="N", help=f"one of N requests is {LATE_S:g} s late then (default: none)"
+    )
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", dest="json_path", default=None, help="write the numbers there too")
@@ -236,7 +239,7 @@ def main() -> None:
         source = work / "source"
         progress("making files")
         data.make(source, sizes)
-        with started(args.origin, source, work) as near, distant(near, args.far, args.connection) as origin:
+        with started(args.origin, source, work) as near, distant(near, args.far, args.connection, args.late) as origin:
             for name, start in contestants(origin, source, work, set(args.only)).items():
                 results[name] = {}
                 with start() as root:
@@ -244,6 +247,7 @@ def main() -> None:
                         results[name][row] = value
                         progress(f"{name:18} {row:34} {value:12,.1f} {ROWS[row].unit}")
     away = f" {args.far:g} ms away, {args.connection:g} MB/s a connection" if args.far else ""
+    away += f", one request of {args.late} {LATE_S:g} s late" if args.far and args.late else ""
     setting = f"{circumstances()}, origin {args.origin}{away}"
     say(f"{setting}\n")
     tell(results)

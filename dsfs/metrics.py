@@ -50,6 +50,11 @@ ORIGIN_REQUESTS = Counter("dsfs_origin_requests", "Requests to the source, by ho
 ORIGIN_REQUEST_SECONDS = Histogram(
     "dsfs_origin_request_seconds", "Duration of requests to the source, in seconds.", _DATASET, buckets=_REQUEST_SECONDS
 )
+HEDGED_REQUESTS = Counter(
+    "dsfs_origin_hedged_requests",
+    "Requests that were late and so were sent once more, by which of the two got somewhere: first or second.",
+    (*_DATASET, "faster"),
+)
 COURIER_FILES = Counter(
     "dsfs_courier_files",
     "Small files that the process beside the server was sent for: stored, or fetched otherwise after that.",

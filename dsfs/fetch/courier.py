@@ -17,7 +17,6 @@ import time
 from typing import Final
 
 from dsfs.cache.whole import Stored, remove_object, store_whole
-from dsfs.errors import SourceError
 from dsfs.fetch.addresses import Addresses, Server
 from dsfs.fetch.errand import (
     DESCRIPTORS_MAX,
@@ -29,17 +28,13 @@ from dsfs.fetch.errand import (
     packed,
     unpacked,
 )
-from dsfs.fetch.line import Line
-from dsfs.ranges import ByteRange, KiB
-from dsfs.sources.answers import body_place
+from dsfs.fetch.lateness import Lateness, stood_still
+from dsfs.fetch.line import Line, NotPlain
 from dsfs.sources.digest import Digest
-from dsfs.sources.told_headers import of_amz_headers, of_http_headers
-from dsfs.sources.wire_head import BadHead, Head, parse_head
 
-_HEAD_MAX: Final = 64 * KiB
 _IDLE_MAX_S: Final = 30.0  # as in sources/wire.py
 _IDLE_MAX: Final = 64
-_TICK_S: Final = 0.5
+_TICK_S: Final = 0.1
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 
 
@@ -58,6 +53,7 @@ class Courier:
         self._reports: list[Report] = []
         self._descriptors: list[int] = []
         self._looked_s = 0.0
+        self._lateness: dict[Server, Lateness] = {}
 
     def run(self) -> None:
         """Until the server is gone."""
@@ -137,52 +133,75 @@ class Courier:
         server = (errand.host, errand.port)
         idle = self._idle.get(server)
         if idle and not fresh:
-            line = idle.pop()
+            self._begin(idle.pop(), errand)
+            return
+        try:
+            line = self._new_line(server)
+        except _CannotConnect as problem:
+            self._report(errand, Outcome.NOT_SO, str(problem))
         else:
-            address = self._addresses.find(server)
-            if address is None:
-                self._report(errand, Outcome.NOT_SO, "the address of the host is not known yet")
-                return
-            family, place = address
-            try:
-                connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            except OSError as error:
-                self._report(errand, Outcome.NOT_SO, f"no connection can be made ({error.strerror})")
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                connection.connect(place)
-            except _AGAIN:
-                pass  # it comes
-            except OSError as error:
-                connection.close()
-                self._unreachable(errand, error)
-                return
-            line = Line(connection, server)
-            self._lines[connection.fileno()] = line
-            self._poll.register(connection.fileno(), select.EPOLLOUT)
+            self._begin(line, errand)
+
+    def _start_beside(self, line: Line, errand: Errand) -> None:
+        """Send an errand that is late once more, over another connection."""
+        try:
+            second = self._new_line(line.server)
+        except _CannotConnect:
+            return  # the first one is under way still
+        line.beside, second.beside, second.second = second, line, True
+        self._begin(second, errand)
+
+    def _new_line(self, server: Server) -> Line:
+        address = self._addresses.find(server)
+        if address is None:
+            raise _CannotConnect("the address of the host is not known yet")
+        family, place = address
+        try:
+            connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise _CannotConnect(f"no connection can be made ({error.strerror})") from error
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            connection.connect(place)
+        except _AGAIN:
+            pass  # it comes
+        except OSError as error:
+            connection.close()
+            raise _CannotConnect(self._unreachable(server, error)) from error
+        line = Line(connection, server)
+        self._lines[connection.fileno()] = line
+        self._poll.register(connection.fileno(), select.EPOLLOUT)
+        return line
+
+    def _begin(self, line: Line, errand: Errand) -> None:
         line.begin()
         line.errand = errand
         line.unsent = errand.request
+        line.began_s = time.monotonic()
         if line.connecting:
-            line.deadline_s = time.monotonic() + errand.connect_s
+            line.deadline_s = line.began_s + errand.connect_s
         else:
             self._write(line)
 
-    def _unreachable(self, errand: Errand, error: OSError) -> None:
+    def _unreachable(self, server: Server, error: OSError) -> str:
         """The server may have several addresses, or another by now: whoever tries them all says what is wrong."""
-        self._addresses.forget((errand.host, errand.port))
-        self._report(errand, Outcome.NOT_SO, f"cannot be reached ({type(error).__name__})")
+        self._addresses.forget(server)
+        return f"cannot be reached ({type(error).__name__})"
 
-    def _close(self, line: Line) -> None:
+    def _close(self, line: Line) -> bool:
+        """Whether it was alone on its errand; else the other one goes on."""
         self._lines.pop(line.socket.fileno(), None)
         line.socket.close()  # and epoll forgets it
         line.errand = None
+        other, line.beside = line.beside, None
+        if other is None:
+            return True
+        other.beside = None
+        return False
 
     def _give_up(self, line: Line, reason: str) -> None:
         errand, used, had = line.errand, line.used, line.have
-        self._close(line)
-        if errand is None:
+        if not self._close(line) or errand is None:
             return
         if used and had == 0:  # it was idle and has been closed: that says nothing about the next one
             self._start(errand, fresh=True)
@@ -203,7 +222,8 @@ class Courier:
     def _look_at_clock(self) -> None:
         """Time limits: of errands that stand still, and of connections that nobody used for long."""
         now_s = time.monotonic()
-        if now_s < self._looked_s + _TICK_S:
+        due_s = self._looked_s + _TICK_S
+        if now_s < due_s:
             return
         self._looked_s = now_s
         for line in list(self._lines.values()):
@@ -212,9 +232,21 @@ class Courier:
                 if line.deadline_s < now_s - _IDLE_MAX_S:
                     self._drop_idle(line)
             elif line.deadline_s < now_s:
-                self._close(line)
-                self._report(errand, Outcome.TIMEOUT)
+                if self._close(line):
+                    self._report(errand, Outcome.TIMEOUT)
+            elif stood_still(due_s, now_s):
+                line.began_s = now_s  # nobody has looked whether it has come
+            elif line.beside is None and errand.wants_fd:
+                lateness = self._lateness_of(line.server)
+                if now_s > line.began_s + lateness.late_s and lateness.take():
+                    self._start_beside(line, errand)
         self._tell()
+
+    def _lateness_of(self, server: Server) -> Lateness:
+        lateness = self._lateness.get(server)
+        if lateness is None:
+            lateness = self._lateness[server] = Lateness()
+        return lateness
 
     def _drop_idle(self, line: Line) -> None:
         idle = self._idle[line.server]
@@ -231,9 +263,9 @@ class Courier:
         elif line.connecting:
             code = line.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
-                errand = line.errand
-                self._close(line)
-                self._unreachable(errand, OSError(code, os.strerror(code)))
+                errand, reason = line.errand, self._unreachable(line.server, OSError(code, os.strerror(code)))
+                if self._close(line):
+                    self._report(errand, Outcome.NOT_SO, reason)
                 return
             line.connecting = False
             self._write(line)
@@ -274,7 +306,11 @@ class Courier:
             return
         line.have += count
         line.deadline_s = time.monotonic() + errand.idle_s
-        if not line.need and not self._read_head(line, errand):
+        try:
+            if not line.need and not line.read_head(errand):
+                return
+        except NotPlain as problem:
+            self._give_up(line, str(problem))
             return
         if line.have < line.need:
             return
@@ -283,52 +319,11 @@ class Courier:
         else:
             self._store(line, errand)
 
-    def _read_head(self, line: Line, errand: Errand) -> bool:
-        """Whether the head is there and what follows it is wanted."""
-        end = line.buffer.find(b"\r\n\r\n", 0, line.have)
-        if end < 0:
-            if line.have >= min(_HEAD_MAX, len(line.buffer)):
-                self._give_up(line, "the head of the answer does not end")
-            return False
-        line.head_end = end
-        try:
-            head = parse_head(bytes(line.view[:end]))
-            if head.status >= 300:
-                line.document_at = end + 4
-                line.need = line.document_at + min(LARGEST_DOCUMENT, head.content_length or 0)
-                line.room(line.need)
-                return True
-            wanted = ByteRange(0, errand.size_bytes)
-            place = body_place(
-                head.status,
-                head.headers.get("Content-Range"),
-                head.content_length,
-                errand.size_bytes,
-                wanted,
-                errand.host,
-            )
-            plain = head.status in (200, 206) and head.framed and place == wanted and _proves(head, errand.proof)
-        except (BadHead, SourceError) as error:
-            self._give_up(line, str(error))
-            return False
-        if not plain:
-            self._give_up(line, "not a plain answer")
-            return False
-        line.keeps_open = head.keeps_open
-        line.told = None
-        if errand.tells:
-            line.told = (
-                of_amz_headers(head.headers) if errand.tells == "amz" else of_http_headers(head.headers, whole=True)
-            )
-        line.need = end + 4 + errand.size_bytes
-        line.room(line.need)
-        return True
-
     def _said(self, line: Line, errand: Errand) -> None:
         head = bytes(line.view[: line.head_end])
         document = bytes(line.view[line.document_at : line.have])[:LARGEST_DOCUMENT]
-        self._close(line)
-        self._reports.append(Report(errand.number, int(Outcome.SAID), head=head, document=document))
+        if self._close(line):
+            self._reports.append(Report(errand.number, int(Outcome.SAID), head=head, document=document))
 
     def _store(self, line: Line, errand: Errand) -> None:
         data = line.view[line.need - errand.size_bytes : line.need]
@@ -336,6 +331,7 @@ class Courier:
         if not all(digest.is_of(data) for digest in (listed, line.told) if digest is not None):
             self._give_up(line, "not what its hash says")  # who fetches it again knows what that means
             return
+        self._lateness_of(line.server).came(time.monotonic() - line.began_s)
         try:
             stored = store_whole(errand.path, errand.key, errand.size_bytes, self._block_bytes, self._boot, data)
         except OSError as error:
@@ -343,25 +339,27 @@ class Courier:
                 remove_object(errand.path)
             self._give_up(line, f"the disk refuses ({error.strerror})")
             return
+        hedged = 0
+        if line.beside is not None:
+            hedged = 2 if line.second else 1
+            self._close(line.beside)
         if line.keeps_open and line.have == line.need:
             self._keep(line)
         else:
             self._close(line)
-        self._hand_over(errand, stored)
+        self._hand_over(errand, stored, hedged)
 
-    def _hand_over(self, errand: Errand, stored: Stored) -> None:
+    def _hand_over(self, errand: Errand, stored: Stored, hedged: int) -> None:
         if errand.wants_fd:
             self._descriptors.append(stored.fd)
         else:
             os.close(stored.fd)
         self._reports.append(
-            Report(errand.number, int(Outcome.STORED), stored.space_bytes, stored.replaced, errand.wants_fd)
+            Report(
+                errand.number, int(Outcome.STORED), stored.space_bytes, stored.replaced, errand.wants_fd, hedged=hedged
+            )
         )
 
 
-def _proves(head: Head, proof: tuple[tuple[str, tuple[str, ...]], ...]) -> bool:
-    for name, values in proof:
-        found = head.headers.getall(name, [""])
-        if len(found) != 1 or found[0].strip() not in values:
-            return False
-    return True
+class _CannotConnect(Exception):
+    """Not now; whoever sent the errand does it in another way. The text says why."""

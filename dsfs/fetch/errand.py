@@ -49,7 +49,8 @@ class Outcome(IntEnum):
 
 
 class Report(NamedTuple):
-    """``descriptor``: one came along for it. ``head`` and ``document`` are of an answer that was SAID."""
+    """``descriptor``: one came along for it. ``head`` and ``document`` are of an answer that was SAID. ``hedged``:
+    a second request was sent, and what came was of the first (1) or of that (2)."""
 
     number: int
     outcome: int
@@ -59,6 +60,7 @@ class Report(NamedTuple):
     reason: str = ""
     head: bytes = b""
     document: bytes = b""
+    hedged: int = 0
 
 
 def packed(message: Any) -> bytes:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
 import trio
 
 from dsfs.bridge import Bridge
@@ -13,15 +17,20 @@ from dsfs.fetch.content import ContentChecks
 from dsfs.fetch.entitlement import Unread
 from dsfs.fetch.flight import Flight, range_of
 from dsfs.fetch.fresh import Fresh
+from dsfs.fetch.hedge import Try, hedged
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.patience import patiently
+from dsfs.fetch.queue import Priority
 from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink, WholeSink
 from dsfs.fetch.stream import Streams
 from dsfs.ranges import ByteRange, MiB, block_range
 from dsfs.sources.answers import WholeAnswer
+from dsfs.sources.wire import as_wire
 
-_FRESH_BYTES = 64 * MiB
+T = TypeVar("T")
+
+_FRESH_BYTES: Final = 64 * MiB
 
 
 class FromOrigin:
@@ -62,14 +71,21 @@ class FromOrigin:
         sink = WholeSink(file)
         epoch = file.origin.entitlement.epoch
 
+        async def whole(sink: WholeSink, begun: Callable[[], None]) -> tuple[WholeSink, memoryview, OSError | None]:
+            sink.on_all_here = partial(self._bridge.soon, begun)
+            return (sink, *await self._carrier.whole(file, sink, keep=keep))
+
         async def bring() -> tuple[memoryview, OSError | None]:
-            nonlocal epoch
+            nonlocal epoch, sink
             if flight.told is not None:
                 told, flight.told = flight.told, None
                 raise told
             if sink.rest.length:  # else nothing is asked of the source, and nothing proven
                 epoch = file.origin.entitlement.epoch
-            return await self._carrier.whole(file, sink, keep=keep)
+            sink, data, trouble = await self._hedged(
+                flight, partial(whole, sink), lambda begun: whole(WholeSink(file), begun)
+            )
+            return data, trouble
 
         data, trouble = await patiently(file.origin, bring, self._deadline_s - flight.waited_s)
         file.origin.entitlement.note(epoch)
@@ -119,28 +135,44 @@ class FromOrigin:
                 self.fresh.add(file.key, block, data)
             flight.show({block: data})
 
+        def sink_of(part: range) -> BlockSink:
+            wanted = range_of(file, part, self._tier.block_bytes)
+            return BlockSink(
+                self._bridge, self._tier, file, wanted, target, landed, self._buffers, refuse_whole=refuse_whole
+            )
+
+        async def blocks(sink: BlockSink, begun: Callable[[], None]) -> BlockSink:
+            def landed_now(block: int, data: memoryview) -> None:
+                begun()
+                landed(block, data)
+
+            sink.landed = landed_now
+            await self._carrier.blocks(file, sink)
+            return sink
+
         for part in (range(flight.first, flight.blocks.stop), range(flight.blocks.start, flight.first)):
             if part:
-                sink = BlockSink(
-                    self._bridge,
-                    self._tier,
-                    file,
-                    range_of(file, part, self._tier.block_bytes),
-                    target,
-                    landed,
-                    self._buffers,
-                    refuse_whole=refuse_whole,
-                )
+                sink = sink_of(part)
 
-                async def carry(sink: BlockSink = sink) -> None:  # a retry goes on where the last try ended
-                    nonlocal epoch
+                async def carry(part: range = part) -> None:  # a retry goes on where the last try ended
+                    nonlocal epoch, sink
                     epoch = file.origin.entitlement.epoch
-                    await self._carrier.blocks(file, sink)
+                    left = range(sink.position // self._tier.block_bytes, part.stop)
+                    sink = await self._hedged(flight, partial(blocks, sink), lambda begun: blocks(sink_of(left), begun))
 
                 await patiently(file.origin, carry, deadline_s - trio.current_time())
                 if sink.keep:
                     self._tier.note_success()
         self._checks.once_complete(file, target)
+
+    async def _hedged(self, flight: Flight, first: Try[T], second: Try[T]) -> T:
+        """As ``hedged``, where asking twice costs the source no more than a request."""
+        origin = flight.file.origin
+        if as_wire(origin.source) is None:
+            return await first(lambda: None)
+        return await hedged(
+            origin.lateness, first, second, lambda: flight.ticket.priority is Priority.DEMAND, origin.count_hedged
+        )
 
     async def knock(self, file: RemoteFile) -> None:
         """Have the source give one byte of a file to this dataset's own credentials. Raises the SourceError if not."""

@@ -21,6 +21,7 @@ from dsfs.errors import (
     SourceTimeout,
 )
 from dsfs.fetch.entitlement import Entitlement
+from dsfs.fetch.lateness import Lateness
 from dsfs.model import SourceObject, Tier, object_key
 from dsfs.sources.base import Source
 
@@ -65,6 +66,7 @@ class Origin:
         """The path of a large file that was not what its source says, until it has come right."""
         self.last_error: LastError | None = None
         self.entitlement = Entitlement()
+        self.lateness = Lateness()
         self.read_last: RemoteFile | None = None
         """What somebody read from the cache; of this a byte is asked for when it must be known whether he still may."""
         self.renew: Callable[[], Awaitable[bool]] = _cannot_renew
@@ -105,6 +107,10 @@ class Origin:
     def count_fetched(self, size_bytes: int) -> None:
         """So many bytes came from the source."""
         self._origin_bytes.inc(size_bytes)
+
+    def count_hedged(self, second: bool) -> None:
+        """A request was late and sent once more, and this was the faster of the two."""
+        metrics.HEDGED_REQUESTS.labels(self.namespace, self.dataset, "second" if second else "first").inc()
 
     def count_shared(self, size_bytes: int) -> None:
         """So many bytes came from the shared tier."""

@@ -66,6 +66,8 @@ class WholeSink(RangeSink):
 
     def __init__(self, file: RemoteFile) -> None:
         super().__init__(file, ByteRange(0, file.size_bytes))
+        self.on_all_here: Callable[[], object] = lambda: None
+        """Called on whatever side that happens, before it is checked and stored."""
         self._pieces: list[memoryview] = []
         self._suspect: str | None = None  # what the try before hashed to, when it may be the hash that is wrong
 
@@ -84,6 +86,7 @@ class WholeSink(RangeSink):
 
     def whole(self) -> memoryview:
         """The object, once ``position`` is at its end."""
+        self.on_all_here()
         if len(self._pieces) != 1:
             self._pieces = [memoryview(b"".join(self._pieces))]
         return self._pieces[0]
@@ -133,10 +136,10 @@ class BlockSink(RangeSink):
     ) -> None:
         super().__init__(file, wanted)
         self.keep = target is not None
+        self.landed = landed
         self._bridge = bridge
         self._tier = tier
         self._target = target
-        self._landed = landed
         self._buffers = buffers
         self._refuse_whole = refuse_whole
         self._buffer: memoryview | None = None  # of the block that ``position`` is in
@@ -187,7 +190,7 @@ class BlockSink(RangeSink):
         if self._buffer is None or self.position < block_range(block, self._file.size_bytes, block_bytes).stop:
             return None
         data, self._buffer = self._buffer.toreadonly(), None
-        self._bridge.soon(self._landed, block, data)
+        self._bridge.soon(self.landed, block, data)
         return block, data
 
     def _publish(self, block: int, data: memoryview) -> None:

@@ -55,6 +55,7 @@ BLOCK: Final = 128 * KiB
 DATA: Final = random.Random(5).randbytes(BLOCK - 1000)
 WITHIN_S: Final = 30
 SHORT: Final = Timeouts(connect_s=3.0, idle_s=1.0)
+LONG: Final = Timeouts(connect_s=3.0, idle_s=300.0)
 ARGV: Final = (sys.executable, "-m", "daemon.courier")
 
 RIGHT: Final = None
@@ -153,12 +154,18 @@ def stored() -> float:
     return metrics.COURIER_FILES.labels("stored")._value.get()
 
 
+def hedged(faster: str) -> float:
+    return metrics.HEDGED_REQUESTS.labels("test", "small", faster)._value.get()
+
+
 def otherwise() -> float:
     return metrics.COURIER_FILES.labels("otherwise")._value.get()
 
 
 @asynccontextmanager
-async def world(root: Path, server: h.Hostile, deadline_s: float, limit: int) -> AsyncIterator[World]:
+async def world(
+    root: Path, server: h.Hostile, deadline_s: float, limit: int, timeouts: Timeouts
+) -> AsyncIterator[World]:
     for name in ("catalogs", "index", *(f"objects/{fan:02x}" for fan in range(256))):
         os.makedirs(f"{root}/{name}")
     index = Index(f"{root}/index")
@@ -166,7 +173,7 @@ async def world(root: Path, server: h.Hostile, deadline_s: float, limit: int) ->
     async with network_side() as bridge, trio.open_nursery() as nursery:
         queue = FetchQueue(Limits(64 * BLOCK, 16, 16))
         flights = Flights(nursery, bridge, tier, queue, deadline_s, courier_argv=ARGV)
-        source = HttpSource(f"{server.url}bucket/", timeouts=SHORT)
+        source = HttpSource(f"{server.url}bucket/", timeouts=timeouts)
         there = World(server, bridge, tier, flights, Reader(tier, flights), Origin(source, "test", "small"), queue)
         try:
             pid = await there.ready()
@@ -192,9 +199,14 @@ Run = Callable[..., None]
 def run(tmp_path: Path) -> Iterator[Run]:
     with h.hostile() as server, structlog.testing.capture_logs():
 
-        def runner(test: Callable[[World], Awaitable[None]], deadline_s: float = 20, limit: int = 1 << 30) -> None:
+        def runner(
+            test: Callable[[World], Awaitable[None]],
+            deadline_s: float = 20,
+            limit: int = 1 << 30,
+            timeouts: Timeouts = SHORT,
+        ) -> None:
             async def main() -> None:
-                async with world(tmp_path, server, deadline_s, limit) as there:
+                async with world(tmp_path, server, deadline_s, limit, timeouts) as there:
                     await test(there)
 
             trio.run(main)
@@ -267,6 +279,26 @@ def test_a_server_that_stays_bad_gives_its_error_or_the_right_bytes(run: Run) ->
         await there.ends(there.file("f"), SourceUnavailable)
 
     run(test, deadline_s=5)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 6], ids=["by courier", "whole by lane", "in ranges"])
+def test_what_is_late_is_asked_for_once_more(run: Run, blocks: int) -> None:
+    data = random.Random(blocks).randbytes(blocks * BLOCK - 5)
+
+    async def test(there: World) -> None:
+        for number in range(10):  # so that it is known what is late
+            assert await there.read(there.file(f"{number}", data)) == data
+        before = hedged("second"), hedged("first")
+        late = there.file("late", data)
+        there.server.behave("/bucket/late", h.stall_at_once)
+        assert await there.read(late) == data
+        assert there.server.requests["/bucket/late"] == 2
+        assert (hedged("second"), hedged("first")) == (before[0] + 1, before[1])
+        await there.idle()
+        assert there.reader.has(late, range(blocks))
+        assert there.tier.used_bytes == space_on_disk(there.tier)
+
+    run(test, deadline_s=300, timeouts=LONG)
 
 
 def test_what_is_not_what_its_source_lists_is_not_stored(run: Run) -> None:
