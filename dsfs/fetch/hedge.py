@@ -30,18 +30,21 @@ async def hedged(
     moved = trio.Event()
     under_way = 0
     asked_twice = False
+    ahead: int | None = None
 
     async def run(work: Try[T], number: int) -> None:
         nonlocal under_way
         began_s = trio.current_time()
 
         def begun() -> None:
-            if not moved.is_set():
+            nonlocal ahead
+            if ahead is None:  # else this one is cancelled, and has not heard of it yet
+                ahead = number
+                moved.set()
+                scopes[1 - number].cancel()
                 lateness.came(trio.current_time() - began_s)
                 if asked_twice:
                     count(number == 1)
-            moved.set()
-            scopes[1 - number].cancel()
 
         under_way += 1
         with scopes[number]:

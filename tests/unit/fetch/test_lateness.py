@@ -104,6 +104,38 @@ async def ends(ask: Callable[[], Awaitable[str]], wanted: str | Exception) -> No
         assert await ask() == wanted
 
 
+@pytest.mark.parametrize("faster", ["first", "second"])
+def test_when_both_get_somewhere_one_goes_on(faster: str) -> None:
+    """The news of a network thread come whether or not the one that they are of was cancelled just before."""
+
+    async def main() -> None:
+        lateness, begun_by = Lateness(), dict[str, Callable[[], None]]()
+        for _ in range(8):
+            lateness.came(0.1)
+
+        def asking(name: str) -> Try[str]:
+            async def work(begun: Callable[[], None]) -> str:
+                begun_by[name] = begun
+                await trio.sleep(5)
+                return name
+
+            return work
+
+        async def news() -> None:
+            await trio.sleep(1)
+            begun_by[faster]()
+            for begun in begun_by.values():
+                begun()
+
+        found = list[bool]()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(news)
+            assert await hedged(lateness, asking("first"), asking("second"), lambda: True, found.append) == faster
+        assert found == [faster == "second"]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_who_is_not_waited_for_is_not_asked_twice() -> None:
     async def main() -> None:
         lateness, asked = Lateness(), 0
