@@ -322,9 +322,14 @@ class Reader:
     async def _check(self, obj: BlockMap, blocks: list[int]) -> None:
         for block in blocks:
             try:
-                right = await trio.to_thread.run_sync(is_right, obj, block, limiter=DISK)
-                if not right and obj.state(block) == State.UNCHECKED:  # else another reader has seen to it
-                    self._tier.drop_bad_block(obj, block)
+                for _round in range(_ROUNDS):
+                    right = await trio.to_thread.run_sync(is_right, obj, block, limiter=DISK)
+                    if obj.state(block) != State.UNCHECKED:
+                        break  # found right, here or by another reader, or taken back
+                    if not right:
+                        self._tier.drop_bad_block(obj, block)
+                        break
+                    # else another block was punched meanwhile, and this one has to be looked at again
             except OSError as error:
                 self._tier.note_trouble(error)
 

@@ -112,6 +112,42 @@ def test_two_that_find_one_bad_block_fetch_it_once(
     run(test)
 
 
+def test_a_block_that_is_checked_while_another_is_dropped_is_not_fetched(
+    run: Callable[..., None],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dropped = False
+
+    def check(obj: BlockMap, block: int) -> bool:
+        nonlocal dropped
+        if not dropped and block == 1:
+            dropped = True
+            monkeypatch.setattr(obj, "_pread", punching(obj))
+        return is_right(obj, block)
+
+    def punching(obj: BlockMap) -> Callable[..., None]:
+        def read(*arguments: object) -> None:
+            monkeypatch.undo()
+            obj.retract([2])  # what another thread does
+            obj._pread(*arguments)  # type: ignore[arg-type]
+
+        return read
+
+    monkeypatch.setattr("dsfs.fetch.reader.is_right", check)
+
+    async def test(there: World) -> None:
+        await there.read(LARGE, 0, 3 * BLOCK)
+        await there.idle()
+        obj = in_cache(there)
+        obj._distrust(b"another boot ...")
+        reads = len(there.source.reads)
+        await there.read(LARGE, BLOCK, 2 * BLOCK)
+        assert dropped
+        assert len(there.source.reads) == reads
+
+    run(test)
+
+
 def test_bytes_that_came_for_old_credentials_prove_nothing_for_new_ones(run: Callable[..., None]) -> None:  # noqa: F811
     async def test(there: World) -> None:
         async def all_of_it(source: FakeSource, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
