@@ -116,6 +116,18 @@ def test_what_grew_or_shrank_before_a_crash_is_counted_as_it_is(cache: Cache) ->
         assert cache.index.used_bytes == sum(spaces.values())
 
 
+def test_an_index_that_cannot_be_read_costs_no_object(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.tier.put_whole(KEY, 5000, bytes(5000), "a/one")
+
+    def known(_index: Index, _key: str) -> tuple[int, int]:
+        raise OSError(errno.EIO, "the index cannot be read")
+
+    monkeypatch.setattr(Index, "known", known)
+    with pytest.raises(OSError, match="the index cannot be read"):
+        rebuild_index(cache.tier, BOOT)
+    assert cache.tier.holds_all(KEY, 5000, "a/one")
+
+
 @pytest.mark.parametrize("written_before_rebuild", [(), (3,), (3, 4, 5)])
 def test_what_is_open_is_counted_whole_and_once(cache: Cache, written_before_rebuild: tuple[int, ...]) -> None:
     obj = cache.tier.create(KEY, SIZE)
