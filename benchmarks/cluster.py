@@ -46,8 +46,8 @@ for name, wanted in large + small:
     with open(f"{root}/{name}", "rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != wanted:
-        print("WRONG", name)
-print(time.monotonic() - began)
+        print("WRONG", name)  # read by who started it, as the next one
+print(time.monotonic() - began)  # likewise
 """
 
 

@@ -31,7 +31,7 @@ import sys, obstore
 from obstore.store import S3Store
 store = S3Store(sys.argv[2], endpoint=sys.argv[1], region="us-east-1", skip_signature=True,
                 client_options={"allow_http": True})
-print(sum(len(page) for page in obstore.list(store, chunk_size=1000)))
+print(sum(len(page) for page in obstore.list(store, chunk_size=1000)))  # read by who started it
 """
 _AIOBOTOCORE = """
 import asyncio, sys
@@ -43,7 +43,7 @@ async def main():
     made = get_session().create_client("s3", endpoint_url=sys.argv[1], region_name="us-east-1", config=config)
     async with made as client:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=sys.argv[2])
-        print(sum([len(page["Contents"]) async for page in pages]))
+        print(sum([len(page["Contents"]) async for page in pages]))  # read by who started it
 asyncio.run(main())
 """
 

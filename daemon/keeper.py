@@ -110,7 +110,7 @@ class Keeper:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     return False
-            time.sleep(0.02)
+            time.sleep(0.02)  # a lock can be waited for, but not for so long and no longer
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return True

@@ -60,7 +60,7 @@ def top(
     if once or not console.is_terminal:
         plain = Console(highlight=False, markup=False, width=None if console.is_terminal else 200)
         for rates in looks:
-            plain.print(_screen(found.mountpoint, rates, plain.width))
+            plain.print(_screen(found.mountpoint, rates, plain.width))  # this is what was asked for
             if once:
                 return
         return

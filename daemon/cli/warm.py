@@ -147,7 +147,7 @@ def _follow(found: running.Running, wanted: dict[str, Any], job: dict[str, Any],
             except NoAnswer:
                 if time.monotonic() - heard_s > _NEXT_SERVER_S:
                     raise
-                time.sleep(0.2)
+                time.sleep(0.2)  # nothing tells when the next server listens
             except MountError:  # a server that does not know of it: what is here is not fetched again
                 job = ask(found, "POST", "/api/v1/warm", wanted)
         show(job)

@@ -37,7 +37,7 @@ class _UnixConnection(http.client.HTTPConnection):
                 self.sock.close()
                 if time.monotonic() > deadline_s:
                     raise
-            time.sleep(0.05)
+            time.sleep(0.05)  # nothing tells when it listens
 
 
 def ask(

@@ -55,6 +55,15 @@ def in_cache(there: World) -> BlockMap:
     return obj
 
 
+async def of_another_boot(there: World, blocks: int) -> BlockMap:
+    """The large file with so many of its blocks, none of which was checked since a boot."""
+    await there.read(LARGE, 0, blocks * BLOCK)
+    await there.idle()
+    obj = in_cache(there)
+    obj._distrust(b"another boot ...")
+    return obj
+
+
 def test_a_round_that_is_done_again_is_counted_once(run: Callable[..., None]) -> None:  # noqa: F811
     async def test(there: World) -> None:
         await there.read(LARGE, BLOCK, 2 * BLOCK)
@@ -92,11 +101,8 @@ def test_two_that_find_one_bad_block_fetch_it_once(
     monkeypatch.setattr("dsfs.fetch.reader.is_right", check)
 
     async def test(there: World) -> None:
-        await there.read(LARGE, 0, 2 * BLOCK)
-        await there.idle()
-        obj = in_cache(there)
+        obj = await of_another_boot(there, blocks=2)
         os.pwrite(obj.fd, b"wrong", BLOCK)
-        obj._distrust(b"another boot ...")
         reads = len(there.source.reads)
 
         async def read() -> None:
@@ -136,10 +142,7 @@ def test_a_block_that_is_checked_while_another_is_dropped_is_not_fetched(
     monkeypatch.setattr("dsfs.fetch.reader.is_right", check)
 
     async def test(there: World) -> None:
-        await there.read(LARGE, 0, 3 * BLOCK)
-        await there.idle()
-        obj = in_cache(there)
-        obj._distrust(b"another boot ...")
+        await of_another_boot(there, blocks=3)
         reads = len(there.source.reads)
         await there.read(LARGE, BLOCK, 2 * BLOCK)
         assert dropped
