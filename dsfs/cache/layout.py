@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,6 +58,11 @@ class Layout:
         files = sum(space for directory in (*catalogs, self.index) for space in _spaces_in(directory))
         directories = (self.unproven, *(f"{self.objects}/{name}" for name in _FANOUT))
         return files + sum(os.stat(directory).st_blocks * 512 for directory in directories)
+
+    def try_to_keep(self, size_bytes: int) -> None:
+        """Take so much space where objects lie, and give it back. Raises OSError when the disk refuses."""
+        with tempfile.TemporaryFile(dir=self.objects, buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
 
     def object_path(self, key: str) -> str:
         return f"{self.root}/objects/{key[:2]}/{key}"
@@ -113,7 +120,8 @@ def _spaces_in(directory: str) -> Iterator[int]:
     except FileNotFoundError:
         return
     for entry in files:
-        yield entry.stat(follow_symlinks=False).st_blocks * 512
+        with contextlib.suppress(FileNotFoundError):  # written under another name, and renamed since
+            yield entry.stat(follow_symlinks=False).st_blocks * 512
 
 
 def _check_version(root: str) -> None:

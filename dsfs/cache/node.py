@@ -388,6 +388,7 @@ class NodeTier:
             self.index.save_sometimes(time.time())
         except OSError as error:
             self.note_trouble(error)
+        self._trouble.look_again(lambda: self.layout.try_to_keep(self.block_bytes))
         self._overhead_bytes = self.layout.overhead_bytes()
         self._look_at_disk()
         # catalogs and index may have grown, or a percentage of the disk shrunk

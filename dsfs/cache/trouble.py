@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 import structlog
 
@@ -35,3 +36,14 @@ class Trouble:
             log.info("cache directory works again", cache=self._root)
             self.reason = ""
             metrics.CACHE_TROUBLE.set(0)
+
+    def look_again(self, attempt: Callable[[], None]) -> None:
+        """Whether it is over: all may be cached by now, and nothing be brought that the disk could take."""
+        if not self.reason:
+            return
+        try:
+            attempt()
+        except OSError as error:
+            self.note(error)
+        else:
+            self.over()

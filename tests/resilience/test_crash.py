@@ -6,8 +6,8 @@ import contextlib
 import errno
 import os
 import signal
+import time
 import urllib.request
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,13 +53,18 @@ def test_healthy_is_told_once_readers_are_answered(mounts: Mounts, tmp_path: Pat
     source = make_tree(tmp_path / "source", files=4)
     datasets = [dataset(f"d{number}", source, "team") for number in range(40)]  # each takes a moment to come back
     mount = mounts.mount("-f", write_manifests(tmp_path / "m.yaml", *datasets), session="pyfuse3", dataset="team/d0")
-    healthz = partial(urllib.request.urlopen, f"http://{mount.http}/healthz", timeout=5)
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{mount.http}/healthz", timeout=5):
+            return True
+        return False
+
     for _ in range(3):
         mount.kill_server()
         eventually(lambda: not is_mounted(mount.mountpoint), 10, "the killed server's mount is gone")
-        while True:
-            with contextlib.suppress(OSError), healthz():
-                break
+        deadline = time.monotonic() + 30
+        while not answers():  # without a pause: what is told is looked at in the same moment
+            assert time.monotonic() < deadline, f"not healthy within 30 s: {mount.look()}"
         assert sorted(os.listdir(mount.root)) == sorted(os.listdir(source))
 
 
