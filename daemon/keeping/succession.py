@@ -118,7 +118,6 @@ class Succession:
             self.upgrade.fail(f"the new version does not start, the old one stays: {problem}")
         if self.server is None:
             if not self.standbys:
-                self.upgrade.nobody_serves()
                 self._note_failure()
             self.consider()
         else:
@@ -133,6 +132,7 @@ class Succession:
         return 0.0 if failures <= 1 else min(0.1 * 2.0 ** min(failures - 1, 10), _LONGEST_WAIT_S)
 
     def _note_failure(self) -> None:
+        self.upgrade.nobody_serves()
         self.failures += 1
         self.not_before = time.monotonic() + self._pause(self.failures)
         if self.failures >= _FRESH_AFTER and self._starter.ours:
@@ -307,7 +307,6 @@ class Succession:
         if self.upgrade.was_taken:
             self.upgrade.heir_failed(self.problem or what)
         else:
-            self.upgrade.nobody_serves()
             self._note_failure()
         self._owner.server_lost()
         self.consider()

@@ -245,8 +245,8 @@ class ByCourier:
             flight.stored = self._tier.adopt(file.key, file.size_bytes, stored, origin.id)
         origin.entitlement.note(sent.epoch)
         origin.count_fetched(file.size_bytes)
-        if report.hedged:
-            origin.count_hedged(report.hedged == 2)
+        if report.second is not None:
+            origin.count_hedged(report.second)
         self._tier.note_success()
         if sent.given_up:
             return

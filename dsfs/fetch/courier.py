@@ -339,24 +339,24 @@ class Courier:
                 remove_object(errand.path)
             self._give_up(line, f"the disk refuses ({error.strerror})")
             return
-        hedged = 0
+        second = None
         if line.beside is not None:
-            hedged = 2 if line.second else 1
+            second = line.second
             self._close(line.beside)
         if line.keeps_open and line.have == line.need:
             self._keep(line)
         else:
             self._close(line)
-        self._hand_over(errand, stored, hedged)
+        self._hand_over(errand, stored, second)
 
-    def _hand_over(self, errand: Errand, stored: Stored, hedged: int) -> None:
+    def _hand_over(self, errand: Errand, stored: Stored, second: bool | None) -> None:
         if errand.wants_fd:
             self._descriptors.append(stored.fd)
         else:
             os.close(stored.fd)
         self._reports.append(
             Report(
-                errand.number, int(Outcome.STORED), stored.space_bytes, stored.replaced, errand.wants_fd, hedged=hedged
+                errand.number, int(Outcome.STORED), stored.space_bytes, stored.replaced, errand.wants_fd, second=second
             )
         )
 

@@ -49,8 +49,8 @@ class Outcome(IntEnum):
 
 
 class Report(NamedTuple):
-    """``descriptor``: one came along for it. ``head`` and ``document`` are of an answer that was SAID. ``hedged``:
-    a second request was sent, and what came was of the first (1) or of that (2)."""
+    """``descriptor``: one came along for it. ``head`` and ``document`` are of an answer that was SAID. ``second``:
+    whether what came was of the second request; None: one was enough."""
 
     number: int
     outcome: int
@@ -60,7 +60,7 @@ class Report(NamedTuple):
     reason: str = ""
     head: bytes = b""
     document: bytes = b""
-    hedged: int = 0
+    second: bool | None = None
 
 
 def packed(message: Any) -> bytes:

@@ -86,7 +86,6 @@ class WholeSink(RangeSink):
 
     def whole(self) -> memoryview:
         """The object, once ``position`` is at its end."""
-        self.on_all_here()
         if len(self._pieces) != 1:
             self._pieces = [memoryview(b"".join(self._pieces))]
         return self._pieces[0]
@@ -96,6 +95,7 @@ class WholeSink(RangeSink):
 
         Takes as long as a hash of it does, so not in the FUSE loop.
         """
+        self.on_all_here()
         data, file = self.whole(), self._file
         digest = digest_of(file.origin.source, file.obj)
         if digest is None:
@@ -137,6 +137,7 @@ class BlockSink(RangeSink):
         super().__init__(file, wanted)
         self.keep = target is not None
         self.landed = landed
+        """Called on the file side with each block that is whole; another one may take its place between two tries."""
         self._bridge = bridge
         self._tier = tier
         self._target = target
