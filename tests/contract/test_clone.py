@@ -63,6 +63,7 @@ def test_a_clone_is_ready_at_once_and_fetches_nothing(
 
     if session == "direct":
         mount.kill_server()
+        eventually(lambda: mount.look()["healthy"], 20, "the next server answers")
         assert mount.dataset("two")["phase"] == "READY"
         assert dsfs("restart", mount.mountpoint).returncode == 0
         read_all(clone)
