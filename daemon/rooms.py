@@ -18,6 +18,7 @@ import trio
 
 from daemon.building import Builder
 from daemon.changes import Changes
+from daemon.completing import Completing
 from daemon.hints import Hints, Room
 from daemon.keeping.mounting import mount_table
 from daemon.node import Node
@@ -99,7 +100,8 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     flights.checks.on_wrong = session.forget_pages
     warming = Warming(settings.runtime_dir, tier, reader, background, lambda: shown.datasets)
     builder = Builder(settings, wanted)
-    shown = Shown(settings, builder, bridge, store, reader, background, session, tree, keeper, warming)
+    completing = Completing(warming, tier, background)
+    shown = Shown(settings, builder, bridge, store, reader, background, session, tree, keeper, warming, completing)
     changes = Changes(settings, builder, bridge, store, reader, background, shown)
     stack.push_async_callback(shown.close)
     await warming.remember()

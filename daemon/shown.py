@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from daemon.building import Builder
+from daemon.completing import Completing
 from daemon.credentials import Credentials
 from daemon.older import OlderRevisions
 from daemon.preheating import Preheating
@@ -61,10 +62,11 @@ class Shown:
         whole: WholeTree | None,
         keeper: KeeperClient,
         warming: Warming,
+        completing: Completing,
     ) -> None:
         self._settings = settings
         self._builder = builder
-        self._warming = warming
+        self._completing = completing
         self._bridge = bridge
         self._store = store
         self._reader = reader
@@ -154,7 +156,7 @@ class Shown:
         self._nursery.start_soon(_run, dataset, scope)
         if self._preheating.hides(manifest) and self._tree is not None and not shown_before:
             showing.unhide = lambda: self._enter(dataset)()
-        dataset.on_worth_completing = partial(self._warming.complete, dataset)
+        dataset.on_sampled = partial(self._completing.look, dataset)
         self._preheating.follow(showing)
         return self._enter(dataset) if showing.unhide is None else _nothing
 

@@ -22,7 +22,7 @@ import trio
 from dsfs.cache.node import NodeTier
 from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
-from dsfs.datasets.selection import CATALOG, Batches, Totals, measure
+from dsfs.datasets.selection import CATALOG, Batches, Found, Totals, matching, measure
 from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
@@ -64,8 +64,6 @@ class Job:
 
     asked: Asked
     what: str = WARM_UP
-    catalog: Catalog | None = None
-    """Of a completion: the revision that is completed, once."""
     state: State = State.LISTING
     message: str = ""
     totals: Totals = field(default_factory=lambda: Totals(0, 0, 0))
@@ -224,15 +222,15 @@ class Warming:
                 raise MountError(f"it is not listed: {dataset.message}")
             catalog = dataset.catalog
             is_shown = partial(self._is_shown, dataset, catalog)
-            await self._walk(job, dataset, catalog.file, is_shown)
+            await self._walk(job, dataset, partial(matching, catalog.file, asked.glob), is_shown)
             if is_shown():
                 return
 
     def _is_shown(self, dataset: Dataset, catalog: Catalog) -> bool:
         return self._datasets().get(dataset.manifest.id) is dataset and dataset.catalog is catalog
 
-    async def _walk(self, job: Job, dataset: Dataset, catalog_file: str, is_shown: Callable[[], bool]) -> None:
-        """Warm one revision, for as long as it is the one that is wanted."""
+    async def _walk(self, job: Job, dataset: Dataset, found: Callable[[], Found], is_shown: Callable[[], bool]) -> None:
+        """Warm what was found in one revision, for as long as it is the one that is wanted."""
 
         async def next_batch() -> list[RemoteFile]:
             if not is_shown():
@@ -244,14 +242,12 @@ class Warming:
                 dataset.note_changed()
 
         glob = job.asked.glob
-        job.totals = await trio.to_thread.run_sync(
-            measure, catalog_file, glob, self._reader.block_bytes, limiter=CATALOG
-        )
+        job.totals = await trio.to_thread.run_sync(measure, found(), self._reader.block_bytes, limiter=CATALOG)
         if glob and not job.totals.files:
             raise ConfigError(f"no file matches {glob}")
         self._check_room(job, dataset)
         job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error), State.WARMING
-        batches = Batches(catalog_file, glob, dataset.origin)
+        batches = Batches(found(), dataset.origin)
         try:
             await job.warm.run(next_batch)
         finally:
@@ -281,18 +277,21 @@ class Warming:
         finally:
             self._jobs.pop(_preheat_id(dataset), None)
 
-    def complete(self, dataset: Dataset) -> None:
-        """Much of a dataset was read here and there: bring in the rest of it behind the readers."""
+    async def complete(self, dataset: Dataset, catalog: Catalog, found: Callable[[], Found]) -> None:
+        """Bring in what was found in one revision behind the readers, for as long as it is shown. Failures are told."""
         asked = Asked(f"completion-{dataset.manifest.namespace}-{dataset.manifest.name}", dataset.manifest.id, "", None)
-        known = self._jobs.get(asked.id)
-        if known is None or (known.ended_s is not None and known.catalog is not dataset.catalog):
-            job = self._jobs[asked.id] = Job(asked, COMPLETION, catalog=dataset.catalog)
-            self._nursery.start_soon(self._run, job)
+        job = self._jobs[asked.id] = Job(asked, COMPLETION)
+        with job.scope:
+            await self._carry_out(
+                job, lambda: self._walk(job, dataset, found, partial(self._is_shown, dataset, catalog))
+            )
+        if job.scope.cancelled_caught:
+            job.end(State.CANCELLED, "cancelled")
 
     async def warm_revision(self, dataset: Dataset, catalog_file: str) -> None:
         """Warm a revision that is not shown yet. Raises CacheFull with what kept it from being warm."""
         job = Job(_preheat_of(dataset), PREHEAT)
-        await self._carry_out(job, lambda: self._walk(job, dataset, catalog_file, lambda: True))
+        await self._carry_out(job, lambda: self._walk(job, dataset, partial(matching, catalog_file, ""), lambda: True))
         if job.state is not State.DONE:
             raise CacheFull(job.line())
 

@@ -19,7 +19,17 @@ _COLUMNS = "ino, parent, name, kind, size, mtime_ns, tag, target, executable, li
 _BY_NAME = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name = ? AND kind >= 0"
 _BY_INO = f"SELECT {_COLUMNS} FROM entry WHERE ino = ? AND kind >= 0"
 _AFTER = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name > ? AND kind >= 0 ORDER BY name LIMIT ?"
+_CHILDREN = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND kind >= 0 ORDER BY name"
 _NAME_OF = "SELECT parent, name FROM entry WHERE ino = ?"
+_SMALL_BELOW = f"""
+    WITH RECURSIVE below (ino) AS (
+        SELECT ?
+        UNION ALL
+        SELECT entry.ino FROM entry JOIN below ON entry.parent = below.ino WHERE kind = {Kind.DIRECTORY:d}
+    )
+    SELECT count(*), total(size) FROM entry JOIN below ON entry.parent = below.ino
+    WHERE kind = {Kind.FILE:d} AND size BETWEEN 1 AND ?
+"""
 
 
 class Row(NamedTuple):
@@ -44,6 +54,7 @@ class Catalog:
     def __init__(self, path: str) -> None:
         self.file = path
         self._paths: LRUCache[int, str] = LRUCache(4096)
+        self._parents: LRUCache[int, int] = LRUCache(4096)  # of directories
         self._db = _connect(path, immutable=False)
         self.created_ns = int(self._meta("created_ns"))
         self.sealed = False
@@ -120,6 +131,44 @@ class Catalog:
             known = self.path_of(ino)
             self._paths[ino] = known
         return known
+
+    def directories_above(self, ino: int) -> list[int]:
+        """Those that an entry lies below, the nearest first, the root last; none for what is no entry here."""
+        above: list[int] = []
+        while ino != ROOT_INO:
+            parent = self._parents.get(ino)
+            if parent is None:
+                found = self._db.execute(_NAME_OF, (ino,)).fetchone()
+                if found is None:
+                    return []
+                parent = found[0]
+                if above:
+                    self._parents[ino] = parent
+            above.append(parent)
+            ino = parent
+        return above
+
+    def small_below(self, directory: int, largest: int) -> tuple[int, int]:
+        """How many files of at most ``largest`` bytes, and not empty, lie anywhere below a directory, and their bytes.
+        For scans, on a catalog opened for it."""
+        files, size = self._db.execute(_SMALL_BELOW, (directory, largest)).fetchone()
+        return files, int(size)
+
+    def files_below(self, directory: int) -> Iterator[tuple[str, Row]]:
+        """Every file and link anywhere below a directory with its path, directory by directory, by name. For scans, on
+        a catalog opened for it."""
+        waiting = [directory]
+        while waiting:
+            ino = waiting.pop()
+            path = self.path_of(ino)
+            within = []
+            for values in self._db.execute(_CHILDREN, (ino,)):
+                row = Row._make(values)
+                if row.kind == Kind.DIRECTORY:
+                    within.append(row.ino)
+                else:
+                    yield join(path, row.name), row
+            waiting.extend(reversed(within))
 
     def find(self, path: str) -> Row | None:
         """The entry at a path, if it is a row already."""

@@ -33,6 +33,7 @@ from dsfs.errors import (
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.manifest.schema import Manifest, SourceType
 from dsfs.model import Phase, SourceObject
+from dsfs.prefetch.completion import Samples
 from dsfs.sources.base import Source
 
 log = structlog.get_logger()
@@ -88,8 +89,9 @@ class Dataset:
         """Called whenever another revision is shown, or the one that is has become whole."""
         self.on_touch: Callable[[int], None] | None = None
         """Told the number of each file that is opened or read, as far as the kernel asks for it."""
-        self.on_worth_completing: Callable[[], None] = _nobody_to_call
-        """Called when so much of the dataset was read here and there that the rest is worth having, and fits."""
+        self.on_sampled: Callable[[Sequence[int], Samples], None] = _nobody_to_ask
+        """Given directories below which many small files were read here and there, the nearest first: the rest may be
+        worth having."""
         self.before_swap: Callable[[str], Awaitable[None]] = _nothing_to_do_before
         """Given the catalog of the next revision before it is shown; what it raises keeps that from being shown."""
         self.swapped = trio.Event()
@@ -365,6 +367,10 @@ def _totals_of(file: str) -> tuple[int, int, int]:
         return catalog.totals()
     finally:
         catalog.close()
+
+
+def _nobody_to_ask(directories: Sequence[int], samples: Samples) -> None:
+    return
 
 
 def _nobody_to_call() -> None:

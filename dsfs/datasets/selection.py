@@ -1,10 +1,12 @@
-"""What a glob names in a dataset: a path, a directory, or a pattern. Scans of a catalog, in threads."""
+"""Which files of a dataset are meant: by a glob, which is a path, a directory or a pattern; or small ones below a
+directory. Scans of a catalog, in threads."""
 
 from __future__ import annotations
 
 import fnmatch
 import threading
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -28,19 +30,25 @@ class Totals:
     space_bytes: int
 
 
-def matching(catalog_file: str, glob: str) -> Generator[tuple[str, Row], None, None]:
-    """(path, row) of the files that a glob names, in order of listing; "" names all.
+Found = Generator[tuple[str, Row], None, None]
+"""Paths and rows. Each scan opens the catalog anew, so that it does not stand in the way of look-ups."""
 
-    Opens the catalog anew, so that a long scan does not stand in the way of look-ups.
-    """
-    catalog = Catalog(catalog_file)
-    try:
-        pattern = glob.rstrip("/")
+
+def matching(catalog_file: str, glob: str) -> Found:
+    """The files that a glob names, in order of listing; "" names all."""
+    pattern = glob.rstrip("/")
+    with closing(Catalog(catalog_file)) as catalog:
         for path, row in catalog.files():
             if row.kind == Kind.FILE and row.size is not None and named(path, pattern):
                 yield path, row
-    finally:
-        catalog.close()
+
+
+def small_below(catalog_file: str, directory: int, largest: int) -> Found:
+    """The files of at most ``largest`` bytes, and not empty, anywhere below a directory."""
+    with closing(Catalog(catalog_file)) as catalog:
+        for path, row in catalog.files_below(directory):
+            if row.kind == Kind.FILE and 0 < (row.size or 0) <= largest:
+                yield path, row
 
 
 def named(path: str, pattern: str) -> bool:
@@ -48,10 +56,10 @@ def named(path: str, pattern: str) -> bool:
     return not pattern or path == pattern or path.startswith(f"{pattern}/") or fnmatch.fnmatchcase(path, pattern)
 
 
-def measure(catalog_file: str, glob: str, block_bytes: int) -> Totals:
-    """What bringing in all that a glob names would come to."""
+def measure(found: Found, block_bytes: int) -> Totals:
+    """What bringing in all of it would come to."""
     files = size_bytes = space_bytes = 0
-    for _path, row in matching(catalog_file, glob):
+    for _path, row in found:
         size = row.size or 0
         files += 1
         size_bytes += size
@@ -60,21 +68,21 @@ def measure(catalog_file: str, glob: str, block_bytes: int) -> Totals:
 
 
 class Batches:
-    """The files that a glob names, so many at a time. Any thread may call, one at a time."""
+    """The files that were found, so many at a time. Any thread may call, one at a time."""
 
-    def __init__(self, catalog_file: str, glob: str, origin: Origin) -> None:
+    def __init__(self, found: Found, origin: Origin) -> None:
         self._origin = origin
-        self._rows = matching(catalog_file, glob)
+        self._found = found
         self._lock = threading.Lock()
 
     def next(self, most: int) -> list[RemoteFile]:
         """Empty at the end."""
         with self._lock:
-            return [remote_file(self._origin, path, row) for path, row in islice(self._rows, most)]
+            return [remote_file(self._origin, path, row) for path, row in islice(self._found, most)]
 
     def close(self) -> None:
         with self._lock:
-            self._rows.close()  # it holds the catalog open
+            self._found.close()  # it holds the catalog open
 
 
 def remote_file(origin: Origin, path: str, row: Row) -> RemoteFile:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from cachetools import LRUCache
 
 from dsfs import metrics
-from dsfs.catalog.lookup import Row
+from dsfs.catalog.lookup import Catalog, Row
 from dsfs.datasets.dataset import Dataset
 from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.reader import Reader
 from dsfs.model import Kind
-from dsfs.prefetch.completion import COMPLETE_SHARE, worth_completing
+from dsfs.prefetch.completion import Samples, worth_completing
 from dsfs.prefetch.formats import first_wants
 from dsfs.prefetch.neighbours import LOOK_FILES, MOST_FILES, Neighbour, Neighbours
 from dsfs.prefetch.sequential import Streams
@@ -23,8 +23,6 @@ from dsfs.prefetch.worth import Worth
 from dsfs.ranges import ByteRange
 
 _KNOWN_FILES = 8192
-_LOOK_AT_SHARE_MISSES = 128
-"""Cold reads of small files until it is asked whether the rest of the dataset is worth having."""
 
 POLICIES = ("sequential", "strided", "neighbours")
 
@@ -44,8 +42,8 @@ class Ahead:
         self._worth = {policy: Worth() for policy in POLICIES}
         self._neighbours = Neighbours(self._worth["neighbours"])
         self._counted = dict.fromkeys(POLICIES, 0)
-        self._misses = 0
-        self._last_missed = 0
+        self._samples = Samples()
+        self._sampled: Catalog | None = None
 
     def opened(self, ino: int) -> None:
         """A file is opened, or read by somebody who may not have asked to open it."""
@@ -69,25 +67,23 @@ class Ahead:
 
     def missed(self, ino: int) -> None:
         """A small file is read that was not here."""
-        if ino == self._last_missed:
-            return  # the kernel asks in pieces
-        self._last_missed = ino
+        catalog = self._dataset.catalog
+        if catalog is not self._sampled:  # another revision may have other files below
+            self._sampled, self._samples = catalog, Samples()
+        if not self._samples.is_new(ino):
+            return
         if self._neighbours.follows(ino) is None and self._neighbours.worth_beginning():
             row = self._dataset.row(ino)
             if row is not None:
                 self._neighbours.begin(row.parent, ino, self._behind(ino, LOOK_FILES))
                 self._count("neighbours")
-        self._misses += 1
-        if self._misses % _LOOK_AT_SHARE_MISSES == 0 and self._dataset.catalog.sealed:
-            files, total_bytes, _skipped = self._dataset.catalog.totals()
-            if self._misses < files * COMPLETE_SHARE:
-                return  # a few large ones may be a quarter of the bytes, and say nothing of many small ones
-            origin = self._dataset.origin
-            room = self._cache_limit_bytes
-            if origin.quota_bytes is not None:
-                room = min(room, 2 * origin.quota_bytes)  # all of its quota is its own
-            if worth_completing(self._reader.cached_bytes(origin.id), total_bytes, room):
-                self._dataset.on_worth_completing()
+        due = self._samples.missed(catalog.directories_above(ino))
+        if catalog.sealed:
+            if due:
+                self._dataset.on_sampled(due, self._samples)
+            return
+        for directory in due:
+            self._samples.not_yet(directory)
 
     def on_read(self, ino: int, file: RemoteFile, wanted: ByteRange) -> None:
         """A range of a large file is read."""

@@ -48,23 +48,46 @@ def test_the_rest_of_a_dataset_that_is_read_at_random_comes_behind_the_readers(m
     assert mount.sum_of("dsfs_origin_read_bytes_total") == 400 * 3000
 
 
-def test_a_large_file_is_no_quarter_of_a_dataset_of_many_small_ones(mounts: Mounts, tmp_path: Path) -> None:
+def test_the_rest_of_the_directory_that_is_read_at_random_comes_alone(mounts: Mounts, tmp_path: Path) -> None:
+    """What lies beside it is not read, and what is large in it is not like what was read."""
+    source = tmp_path / "source"
+    for place, number in [("train/a", 200), ("train/b", 200), ("val", 600)]:
+        (source / place).mkdir(parents=True)
+        for each in range(number):
+            (source / place / f"f{each:03d}").write_bytes(os.urandom(3000))
+    (source / "train" / "large").write_bytes(os.urandom(6 << 20))
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    names = [str(path.relative_to(source)) for path in (source / "train").rglob("f*")]
+    random.Random(7).shuffle(names)
+    for name in names[:60]:
+        assert (mount.root / name).read_bytes() == (source / name).read_bytes()
+    assert mount.sum_of("dsfs_origin_read_bytes_total") < 100 * 3000, "a look at some of them is not a reading of all"
+    for name in names[60:100]:
+        assert (mount.root / name).read_bytes() == (source / name).read_bytes()
+    eventually(lambda: mount.dataset()["cached_bytes"] == 400 * 3000, 20, "all small ones of it are there")
+    for name in names:
+        assert (mount.root / name).read_bytes() == (source / name).read_bytes()
+    assert mount.sum_of("dsfs_origin_read_bytes_total") == 400 * 3000
+
+
+def test_a_large_file_is_no_part_of_many_small_ones(mounts: Mounts, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    (source / "large").write_bytes(os.urandom(6 << 20))  # far more than a quarter of the bytes
-    for number in range(800):
-        (source / f"f{number:03d}").write_bytes(os.urandom(3000))
+    (source / "large").write_bytes(os.urandom(6 << 20))  # most of the bytes
+    for number in range(3000):
+        (source / f"f{number:04d}").write_bytes(os.urandom(3000))
     mount = mounts.mount(source)
     mount.wait_phase("READY")
     assert (mount.root / "large").read_bytes() == (source / "large").read_bytes()
-    names = [f"f{number:03d}" for number in range(800)]
+    names = [f"f{number:04d}" for number in range(3000)]
     random.Random(7).shuffle(names)
     for name in names[:170]:
         assert (mount.root / name).read_bytes() == (source / name).read_bytes()
     assert mount.sum_of("dsfs_origin_read_bytes_total") < (6 << 20) + 250 * 3000, "nobody asked for the rest"
     for name in names[170:400]:
         assert (mount.root / name).read_bytes() == (source / name).read_bytes()
-    eventually(lambda: mount.dataset()["cached_bytes"] == (6 << 20) + 800 * 3000, 20, "now all of it is there")
+    eventually(lambda: mount.dataset()["cached_bytes"] == (6 << 20) + 3000 * 3000, 20, "now all of it is there")
 
 
 def test_a_footer_comes_with_the_open(mounts: Mounts) -> None:
