@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 import trio
 
+from dsfs import metrics
 from dsfs.cache.node import NodeTier
 from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
@@ -279,14 +280,16 @@ class Warming:
 
     async def complete(self, dataset: Dataset, catalog: Catalog, found: Callable[[], Found]) -> None:
         """Bring in what was found in one revision behind the readers, for as long as it is shown. Failures are told."""
-        asked = Asked(f"completion-{dataset.manifest.namespace}-{dataset.manifest.name}", dataset.manifest.id, "", None)
+        manifest = dataset.manifest
+        asked = Asked(f"completion-{manifest.namespace}-{manifest.name}", manifest.id, "", None)
         job = self._jobs[asked.id] = Job(asked, COMPLETION)
+        is_shown = partial(self._is_shown, dataset, catalog)
         with job.scope:
-            await self._carry_out(
-                job, lambda: self._walk(job, dataset, found, partial(self._is_shown, dataset, catalog))
-            )
+            await self._carry_out(job, lambda: self._walk(job, dataset, found, is_shown))
         if job.scope.cancelled_caught:
             job.end(State.CANCELLED, "cancelled")
+        fetched_bytes = job.warm.progress().fetched_bytes if job.warm else 0
+        metrics.PREFETCH_BYTES.labels(manifest.namespace, manifest.name, COMPLETION).inc(fetched_bytes)
 
     async def warm_revision(self, dataset: Dataset, catalog_file: str) -> None:
         """Warm a revision that is not shown yet. Raises CacheFull with what kept it from being warm."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def test_the_rest_of_the_directory_that_is_read_at_random_comes_alone(mounts: Mo
     for name in names[60:100]:
         assert (mount.root / name).read_bytes() == (source / name).read_bytes()
     eventually(lambda: mount.dataset()["cached_bytes"] == 400 * 3000, 20, "all small ones of it are there")
+    brought = partial(mount.sum_of, "dsfs_prefetch_bytes_total", policy="completion")
+    eventually(lambda: brought() >= 250 * 3000, 10, "it is told who asked for that")
     for name in names:
         assert (mount.root / name).read_bytes() == (source / name).read_bytes()
     assert mount.sum_of("dsfs_origin_read_bytes_total") == 400 * 3000
