@@ -1,18 +1,20 @@
 """What a cold read costs in processor time, which says more than a clock on a machine with other work to do.
 
-    python -m benchmarks.cost --origin http|s3
+    python -m benchmarks.cost --origin http|s3 [--flames DIR]
 
 CPU seconds of the server (of dsfs with its courier) per GB of one large file, and per 1,000 small files, for rclone and
-dsfs in turn.
+dsfs in turn. With --flames where dsfs spends them: a flame graph for each of its processes and each row.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,6 +49,7 @@ def main() -> None:
     parser = command_line("benchmarks.cost", __doc__)
     parser.add_argument("--origin", choices=("s3", "http"), default="http")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--flames", type=Path, metavar="DIR", help="flame graphs of the last round (needs py-spy)")
     args = parser.parse_args()
     with TemporaryDirectory(prefix="dsfs-cost-", ignore_cleanup_errors=True) as made:
         work = Path(made)
@@ -57,16 +60,34 @@ def main() -> None:
             for _ in range(args.rounds):
                 for name, start in contestants(origin, work / "source", work, {"rclone", "dsfs daemon"}).items():
                     with start() as root:
-                        measure(table, name, root)
+                        measure(table, name, root, args.flames)
 
 
-def measure(table: Table, name: str, root: Path) -> None:
+@contextmanager
+def watched(pids: Sequence[int], unit: str, directory: Path | None) -> Iterator[None]:
+    """A flame graph for each of these processes: what runs, and in which part of the code; without what only waits."""
+    with ExitStack() as watching:
+        for pid in pids if directory is not None else ():
+            target = f"{directory}/{processes.name_of(pid)}-{unit.replace(' ', '-').replace(',', '')}.svg"
+            command = [peers.BIN / "py-spy", "record", "--rate=200", f"--output={target}", f"--pid={pid}"]
+            recorder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert recorder.stdout is not None
+            watching.callback(recorder.communicate)  # it writes what it has found
+            watching.callback(recorder.send_signal, signal.SIGINT)
+            while "Sampling" not in (line := recorder.stdout.readline()):
+                if not line:
+                    raise RuntimeError(f"py-spy ended with status {recorder.wait()}")
+        yield
+
+
+def measure(table: Table, name: str, root: Path, flames: Path | None) -> None:
     pids = server_of(root, name)
     for unit, workload, count in UNITS:
         os.sync()
-        before, began_s = processes.cpu_s(*pids), time.perf_counter()
-        workload(root)
-        wall_s, after = time.perf_counter() - began_s, processes.cpu_s(*pids)
+        with watched(pids, unit, None if name == "rclone" else flames):
+            before, began_s = processes.cpu_s(*pids), time.perf_counter()
+            workload(root)
+            wall_s, after = time.perf_counter() - began_s, processes.cpu_s(*pids)
         user, system = ((b - a) / count for a, b in zip(before, after, strict=True))
         cpu = (f"{each:.2f}" for each in (user + system, user, system))
         table.row(name, unit, *cpu, f"{wall_s:.2f}", f"{os.getloadavg()[0]:.1f}")
