@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -163,8 +164,16 @@ class Bridge:
         return await future
 
     async def to_disk(self, function: Callable[..., T], *args: object) -> T:
-        """From the network side: run something that waits for the disk in one of a few threads."""
-        return await self._loop.run_in_executor(self._disk, function, *args)
+        """From the network side: run something that waits for the disk in one of a few threads.
+
+        Waited for when the caller is cancelled too: nobody else may take the cache over while it still writes.
+        """
+        work = self._loop.run_in_executor(self._disk, partial(function, *args))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from dsfs.cache.direct import DirectWrites
+from dsfs.cache.direct import NOT_HERE, SECTOR_BYTES, DirectWrites, open_direct
 from dsfs.cache.mapfile import (
     BOOT_AT,
     GENERATION,
@@ -42,7 +42,6 @@ from dsfs.ranges import ByteRange, block_count, block_range, blocks_of
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <linux/falloc.h>
-_SECTOR = 4096  # what O_DIRECT wants offsets, lengths and buffers to be multiples of; less is enough on most disks
 _UNTRIED, _REFUSED = -1, -2
 _opening_direct = threading.Lock()
 
@@ -287,20 +286,20 @@ class BlockMap:
         The kernel drops pages of this range that reading next to it brought in, before it returns (kiocb_invalidate_
         post_direct_write in mm/filemap.c), so a later read cannot see the hole that was here.
         """
-        if len(data) % _SECTOR or offset % _SECTOR or self._direct_fd == _REFUSED or not direct.choose():
+        if len(data) % SECTOR_BYTES or offset % SECTOR_BYTES or self._direct_fd == _REFUSED or not direct.choose():
             return False
         try:
             with _opening_direct:
                 if self._direct_fd == _UNTRIED:
-                    self._direct_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+                    self._direct_fd = open_direct(self.fd)
             with direct.timed(len(data)):
                 count = os.pwrite(self._direct_fd, data, offset)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            if error.errno not in NOT_HERE:
                 raise
             if self._direct_fd == _UNTRIED:
                 self._direct_fd = _REFUSED
-            return False  # a file system without, or a buffer that is not aligned
+            return False
         return count == len(data)
 
     def retract(self, blocks: Iterable[int], count: Callable[[int], None] = lambda _freed: None) -> int | None:

@@ -8,6 +8,8 @@ through the page cache, which takes a burst of a download at the speed of memory
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections import deque
@@ -20,6 +22,10 @@ LEAST_BYTES_PER_S: Final = 200e6
 PROBE_EVERY: Final = 64
 """One block in so many goes past the page cache on a disk that was slow, to see whether it still is."""
 REMEMBERED: Final = 8
+SECTOR_BYTES: Final = 4096
+"""What O_DIRECT wants offsets, lengths and buffers to be multiples of; less is enough on most disks."""
+NOT_HERE: Final = (errno.EINVAL, errno.EOPNOTSUPP)
+"""Errors of a file system that does not know it, or of a buffer that is not aligned."""
 _TOGETHER: Final = 16  # writes that make one measurement, when they follow each other without a pause
 
 
@@ -29,6 +35,11 @@ def pays(rates: Collection[float], blocks_since_probe: int) -> bool:
     The best of enough of them counts: a write that waited for a processor says nothing about the disk.
     """
     return len(rates) < REMEMBERED or max(rates) >= LEAST_BYTES_PER_S or blocks_since_probe >= PROBE_EVERY
+
+
+def open_direct(fd: int) -> int:
+    """Another descriptor of a file, for writes past the page cache. Raises OSError; ``NOT_HERE`` where none can be."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
 
 
 class DirectWrites:

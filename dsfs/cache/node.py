@@ -196,18 +196,21 @@ class NodeTier:
 
     # -- bringing in --------------------------------------------------------------------------------------------
 
-    def put_whole(self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str) -> None:
+    def put_whole(
+        self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str, *, past_cache: bool = False
+    ) -> None:
         """Store an object that is wholly in memory: its data under a new inode, then its map, renamed into place.
 
         Data without a map counts for nothing; what an earlier try left, a passthrough reader may still hold, so it is
-        unlinked and never written into.
+        unlinked and never written into. ``past_cache``: who reads it now has it from memory, and not from this file.
 
         Raises OSError when the disk refuses; then nothing of it is left.
         """
         path = self.layout.object_path(key)
+        direct = self._direct if past_cache else None
         with self._making.making(key):
             try:
-                stored = store_whole(path, key, size_bytes, self.block_bytes, self._boot, data)
+                stored = store_whole(path, key, size_bytes, self.block_bytes, self._boot, data, direct)
             except OSError:
                 self.drop(key)
                 raise

@@ -8,6 +8,7 @@ import threading
 from typing import NamedTuple
 
 from dsfs.cache.complete import clear_mark, set_mark
+from dsfs.cache.direct import DirectWrites
 from dsfs.cache.mapfile import crc32c, pack_complete
 from dsfs.cache.new_file import new_file, write_all
 from dsfs.ranges import block_count, block_range
@@ -22,9 +23,15 @@ class Stored(NamedTuple):
 
 
 def store_whole(
-    path: str, key: str, size_bytes: int, block_bytes: int, boot: bytes, data: bytes | bytearray | memoryview
+    path: str,
+    key: str,
+    size_bytes: int,
+    block_bytes: int,
+    boot: bytes,
+    data: bytes | bytearray | memoryview,
+    direct: DirectWrites | None = None,
 ) -> Stored:
-    """Its data under a new inode, then its map, renamed into place. Blocks on the disk.
+    """Its data under a new inode, then its map, renamed into place. Blocks on the disk. ``direct``: see ``write_all``.
 
     Data without a map counts for nothing; what an earlier try left, a passthrough reader may still hold, so it is
     unlinked and never written into. Raises OSError when the disk refuses: see ``remove_object``.
@@ -39,7 +46,7 @@ def store_whole(
     ]
     try:
         with new_file(path) as (fd, replaced):
-            data_space = write_all(fd, view)
+            data_space = write_all(fd, view, direct)
             with new_file(map_aside) as (map_fd, _replaced):
                 map_space = write_all(map_fd, pack_complete(key, size_bytes, block_bytes, boot, sums))
                 set_mark(map_fd, key, boot)

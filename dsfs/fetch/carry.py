@@ -27,8 +27,8 @@ class Carrier:
         self._wire = Wire()
         bridge.at_end.append(self._wire.close)
 
-    async def whole(self, file: RemoteFile, sink: WholeSink, *, keep: bool) -> tuple[memoryview, OSError | None]:
-        """All of a small object, stored if it is to be kept: its bytes, and why they could not be stored."""
+    async def whole(self, file: RemoteFile, sink: WholeSink, *, keep: bool) -> OSError | None:
+        """All of a small object, stored if it is to be kept; why it could not be."""
         rest = sink.rest
         if rest.length:
             try:

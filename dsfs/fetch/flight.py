@@ -60,6 +60,8 @@ class Flight:
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     scope: trio.CancelScope | None = None
     """Of its task, if it has one."""
+    handed_out: bool = False
+    """Whether its readers get the bytes from here, so that they need not be in the page cache of the file as well."""
     when_over: list[Callable[[], None]] = field(default_factory=list)
     """Called once when it is done, for who waits without a task."""
     joined: bool = False

@@ -18,7 +18,7 @@ from dsfs.fetch.content import ContentChecks
 from dsfs.fetch.flight import SMALL_BLOCKS, Flight, range_of
 from dsfs.fetch.from_origin import FromOrigin
 from dsfs.fetch.from_shared import FromShared
-from dsfs.fetch.origin import Origin, RemoteFile
+from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import FetchQueue, Priority
 from dsfs.fetch.room import Room
 from dsfs.fetch.shared import Busy, SharedTier
@@ -82,7 +82,9 @@ class Flights:
         """Whether one of these blocks is on its way."""
         return any((key, block) in self._by_block for block in blocks)
 
-    def ensure(self, file: RemoteFile, blocks: Iterable[int], priority: Priority) -> Mapping[int, Flight]:
+    def ensure(
+        self, file: RemoteFile, blocks: Iterable[int], priority: Priority, *, handed_out: bool = False
+    ) -> Mapping[int, Flight]:
         """A flight for each of these blocks (ascending); those that are not on their way yet start."""
         flights: dict[int, Flight] = {}
         absent: list[int] = []
@@ -102,6 +104,7 @@ class Flights:
             absent = [block for block in range(total) if (file.key, block) not in self._by_block]
         for run, first in self._runs(file, absent, priority):
             flight = self._start(file, run, first, priority)
+            flight.handed_out = handed_out
             for block in run:
                 flights[block] = flight
         return flights
@@ -124,12 +127,12 @@ class Flights:
         """
         shared = self._from_shared
         if not absent or shared is None or not shared.takes(file):
-            return [(run, run.start) for run in runs(absent, self._run_blocks(file.origin))]
+            return [(run, run.start) for run in runs(absent, self._run_blocks(file))]
         found: list[tuple[range, int]] = []
         for number, inside in groupby(absent, lambda block: block // GROUP_BLOCKS):
             group, wanted = group_blocks(number, file.size_bytes, self._tier.block_bytes), list(inside)
             if any((file.key, block) in self._by_block for block in group):  # begun while there was no shared tier
-                found += ((run, run.start) for run in runs(wanted, self._run_blocks(file.origin)))
+                found += ((run, run.start) for run in runs(wanted, self._run_blocks(file)))
             else:
                 found.append((group, wanted[0]))
         if priority is Priority.WARM:
@@ -137,8 +140,10 @@ class Flights:
             found = found[turn:] + found[:turn]
         return found
 
-    def _run_blocks(self, origin: Origin) -> int:
-        wanted = self._queue.range_bytes(origin) / self._tier.block_bytes
+    def _run_blocks(self, file: RemoteFile) -> int:
+        if block_count(file.size_bytes, self._tier.block_bytes) <= SMALL_BLOCKS:
+            return SMALL_BLOCKS  # in parts it would not be stored as a whole
+        wanted = self._queue.range_bytes(file.origin) / self._tier.block_bytes
         return int(max(SHORTEST_RUN_BLOCKS, min(LONGEST_RUN_BLOCKS, wanted)))
 
     def first_block(self, file: RemoteFile) -> int:

@@ -15,7 +15,7 @@ from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.carry import Carrier
 from dsfs.fetch.content import ContentChecks
 from dsfs.fetch.entitlement import Unread
-from dsfs.fetch.flight import Flight, range_of
+from dsfs.fetch.flight import SMALL_BLOCKS, Flight, range_of
 from dsfs.fetch.fresh import Fresh
 from dsfs.fetch.hedge import Try, hedged
 from dsfs.fetch.origin import RemoteFile
@@ -31,6 +31,7 @@ from dsfs.sources.wire import as_wire
 T = TypeVar("T")
 
 _FRESH_BYTES: Final = 64 * MiB
+_WHOLE_KEPT: Final = 8
 
 
 class FromOrigin:
@@ -52,6 +53,7 @@ class FromOrigin:
         self._deadline_s = deadline_s
         self._carrier = Carrier(bridge, tier)
         self._buffers = Buffers(tier.block_bytes, _FRESH_BYTES // tier.block_bytes)
+        self._whole_buffers = Buffers(SMALL_BLOCKS * tier.block_bytes, _WHOLE_KEPT)
         self.fresh = Fresh(_FRESH_BYTES, tier.block_bytes)
         self.streams = Streams(nursery, bridge, tier, room, self._carrier, self._buffers, self.fresh, deadline_s)
 
@@ -68,33 +70,44 @@ class FromOrigin:
 
     async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
         file, tier = flight.file, self._tier
-        sink = WholeSink(file)
         epoch = file.origin.entitlement.epoch
+        at_once = flight.handed_out and len(flight.blocks) > 1  # then it takes longer to store it than to hand it out
 
-        async def whole(sink: WholeSink, begun: Callable[[], None]) -> tuple[WholeSink, memoryview, OSError | None]:
+        def landed(data: memoryview) -> None:
+            file.origin.entitlement.note(epoch)
+            places = {block: block_range(block, file.size_bytes, tier.block_bytes) for block in flight.blocks}
+            blocks = {block: data[place.start : place.stop] for block, place in places.items()}
+            if keep and at_once:
+                for block, part in blocks.items():
+                    self.fresh.add(file.key, block, part)
+            flight.show(blocks)
+
+        def new_sink() -> WholeSink:
+            return WholeSink(file, self._whole_buffers, partial(self._bridge.soon, landed) if at_once else None)
+
+        sink = new_sink()
+
+        async def whole(sink: WholeSink, begun: Callable[[], None]) -> tuple[WholeSink, OSError | None]:
             sink.on_all_here = partial(self._bridge.soon, begun)
-            return (sink, *await self._carrier.whole(file, sink, keep=keep))
+            return sink, await self._carrier.whole(file, sink, keep=keep)
 
-        async def bring() -> tuple[memoryview, OSError | None]:
+        async def bring() -> OSError | None:
             nonlocal epoch, sink
             if flight.told is not None:
                 told, flight.told = flight.told, None
                 raise told
             if sink.rest.length:  # else nothing is asked of the source, and nothing proven
                 epoch = file.origin.entitlement.epoch
-            sink, data, trouble = await self._hedged(
-                flight, partial(whole, sink), lambda begun: whole(WholeSink(file), begun)
-            )
-            return data, trouble
+            sink, trouble = await self._hedged(flight, partial(whole, sink), lambda begun: whole(new_sink(), begun))
+            return trouble
 
-        data, trouble = await patiently(file.origin, bring, self._deadline_s - flight.waited_s)
-        file.origin.entitlement.note(epoch)
+        trouble = await patiently(file.origin, bring, self._deadline_s - flight.waited_s)
         if trouble is not None:
             tier.note_trouble(trouble)
         elif keep:
             tier.note_success()
-        places = {block: block_range(block, file.size_bytes, tier.block_bytes) for block in flight.blocks}
-        flight.show({block: data[place.start : place.stop] for block, place in places.items()})
+        if not at_once:
+            landed(sink.whole())
 
     async def _bring_blocks(self, flight: Flight, target: BlockMap | None) -> bool:
         """As ranges, or from a stream where the server has no ranges; whether a stream brought (and counted) them."""

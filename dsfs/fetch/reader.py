@@ -125,7 +125,7 @@ class Reader:
     ) -> list[Buffer] | None:
         """Missing blocks from flights, the others from ``obj``; None when one of those went away."""
         asked_s = trio.current_time()
-        flights = self._flights.ensure(file, missing, Priority.DEMAND)
+        flights = self._flights.ensure(file, missing, Priority.DEMAND, handed_out=True)
         absent = frozenset(missing)  # a flight may bring what is here too, and nobody has to wait for that
         pieces: list[Buffer] = []
         read: list[tuple[Tier, int]] = []  # counted once it is given out: a round that fails is done again
@@ -143,6 +143,8 @@ class Reader:
                     return None
                 pieces.append(data[part.start - place.start : part.stop - place.start])
                 read.append((tier, part.length))
+                if part.stop == place.stop:
+                    self._flights.fresh.drop(file.key, block)  # as what is given from there
             elif (data_here := self._flights.fresh.block(file.key, block)) is not None:
                 pieces.append(data_here[part.start - place.start : part.stop - place.start])
                 read.append((Tier.NODE, part.length))
@@ -219,7 +221,7 @@ class Reader:
         missing = await self.missing(file)
         flights = self._flights.ensure(file, missing, priority)
         for block in missing:
-            await flights[block].landed(block)
+            await flights[block].end()  # bytes are there before the file is
         await self._prove(file)
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:

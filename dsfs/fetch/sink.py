@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 from dsfs import metrics
 from dsfs.bridge import Bridge
@@ -64,8 +65,14 @@ class RangeSink(ABC):
 class WholeSink(RangeSink):
     """Keeps all of a small object in memory."""
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(
+        self, file: RemoteFile, buffers: Buffers, landed: Callable[[memoryview], object] | None = None
+    ) -> None:
+        """``landed`` is told, on whatever side that happens, when it is known to be right and not yet stored: who waits
+        for the bytes need not wait for the disk. ``buffers`` are as large as the largest small object."""
         super().__init__(file, ByteRange(0, file.size_bytes))
+        self._buffers = buffers
+        self._landed = landed
         self.on_all_here: Callable[[], object] = lambda: None
         """Called on whatever side that happens, before it is checked and stored."""
         self._pieces: list[memoryview] = []
@@ -77,12 +84,17 @@ class WholeSink(RangeSink):
 
     def take_from(self, body: Body) -> None:
         """All that is left, from a socket."""
-        start, buffer = self.position, memoryview(bytearray(self._wanted.stop - self.position))
+        start, buffer = self.position, self._buffers.take()[: self._wanted.stop - self.position]
         try:
             while self.position < self._wanted.stop:
                 self.position += body.fill(buffer[self.position - start :])
         finally:
             self._pieces.append(buffer[: self.position - start].toreadonly())
+
+    @property
+    def past_cache(self) -> bool:
+        """See ``NodeTier.put_whole``."""
+        return self._landed is not None
 
     def whole(self) -> memoryview:
         """The object, once ``position`` is at its end."""
@@ -96,17 +108,24 @@ class WholeSink(RangeSink):
         Takes as long as a hash of it does, so not in the FUSE loop.
         """
         self.on_all_here()
-        data, file = self.whole(), self._file
+        data = self.whole()
+        self._check(data)
+        if self._landed is not None:
+            self._landed(data)
+        return data
+
+    def _check(self, data: memoryview) -> None:
+        file = self._file
         digest = digest_of(file.origin.source, file.obj)
         if digest is None:
-            return data
+            return
         before, found = self._suspect, digest.hex_of(data)
         if found == digest.hex or (digest.disown is not None and found == before):
             if found != digest.hex and digest.disown is not None:
                 digest.disown()
             elif before is not None:
                 metrics.CORRUPT_BLOCKS.inc()  # so it was the first time that it came wrong
-            return data
+            return
         self._pieces.clear()
         self.position = 0
         if digest.disown is None:
@@ -203,27 +222,24 @@ class BlockSink(RangeSink):
         self._bridge.soon(self._tier.note_trouble, error)
 
 
-def take_whole(
-    tier: NodeTier, file: RemoteFile, sink: WholeSink, body: Body, keep: bool
-) -> tuple[memoryview, OSError | None]:
+def take_whole(tier: NodeTier, file: RemoteFile, sink: WholeSink, body: Body, keep: bool) -> OSError | None:
     """As ``bring_whole``, from a socket, in a lane."""
     sink.take_from(body)
     data = sink.checked()
     if keep:
         try:
-            tier.put_whole(file.key, file.size_bytes, data, file.origin.id)
+            tier.put_whole(file.key, file.size_bytes, data, file.origin.id, past_cache=sink.past_cache)
         except OSError as error:
-            return data, error
-    return data, None
+            return error
+    return None
 
 
 async def bring_whole(
     bridge: Bridge, source: Source, tier: NodeTier, file: RemoteFile, sink: WholeSink, keep: bool
-) -> tuple[memoryview, OSError | None]:
+) -> OSError | None:
     """Read a small object to its end and store it: one trip to the network side for all of it.
 
-    Stored before it is shown, as a passthrough open needs the file. A disk that refuses costs the copy, not the read:
-    its error comes beside the bytes.
+    A disk that refuses costs the copy, not the read: its error is returned.
     """
     rest = ByteRange(sink.position, file.size_bytes)
     if rest.length:
@@ -231,11 +247,12 @@ async def bring_whole(
         sink.check_end()
     data = sink.checked() if file.size_bytes <= INLINE_BYTES else await bridge.to_disk(sink.checked)
     if keep:
+        store = partial(tier.put_whole, past_cache=sink.past_cache)
         try:
             if len(data) <= INLINE_BYTES:
-                tier.put_whole(file.key, file.size_bytes, data, file.origin.id)
+                store(file.key, file.size_bytes, data, file.origin.id)
             else:
-                await bridge.to_disk(tier.put_whole, file.key, file.size_bytes, data, file.origin.id)
+                await bridge.to_disk(store, file.key, file.size_bytes, data, file.origin.id)
         except OSError as error:
-            return data, error
-    return data, None
+            return error
+    return None

@@ -205,15 +205,14 @@ class DatasetFiles:
         return self._reader.begin(file)
 
     def try_pieces(self, nodeid: int, offset: int, size: int) -> list[Buffer] | None:
-        """What of a large file was fetched just now, without a copy; None: read it."""
+        """What was fetched just now of a file that has several blocks, without a copy; None: read it."""
         file = self.file(nodeid)
-        if file.size_bytes <= SMALL_BLOCKS * self._reader.block_bytes:
+        if file.size_bytes <= self._reader.block_bytes:
             return None
         wanted = ByteRange(offset, offset + size).clipped(file.size_bytes)
         pieces = self._reader.try_pieces(file, wanted)
         if pieces is not None:
-            self.opened(nodeid)
-            self._look_ahead(nodeid, file, wanted)
+            self._was_read(nodeid, file, wanted)
         return pieces
 
     def try_read(self, nodeid: int, offset: int, into: memoryview) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import mmap
 import os
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ BOOT = b"1" * 16
 OTHER_BOOT = b"2" * 16
 OWNER = "ns/set"
 CONTENT = bytes(at % 251 + 1 for at in range(SIZE))
+ALIGNED = mmap.mmap(-1, SIZE)  # as what is written past the page cache has to be
+ALIGNED.write(CONTENT)
 
 Before = Callable[[NodeTier], None]
 Operation = Callable[[NodeTier, Counter], None]
@@ -99,6 +102,10 @@ def put_whole(tier: NodeTier, _counter: Counter) -> None:
     tier.put_whole(KEY, SIZE, CONTENT, OWNER)
 
 
+def put_whole_past_cache(tier: NodeTier, _counter: Counter) -> None:
+    tier.put_whole(KEY, SIZE, memoryview(ALIGNED), OWNER, past_cache=True)
+
+
 def create(tier: NodeTier, _counter: Counter) -> None:
     tier.create(KEY, SIZE)
 
@@ -136,6 +143,7 @@ def opened(tier: NodeTier, counter: Counter) -> BlockMap:
 
 SWEPT: dict[str, tuple[Before, Operation]] = {
     "put_whole": (nothing, put_whole),
+    "put_whole past the page cache": (nothing, put_whole_past_cache),
     "put_whole over data without a map": (data_without_map, put_whole),
     "put_whole over a partial object": (two_blocks, put_whole),
     "put_whole over itself": (all_blocks, put_whole),
@@ -223,7 +231,7 @@ def test_a_call_that_is_refused_leaves_it_absent_or_right(
     def look(where: str, returned: bool) -> None:
         # the same server goes on
         tier = tiers.pop()
-        if returned and operation in (put_whole, create_and_publish, publish):
+        if returned and operation in (put_whole, put_whole_past_cache, create_and_publish, publish):
             obj = tier.open(KEY, SIZE, OWNER)
             assert obj is not None
             assert obj.missing(ByteRange(0, SIZE)) == []

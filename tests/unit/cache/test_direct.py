@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsfs.cache.blockmap import BlockMap
-from dsfs.cache.direct import LEAST_BYTES_PER_S, PROBE_EVERY, REMEMBERED, DirectWrites, pays
+from dsfs.cache.direct import LEAST_BYTES_PER_S, PROBE_EVERY, REMEMBERED, SECTOR_BYTES, DirectWrites, pays
+from dsfs.cache.new_file import new_file, write_all
 from dsfs.ranges import ByteRange
 
 BLOCK = 64 * 1024
@@ -78,3 +79,27 @@ def test_blocks_past_the_cache_beside_blocks_through_it(tmp_path: Path) -> None:
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     assert os.pread(fd, size, 0) == content
     os.close(fd)
+
+
+@pytest.mark.parametrize("size", [1, SECTOR_BYTES - 1, SECTOR_BYTES, 3 * SECTOR_BYTES, 3 * SECTOR_BYTES + 77])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_new_file_past_the_cache(tmp_path: Path, size: int, offset: int) -> None:
+    """``offset``: where in memory its bytes begin; where that is not aligned, the kernel may refuse."""
+    content = random.Random(size).randbytes(size)
+    memory = memoryview(mmap.mmap(-1, 4 * SECTOR_BYTES))[offset : offset + size]
+    memory[:] = content
+    direct = DirectWrites()
+    with new_file(str(tmp_path / "new")) as (fd, _replaced):
+        assert write_all(fd, memory.toreadonly(), direct) >= size
+        assert os.fstat(fd).st_size == size
+        assert os.pread(fd, size + 1, 0) == content
+    assert (tmp_path / "new").read_bytes() == content
+
+
+def test_a_new_file_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int, _data: memoryview, _offset: int) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with new_file(str(tmp_path / "new")) as (fd, _replaced), pytest.raises(OSError, match="full"):
+        write_all(fd, memoryview(mmap.mmap(-1, SECTOR_BYTES)), DirectWrites())

@@ -53,6 +53,7 @@ def test_a_small_lie_is_never_served_nor_kept(run: Callable[..., None]) -> None:
         file = there.file(SMALL)
         assert there.tier.open(file.key, SMALL, "") is None
         await there.read(SMALL, 0, SMALL)  # it tells the truth again
+        await there.idle()
         assert there.tier.holds_all(file.key, SMALL, "")
 
     run(test, rate=100.0)
@@ -119,6 +120,7 @@ def test_what_only_looks_like_a_hash_costs_one_more_fetch(run: Callable[..., Non
     async def test(there: World) -> None:
         source, before = guesses(there), dropped()
         await there.read(SMALL, 0, SMALL)
+        await there.idle()
         assert source.guess == ""  # the same bytes twice
         assert dropped() == before
         assert there.tier.holds_all(there.file(SMALL).key, SMALL, "")

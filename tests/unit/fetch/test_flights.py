@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -368,10 +369,78 @@ def test_what_is_wrong_with_another_file_is_not_what_is_wrong_with_this_one(run:
 def test_a_small_object_is_fetched_whole_on_first_use(run: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         await world.read(SMALL, 2 * BLOCK, 2 * BLOCK + 1)
+        await world.idle()
         assert world.source.reads == [ByteRange(0, SMALL)]
         assert world.reader.complete(world.file(SMALL)) is not None
         await world.read(SMALL, 0, SMALL)
         assert len(world.source.reads) == 1
+
+    run(test)
+
+
+def test_a_small_object_stays_whole_however_slow_its_source_is(run: Callable[..., None]) -> None:
+    """Ranges are short where a connection brings little; in parts it would be stored as a large one."""
+
+    async def test(world: World) -> None:
+        for _ in range(32):
+            world.flights._queue._pace(world.origin).answered(2 << 20, 1e3, 1)
+        assert world.flights._queue.range_bytes(world.origin) < BLOCK
+        await world.read(SMALL, 0, 1)
+        assert world.source.reads == [ByteRange(0, SMALL)]
+
+    run(test)
+
+
+def test_what_waited_for_a_small_object_reads_the_rest_of_it_from_memory(run: Callable[..., None]) -> None:
+    """It may not be in the page cache; and it is held no longer than until it was given out."""
+
+    async def test(world: World) -> None:
+        file, fresh = world.file(SMALL), world.flights.fresh
+        await world.read(SMALL, 0, BLOCK)
+        await world.idle()
+        assert fresh.used_bytes == SMALL - BLOCK
+        pieces = world.reader.try_pieces(file, ByteRange(BLOCK, SMALL))
+        assert pieces is not None
+        assert b"".join(pieces) == content(SMALL)[BLOCK:]
+        assert fresh.used_bytes == 0
+        assert world.reader.try_pieces(file, ByteRange(0, BLOCK)) is None
+        await world.read(SMALL, 0, SMALL)  # from the disk
+        assert len(world.source.reads) == 1
+
+    run(test)
+
+
+def test_what_an_open_waited_for_is_not_held_in_memory(run: Callable[..., None]) -> None:
+    """The kernel reads the file itself."""
+
+    async def test(world: World) -> None:
+        await world.reader.fetch_whole(world.file(SMALL), Priority.DEMAND)
+        assert world.flights.fresh.used_bytes == 0
+        assert world.reader.complete(world.file(SMALL)) is not None
+
+    run(test)
+
+
+def test_who_ends_waits_for_what_is_being_stored(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next server takes the cache over then, and nobody else may write there."""
+
+    async def test(world: World) -> None:
+        storing, go_on, stored = trio.Event(), threading.Event(), threading.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def slow(*_whatever: object) -> None:
+            token.run_sync_soon(storing.set)
+            assert go_on.wait(10)
+            stored.set()
+
+        monkeypatch.setattr(world.tier, "publish", slow)
+        async with trio.open_nursery() as nursery:
+            flights = Flights(nursery, world.bridge, world.tier, FetchQueue(Limits(64 * BLOCK, 8, 8)), DEADLINE_S)
+            flights.ensure(world.file(LARGE), [0], Priority.DEMAND)
+            await storing.wait()
+            nursery.cancel_scope.cancel()
+            threading.Timer(0.2, go_on.set).start()
+        assert stored.is_set()
 
     run(test)
 
@@ -423,7 +492,7 @@ def test_a_disk_that_refuses_costs_the_copy_and_not_the_read(
             patch.setattr(os, call, refuse)
             await world.read(size, 0, size)
             await world.idle()
-            refused = call in (("write", "rename") if size == SMALL else ("pwrite", "rename", "posix_fallocate"))
+            refused = call in (("pwrite", "rename") if size == SMALL else ("pwrite", "rename", "posix_fallocate"))
             assert bool(world.tier.statistics().trouble) is refused
         await world.read(size, 0, size)
 
