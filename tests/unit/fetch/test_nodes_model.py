@@ -74,6 +74,8 @@ class Node:
     flights: Flights
     origin: Origin
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+    """Set when nothing of it runs any more: only then is its cache directory another's."""
 
     def file(self, number: int) -> RemoteFile:
         obj = SourceObject(f"{number}", size=SIZES[number], version_tag="1")
@@ -115,6 +117,7 @@ class World:
                 with node.scope:
                     task_status.started(node)
                     await trio.sleep_forever()
+            node.ended.set()
 
         node: Node = await self._nursery.start(live)
         return node
@@ -187,6 +190,7 @@ class World:
         """Let everything land, bury the dead, look."""
         for number, node in enumerate(self.nodes):
             if node.scope.cancel_called:
+                await node.ended.wait()
                 self.nodes[number] = await self.begin(number)
         with trio.fail_after(30):
             while any(node.flights.under_way for node in self.nodes):  # noqa: ASYNC110  # they end in many places
