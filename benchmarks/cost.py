@@ -69,7 +69,8 @@ def watched(pids: Sequence[int], unit: str, directory: Path | None) -> Iterator[
     with ExitStack() as watching:
         for pid in pids if directory is not None else ():
             target = f"{directory}/{processes.name_of(pid)}-{unit.replace(' ', '-').replace(',', '')}.svg"
-            command = [peers.BIN / "py-spy", "record", "--rate=200", f"--output={target}", f"--pid={pid}"]
+            # without a stop at each look, which made the reads twenty times as long
+            command = [peers.BIN / "py-spy", "record", "--nonblocking", f"--output={target}", f"--pid={pid}"]
             recorder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             assert recorder.stdout is not None
             watching.callback(recorder.communicate)  # it writes what it has found
