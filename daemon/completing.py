@@ -67,4 +67,4 @@ class Completing:
 def _count(catalog_file: str, directory: int, largest: int) -> tuple[int, int, list[int]]:
     """Small files below a directory, their bytes, and the directories above it."""
     with closing(Catalog(catalog_file)) as catalog:
-        return *catalog.small_below(directory, largest), catalog.directories_above(directory)
+        return *catalog.count_small_below(directory, largest), catalog.directories_above(directory)

@@ -70,6 +70,10 @@ class Layout:
     def map_path(self, key: str) -> str:
         return f"{self.root}/objects/{key[:2]}/{key}.map"
 
+    def object_space_bytes(self, key: str) -> int:
+        """What data and map of an object take on the disk now. Raises FileNotFoundError, OSError."""
+        return sum(os.stat(path).st_blocks * 512 for path in (self.map_path(key), self.object_path(key)))
+
     def release(self) -> None:
         """Let another server use the directory."""
         os.close(self.lock_fd)

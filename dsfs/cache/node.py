@@ -258,11 +258,7 @@ class NodeTier:
                 self._count_all(obj, obj.counted_bytes)
             return
         with contextlib.suppress(FileNotFoundError):  # evicted just now
-            self._count_all(obj, self.space_on_disk(key))
-
-    def space_on_disk(self, key: str) -> int:
-        """What data and map of an object take now, in bytes. Raises FileNotFoundError, OSError."""
-        return sum(os.stat(path).st_blocks * 512 for path in (self.layout.map_path(key), self.layout.object_path(key)))
+            self._count_all(obj, self.layout.object_space_bytes(key))
 
     def count_found(self, obj: BlockMap) -> None:
         """Have the index know what there is of an object that nobody has open. Blocks on the disk; raises OSError."""

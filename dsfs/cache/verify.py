@@ -118,7 +118,7 @@ def rebuild_index(tier: NodeTier, boot: bytes) -> None:
 def _note(tier: NodeTier, key: str, boot: bytes) -> None:
     known_bytes, _content_bytes = tier.index.known(key)  # outside: what goes wrong there is no fault of the object's
     try:
-        if known_bytes == tier.space_on_disk(key):
+        if known_bytes == tier.layout.object_space_bytes(key):
             return
         obj = open_by_key(tier, key, boot)  # it has grown, or shrunk, since the index was written last
     except FileNotFoundError:

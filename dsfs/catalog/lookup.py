@@ -148,7 +148,7 @@ class Catalog:
             ino = parent
         return above
 
-    def small_below(self, directory: int, largest: int) -> tuple[int, int]:
+    def count_small_below(self, directory: int, largest: int) -> tuple[int, int]:
         """How many files of at most ``largest`` bytes, and not empty, lie anywhere below a directory, and their bytes.
         For scans, on a catalog opened for it."""
         files, size = self._db.execute(_SMALL_BELOW, (directory, largest)).fetchone()

@@ -66,10 +66,10 @@ class Samples:
 
     def measured(self, directory: int, files: int) -> bool:
         """There are so many small files below it: whether the rest of them is worth having now."""
-        need = (files - self._coming.get(directory, 0)) * MANY_SHARE
-        if self._missed.get(directory, 0) >= max(need, FIRST_LOOK_FILES):
+        need = max(FIRST_LOOK_FILES, (files - self._coming.get(directory, 0)) * MANY_SHARE)
+        if self._missed.get(directory, 0) >= need:
             return True
-        self._due[directory] = max(need, FIRST_LOOK_FILES)
+        self._due[directory] = need
         return False
 
     def not_yet(self, directory: int) -> None:

@@ -28,7 +28,7 @@ def test_what_is_below_is_what_paths_say(tree: Tree, largest: int) -> None:
             assert dict(found) == names
             assert len(found) == len(names), "each comes once"
             small = [row.size for row in names.values() if row.kind == Kind.FILE and 0 < (row.size or 0) <= largest]
-            assert catalog.small_below(ino, largest) == (len(small), sum(size or 0 for size in small))
+            assert catalog.count_small_below(ino, largest) == (len(small), sum(size or 0 for size in small))
         for path, row in rows.items():
             above = [path]
             while above[-1]:
