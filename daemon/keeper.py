@@ -111,8 +111,9 @@ class Keeper:
                 if time.monotonic() > deadline:
                     return False
             time.sleep(0.02)  # a lock can be waited for, but not for so long and no longer
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        pid = f"{os.getpid()}\n".encode()
+        os.pwrite(fd, pid.ljust(os.fstat(fd).st_size), 0)  # over the one before, as it is read at any moment
+        os.ftruncate(fd, len(pid))
         return True
 
     def _on_signal(self, number: int, _frame: object) -> None:

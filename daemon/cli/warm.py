@@ -51,10 +51,11 @@ def warm(
     if pin:
         ask(found, "POST", "/api/v1/pin", {"selector": selector}, timeout_s=None)
     wanted = {"selector": selector, "bytes_per_s": bytes_per_s}
-    job = ask(found, "POST", "/api/v1/warm", wanted)
-    if not no_wait:
+    if no_wait:
+        job = ask(found, "POST", "/api/v1/warm", wanted)
+    else:
         with _progress(quiet=as_json) as show:
-            job = _follow(found, wanted, job, show)
+            job = _follow(found, wanted, show)
     if as_json:
         show_json(job)
     elif job["state"] in _RUNNING:
@@ -134,11 +135,14 @@ def _parse_rate(text: str) -> int:
         raise typer.BadParameter(f"--rate {text}: {error}") from None
 
 
-def _follow(found: running.Running, wanted: dict[str, Any], job: dict[str, Any], show: Show) -> dict[str, Any]:
-    """Until it has ended, whichever server carries it out. Being interrupted cancels it."""
+def _follow(found: running.Running, wanted: dict[str, Any], show: Show) -> dict[str, Any]:
+    """Ask for it, and wait until it has ended, whichever server carries it out. Being interrupted cancels it."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    heard_s = time.monotonic()
+    job: dict[str, Any] = {}
     try:
+        with _uninterrupted():
+            job = ask(found, "POST", "/api/v1/warm", wanted)
+        heard_s = time.monotonic()
         while job["state"] in _RUNNING:
             show(job)
             try:
@@ -149,15 +153,28 @@ def _follow(found: running.Running, wanted: dict[str, Any], job: dict[str, Any],
                     raise
                 time.sleep(0.2)  # nothing tells when the next server listens
             except MountError:  # a server that does not know of it: what is here is not fetched again
-                job = ask(found, "POST", "/api/v1/warm", wanted)
+                with _uninterrupted():
+                    job = ask(found, "POST", "/api/v1/warm", wanted)
         show(job)
     except KeyboardInterrupt:
-        ask(found, "DELETE", f"/api/v1/warm/{job['id']}")
-        say(f"dsfs: warm-up of {job['dataset']} cancelled; what came stays")
+        if job:
+            ask(found, "DELETE", f"/api/v1/warm/{job['id']}")
+            say(f"dsfs: warm-up of {job['dataset']} cancelled; what came stays")
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     return job
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """While a warm-up begins: one of which the number is not known cannot be cancelled."""
+    interrupts = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupts)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts)
 
 
 @contextmanager

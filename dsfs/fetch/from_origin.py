@@ -63,10 +63,7 @@ class FromOrigin:
             if flight.is_whole:
                 await self._bring_whole(flight, keep=room)
             else:
-                target = self._room.target(flight.file) if room else None
-                if await self._bring_blocks(flight, target):
-                    return
-            flight.file.origin.count_fetched(flight.wanted.length)
+                await self._bring_blocks(flight, self._room.target(flight.file) if room else None)
 
     async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
         file, tier = flight.file, self._tier
@@ -75,6 +72,8 @@ class FromOrigin:
 
         def landed(data: memoryview) -> None:
             file.origin.entitlement.note(epoch)
+            if not flight.data:
+                file.origin.count_fetched(len(data))
             places = {block: block_range(block, file.size_bytes, tier.block_bytes) for block in flight.blocks}
             blocks = {block: data[place.start : place.stop] for block, place in places.items()}
             if keep and at_once:
@@ -109,8 +108,8 @@ class FromOrigin:
         if not at_once:
             landed(sink.whole())
 
-    async def _bring_blocks(self, flight: Flight, target: BlockMap | None) -> bool:
-        """As ranges, or from a stream where the server has no ranges; whether a stream brought (and counted) them."""
+    async def _bring_blocks(self, flight: Flight, target: BlockMap | None) -> None:
+        """As ranges, or from a stream where the server has no ranges."""
         file = flight.file
         fits = target is not None and file.size_bytes <= self._tier.room_bytes
         if target is not None and fits:
@@ -118,13 +117,12 @@ class FromOrigin:
                 async with self.streams.first_range(file.origin):
                     if not self.streams.rangeless(file.origin):
                         await self._bring_ranges(flight, target, refuse_whole=True)
-                        return False
+                        return
             except WholeAnswer:
                 self.streams.note_rangeless(file.origin)
             if await self._from_stream(flight, target):
-                return True
+                return
         await self._bring_ranges(flight, target, refuse_whole=False)
-        return False
 
     async def _from_stream(self, flight: Flight, target: BlockMap) -> bool:
         def landed(block: int, data: memoryview) -> None:  # whose credentials brought it, the stream notes
@@ -142,6 +140,8 @@ class FromOrigin:
 
         def landed(block: int, data: memoryview) -> None:
             file.origin.entitlement.note(epoch)
+            if block not in flight.data:  # here, as it is known to be cached before all of the flight is over
+                file.origin.count_fetched(len(data))
             if file.origin.first_range is not None:
                 file.origin.first_range.set()
             if target is not None:

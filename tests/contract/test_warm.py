@@ -147,6 +147,35 @@ def test_being_interrupted_cancels_and_keeps_what_came(mounts: Mounts, server: w
     assert set(gets(server).values()) == {1}
 
 
+def test_being_interrupted_before_the_server_has_answered_cancels_too(mounts: Mounts, server: web.Hostile) -> None:
+    files = some_files(4)
+    uri = put_tree(server, files)
+    gates = [server.gate(f"/data/{path}", 10) for path in files]
+    mount = mount_tree(mounts, uri)
+    stopped = mount.server_pid
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        with start_warm(mount, "data") as process:
+            eventually(lambda: signal.SIGINT in blocked_signals(process.pid), 10, "it asks")
+            process.send_signal(signal.SIGINT)
+            os.kill(stopped, signal.SIGCONT)
+            out, said = process.communicate(timeout=20)
+        assert process.returncode == 130, said
+        assert (out, said.splitlines()) == ("", ["dsfs: warm-up of team/data cancelled; what came stays"])
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+        for gate in gates:
+            gate.open()
+    assert mount.dataset()["message"] == ""
+
+
+def blocked_signals(pid: int) -> set[int]:
+    """Which a process holds back at this moment (proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1], 16)
+    return {number for number in range(1, 65) if mask >> number - 1 & 1}
+
+
 def test_it_goes_on_in_the_next_server(mounts: Mounts, server: web.Hostile) -> None:
     """One that somebody waits for, and one that nobody does."""
     files = {**some_files(30, directory="a"), **some_files(30, directory="b")}
