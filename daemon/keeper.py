@@ -76,11 +76,7 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        if os.path.lexists(self._socket_path):
-            os.unlink(self._socket_path)  # of a keeper that died: the lock says so
-        self._listener.bind(self._socket_path)
-        os.chmod(self._socket_path, 0o600)
-        self._listener.listen(64)
+        self._listen()
         self._loop.watch(self._listener.fileno(), self._peers.accept)
         if adopt or self._alone:
             self._succession.told = True
@@ -115,6 +111,16 @@ class Keeper:
         os.pwrite(fd, pid.ljust(os.fstat(fd).st_size), 0)  # over the one before, as it is read at any moment
         os.ftruncate(fd, len(pid))
         return True
+
+    def _listen(self) -> None:
+        """In the place of a keeper that died, as the lock says; who finds the socket can connect to it."""
+        made = f"{self._socket_path}+"
+        if os.path.lexists(made):
+            os.unlink(made)
+        self._listener.bind(made)
+        os.chmod(made, 0o600)
+        self._listener.listen(64)
+        os.rename(made, self._socket_path)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGCHLD:

@@ -1,8 +1,8 @@
 """Real mounts for tests, through the real command line; and what makes sure that none of them stays behind.
 
-Standard library only: the watchdog runs this file as a program.
+The watchdog runs this file as a program, so it imports little.
 
-    python tests/mounts.py BASE_DIRECTORY      reads lines "arm SECONDS" and "disarm"; ends, and cleans up, at EOF
+    python -m tests.mounts BASE_DIRECTORY      reads lines "arm SECONDS" and "disarm"; ends, and cleans up, at EOF
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.servers.process import HOST, free_ports
+
 DSFS = str(Path(sys.executable).parent / "dsfs")
-HOST = "127.0.0.1"
 RUNTIME_ROOT = Path("/run/dsfs")
 VERB_WITHIN_S = 40.0
 
@@ -73,13 +74,6 @@ def eventually(condition: Callable[[], Any], within_s: float, what: str) -> Any:
             raise AssertionError(f"not within {within_s:g} s: {what}")
         time.sleep(0.02)
     return answer
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def runtime_dir_of(mountpoint: Path) -> Path:
@@ -284,7 +278,7 @@ class Mounts:
     ) -> Mount:
         """``dsfs mount WHAT… MOUNTPOINT``; fails the test when that fails. ``dataset``: NAMESPACE/NAME becomes root."""
         fresh_mountpoint, fresh_cache = self.place()
-        http = f"{HOST}:{free_port()}"
+        http = f"{HOST}:{free_ports(1)[0]}"
         mount = self.adopt(mountpoint or fresh_mountpoint, cache_dir or fresh_cache, http)
         argv = ["mount", *map(os.fspath, what), str(mount.mountpoint), f"--cache-dir={mount.cache_dir}"]
         started = time.monotonic()
@@ -436,7 +430,10 @@ class Watchdog:
 
     def __init__(self, directory: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(directory)], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "tests.mounts", str(directory)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            cwd=Path(__file__).parent.parent,
         )
 
     @contextlib.contextmanager

@@ -13,9 +13,10 @@ import pytest
 
 from tests.contract.conftest import one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
-from tests.mounts import HOST, Mounts, dsfs, free_port, is_mounted, leftovers
+from tests.mounts import HOST, Mounts, dsfs, is_mounted, leftovers
 from tests.servers import hostile as web
 from tests.servers.http_server import nginx
+from tests.servers.process import free_ports
 
 Try = Callable[..., CompletedProcess[str]]
 
@@ -65,7 +66,7 @@ def test_url_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
 
 
 def test_nobody_listens(try_mount: Try) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     one_line_failure(try_mount(f"http://{HOST}:{port}/", "--read-timeout=1s"), f"{HOST}:{port}")
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.manifests import dataset, write_manifests
-from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, free_port, runtime_dir_of
+from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, runtime_dir_of
 from tests.servers import hostile as web
+from tests.servers.process import free_ports
 
 SESSIONS = ("direct", "pyfuse3")
 NOBODY = 65534
@@ -46,7 +47,7 @@ def test_files_directories_and_several_documents(mounts: Mounts, source: Path, t
 def test_one_that_cannot_be_reached_does_not_stop_the_others(
     mounts: Mounts, source: Path, tmp_path: Path, session: str
 ) -> None:
-    gone = f"http://{HOST}:{free_port()}/"
+    gone = f"http://{HOST}:{free_ports(1)[0]}/"
     manifest = write_manifests(
         tmp_path / "m.yaml",
         dataset("good", source),

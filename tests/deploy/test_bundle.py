@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.scrub import Scrubber
-from tests.mounts import Mounts, dsfs, free_port, runtime_dir_of
+from tests.mounts import Mounts, dsfs, runtime_dir_of
+from tests.servers.process import free_ports
 
 # One for each place that a secret can lie in; characters that are written differently in URLs, JSON and base64.
 PLANTED = {
@@ -43,7 +44,7 @@ def test_no_planted_secret_is_in_it(tmp_path: Path, mounts: Mounts) -> None:
     (secrets / "access-key").write_text(PLANTED["directory"])
     (secrets / "secret-key").write_text(PLANTED["directory"] + "\n")
     data = base64.b64encode(PLANTED["document"].encode()).decode()
-    dead = f"http://127.0.0.1:{free_port()}/bucket"
+    dead = f"http://127.0.0.1:{free_ports(1)[0]}/bucket"
     manifests = tmp_path / "sets.yaml"
     manifests.write_text(f"""\
 apiVersion: v1

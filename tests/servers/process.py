@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -14,18 +15,21 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 START_WITHIN_S = 30.0
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw"))
+_PORTS = itertools.cycle(range(10_000 + _WORKER % 10 * 2_000, 12_000 + _WORKER % 10 * 2_000))
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now. All are held until the last is found, so they differ."""
-    with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
-            probe = held.enter_context(socket.socket())
+    """Ports that nobody listens on. Nobody else here is given them soon: each process that tests has a part of its own
+    of those below the ones that the kernel chooses by itself (32768 and more: ip_local_port_range)."""
+    ports = []
+    while len(ports) < count:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            port = next(_PORTS)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, 0))
-            ports.append(probe.getsockname()[1])
-        return ports
+            probe.bind((HOST, port))
+            ports.append(port)
+    return ports
 
 
 def program(name: str, *elsewhere: str) -> str | None:

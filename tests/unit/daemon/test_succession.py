@@ -80,16 +80,16 @@ class Another:
 
     def __init__(self, path: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PEER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _PEER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
 
     def says(self, **message: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     def hears(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        assert select.select([self._process.stdout], [], [], 20)[0], "it hears nothing"
         heard: dict[str, Any] = json.loads(self._process.stdout.readline())
         return heard
 
@@ -252,6 +252,8 @@ def test_the_server_that_is_ended_by_its_stand_by_is_the_one_that_was_meant(
     assert standby.hears()["op"] == "take"
     standby.says(op="forked", pid=1002)
     keeping.server()
+    forks = [finished.fork, keeping.succession.server.fork]
+    keeping.run_until(lambda: [fork and fork.pid for fork in forks] == [1001, 1002])  # each process says so in its time
     monkeypatch.setattr(Peer, "signal", lambda _self, _number: False)  # they live in another pid namespace
     keeping.succession.kill(finished)
     assert standby.hears() == {"op": "kill", "pid": 1001}
