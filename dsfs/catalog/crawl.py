@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import SourceMissing
+from dsfs.errors import SourceError, SourceMissing, SourceUnavailable
 from dsfs.model import SourceObject
 from dsfs.sources.base import Source, closing
 
 _STATS_IN_FLIGHT = 32
-_RESOLVE_BATCH = 512
+_TOGETHER = 128  # names; then it is looked where somebody wants more
 
 
 async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], None]) -> None:
@@ -20,16 +21,49 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
 
     ``answered`` is called when the first page is in the catalog.
     """
-    async with closing(source.list_tree()) as pages:
-        async for page in pages:
-            await asyncio.to_thread(writer.add, page)
-            if source.revision:
-                await asyncio.to_thread(writer.name_revision, source.revision)
-            answered()
-    while unresolved := await asyncio.to_thread(writer.unresolved, _RESOLVE_BATCH):
-        paths = await asyncio.to_thread(_paths, writer, unresolved)
-        await resolve(source, writer, paths)
+    ahead: asyncio.Task[None] | None = None
+    try:
+        async with closing(source.list_tree()) as pages:
+            async for page in pages:
+                await asyncio.to_thread(writer.add, page)
+                if source.revision:
+                    await asyncio.to_thread(writer.name_revision, source.revision)
+                answered()
+                if writer.wanted and (ahead is None or ahead.done()):
+                    ahead = asyncio.create_task(_resolve_wanted(source, writer))
+    finally:
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.wait([ahead])
+    await _resolve_all(source, writer)
     await asyncio.to_thread(writer.seal)
+
+
+async def _resolve_wanted(source: Source, writer: CatalogWriter) -> None:
+    """Beside the listing: only what somebody looks at, as names come first."""
+    while paths := await asyncio.to_thread(_wanted_paths, writer):
+        with contextlib.suppress(SourceError):  # whoever looks at the name is told
+            await resolve(source, writer, paths)
+
+
+async def _resolve_all(source: Source, writer: CatalogWriter) -> None:
+    """All that is left, where somebody looks first. A name that its server refuses does not keep the others."""
+    failure: SourceError | None = None
+    after = 0
+    while True:
+        paths = await asyncio.to_thread(_wanted_paths, writer)
+        if not paths:
+            after, paths = await asyncio.to_thread(_next_paths, writer, after)
+        if not paths:
+            break
+        try:
+            await resolve(source, writer, paths)
+        except SourceUnavailable:
+            raise
+        except SourceError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 async def list_directory(source: Source, writer: CatalogWriter, directory: str, progressed: Callable[[], None]) -> None:
@@ -49,37 +83,50 @@ async def find(source: Source, writer: CatalogWriter, path: str) -> SourceObject
     """Ask for one name in a directory that is not listed yet; None when it is certain that there is none."""
     obj = await source.stat(path)
     if obj is not None:
-        await asyncio.to_thread(writer.add_found, obj)
+        await asyncio.to_thread(writer.add_found, {path: obj})
     return obj
 
 
 async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str]) -> None:
-    """Learn sizes and version tags of names that a listing gave without them; names that are dead links go."""
+    """Learn sizes and version tags of names that a listing gave without them; names that are dead links go.
+
+    Raises the first SourceError when all of them were asked for.
+    """
     gate = asyncio.Semaphore(_STATS_IN_FLIGHT)
+    found: dict[str, SourceObject | None] = {}
+    writing = asyncio.Lock()
 
     async def one(path: str) -> None:
         async with gate:
             try:
-                obj = await source.stat(path)
+                found[path] = await source.stat(path)
             except SourceMissing:
-                obj = None
-        if obj is None:
-            await asyncio.to_thread(writer.forget_unresolved, path)
-        else:
-            await asyncio.to_thread(writer.add_found, obj)
+                found[path] = None
+        async with writing:  # one transaction for all that have come while the last one was written
+            if found:
+                some = dict(found)
+                found.clear()
+                await asyncio.to_thread(writer.add_found, some)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for path in paths:
-                group.create_task(one(path))
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures  # callers know SourceError and CatalogError, and no groups of them
+    results = await asyncio.gather(*map(one, paths), return_exceptions=True)
+    for result in results:
+        if result is not None:
+            raise result
+
+
+def _wanted_paths(writer: CatalogWriter) -> list[str]:
+    """Names behind the one that somebody asked for last: whoever asks for one asks for more."""
+    while (wanted := writer.next_wanted()) is not None:
+        parent, name = wanted
+        if paths := _paths(writer, writer.unresolved_in(parent, name, _TOGETHER)):
+            return paths
+    return []
+
+
+def _next_paths(writer: CatalogWriter, after: int) -> tuple[int, list[str]]:
+    rows = writer.unresolved(after, _TOGETHER)
+    return (rows[-1][0], _paths(writer, [(parent, name) for _ino, parent, name in rows])) if rows else (after, [])
 
 
 def _paths(writer: CatalogWriter, names: Sequence[tuple[int, bytes]]) -> list[str]:
     return [join(writer.path_of(parent), name) for parent, name in names]
-
-
-def sibling_paths(writer: CatalogWriter, parent: int, directory: str, name: bytes, limit: int) -> list[str]:
-    """A name and those behind it in its directory whose size is not known: whoever asks for one asks for more."""
-    return [join(directory, sibling) for _parent, sibling in writer.unresolved(limit, parent, name)]

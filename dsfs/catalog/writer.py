@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from cachetools import LRUCache
@@ -33,6 +34,9 @@ _INSERT = """
 _MTIME_LIMIT_NS = 2**63 - 1  # what SQLite can hold, the year 2262; some servers say 9999 for "never expires"
 
 
+_WANTED = 64
+
+
 class _Directory(NamedTuple):
     ino: int
     listed: bool
@@ -52,6 +56,8 @@ class CatalogWriter:
         self._said_skipped = False
         self._sealed = False  # then all that may be asked is in the catalog, and who comes late looks there
         self._revision = ""
+        self.wanted: deque[tuple[int, bytes]] = deque(maxlen=_WANTED)
+        """Directories, and from which name on somebody looks there."""
 
     @classmethod
     def create(cls, path: str, revision: str, created_ns: int) -> CatalogWriter:
@@ -111,55 +117,61 @@ class CatalogWriter:
             for path in page.complete:
                 self._mark_listed(path)
 
-    def add_found(self, obj: SourceObject) -> None:
-        """Take in one name that was asked for, before its directory is listed, or whose size was not known yet."""
-        parts = _names(obj.path)
-        if parts is None:
-            return
+    def add_found(self, found: Mapping[str, SourceObject | None]) -> None:
+        """Take in names that were asked for, before their directory is listed, or whose size was not known yet.
+
+        None for one that a listing had and that is not there when looked at closely: a dead link in an index.
+        """
         with self._lock, self._open_transaction() as is_open:
             if not is_open:
                 return
-            parent = self._directory(parts[:-1])
-            if parent is None:
-                return
-            if not parent.listed:
-                self._db.execute(_INSERT, self._values(parent.ino, parts[-1], obj))
-            elif obj.size is not None:
-                _parent, name, kind, size, mtime_ns, tag, *_rest = self._values(parent.ino, parts[-1], obj)
-                self._db.execute(
-                    "UPDATE entry SET kind = ?, size = ?, mtime_ns = ?, tag = ? "
-                    "WHERE parent = ? AND name = ? AND size IS NULL",
-                    (kind, size, mtime_ns, tag, parent.ino, name),
-                )
+            for path, obj in found.items():
+                parts = _names(path)
+                parent = self._directory(parts[:-1]) if parts else None
+                if parts and parent is not None:
+                    self._add_one(parent, parts[-1], obj)
 
-    def forget_unresolved(self, path: str) -> None:
-        """A name that a listing had and that is not there when looked at closely: a dead link in an index."""
-        parts = path_parts(path)
-        if parts is None:
-            return
-        with self._lock, self._open_transaction() as is_open:
-            if not is_open:
-                return
-            parent = self._directory(parts[:-1])
-            if parent is not None:
-                self._db.execute(
-                    # kept, as a readdir that is under way may go on behind it
-                    "UPDATE entry SET kind = -1, size = 0 WHERE parent = ? AND name = ? AND size IS NULL",
-                    (parent.ino, os.fsencode(parts[-1])),
-                )
-
-    def unresolved(self, limit: int, parent: int | None = None, after: bytes = b"") -> list[tuple[int, bytes]]:
-        """(parent, name) of files whose size is not known: of one directory from a name on, or anywhere."""
-        with self._lock:
-            if self._sealed:
-                return []
-            if parent is None:
-                query = "SELECT parent, name FROM entry WHERE size IS NULL LIMIT ?"
-                return self._db.execute(query, (limit,)).fetchall()
-            query = (
-                "SELECT parent, name FROM entry WHERE parent = ? AND name >= ? AND size IS NULL ORDER BY name LIMIT ?"
+    def _add_one(self, parent: _Directory, name: str, obj: SourceObject | None) -> None:
+        if obj is None:
+            self._db.execute(
+                # kept, as a readdir that is under way may go on behind it
+                "UPDATE entry SET kind = -1, size = 0 WHERE parent = ? AND name = ? AND size IS NULL",
+                (parent.ino, os.fsencode(name)),
             )
-            return self._db.execute(query, (parent, after, limit)).fetchall()
+        elif not parent.listed:
+            self._db.execute(_INSERT, self._values(parent.ino, name, obj))
+        elif obj.size is not None:
+            _parent, raw_name, kind, size, mtime_ns, tag, *_rest = self._values(parent.ino, name, obj)
+            self._db.execute(
+                "UPDATE entry SET kind = ?, size = ?, mtime_ns = ?, tag = ? "
+                "WHERE parent = ? AND name = ? AND size IS NULL",
+                (kind, size, mtime_ns, tag, parent.ino, raw_name),
+            )
+
+    def want(self, parent: int, name: bytes) -> None:
+        """Somebody looks at a name whose size is not known: those behind it in its directory come first."""
+        self.wanted.append((parent, name))
+
+    def next_wanted(self) -> tuple[int, bytes] | None:
+        """The latest of those, and it is none of them any more."""
+        try:
+            return self.wanted.pop()
+        except IndexError:
+            return None
+
+    def unresolved_in(self, parent: int, first: bytes, limit: int) -> list[tuple[int, bytes]]:
+        """(parent, name) of files of one directory whose size is not known, from a name on."""
+        query = "SELECT parent, name FROM entry WHERE parent = ? AND name >= ? AND size IS NULL ORDER BY name LIMIT ?"
+        return self._select(query, parent, first, limit)
+
+    def unresolved(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
+        """(ino, parent, name) of files whose size is not known, with numbers above one."""
+        query = "SELECT ino, parent, name FROM entry WHERE ino > ? AND size IS NULL ORDER BY ino LIMIT ?"
+        return self._select(query, after, limit)
+
+    def _select(self, query: str, *values: object) -> list[Any]:
+        with self._lock:
+            return [] if self._sealed else self._db.execute(query, values).fetchall()
 
     def is_listed(self, path: str) -> bool:
         """Whether every name of a directory is here."""

@@ -13,7 +13,7 @@ from dsfs.catalog import crawl
 from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.once import Once
-from dsfs.datasets.selection import CATALOG, remote_file
+from dsfs.datasets.selection import remote_file
 from dsfs.errors import ConfigError
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
@@ -23,7 +23,6 @@ _T = TypeVar("_T")
 
 _OLDER_REVISIONS = 16  # whose open files can still be read, unless their bytes are gone
 _REMEMBERED_ROWS = 4096
-_SIBLINGS = 256  # files whose size is asked for together with the one that somebody looks at
 
 
 class Names:
@@ -104,7 +103,8 @@ class Names:
         return self.catalog.lookup(parent, name)
 
     async def resolve(self, row: Row) -> None:
-        """Learn size and version of a file of which only the name is known; of its siblings too. Raises SourceError."""
+        """Learn size and version of a file of which only the name is known; those behind it come next. Raises
+        SourceError."""
         await self._resolving.do(row.ino, lambda: self._resolve(row))
 
     async def _list(self, ino: int) -> None:
@@ -132,14 +132,12 @@ class Names:
         writer = self.writer
         if writer is None:
             return
-        directory = self.catalog.directory_path(row.parent)
-        paths = await trio.to_thread.run_sync(
-            crawl.sibling_paths, writer, row.parent, directory, row.name, _SIBLINGS, limiter=CATALOG
-        )
+        writer.want(row.parent, row.name)
+        path = join(self.catalog.directory_path(row.parent), row.name)
 
         async def work() -> None:
             with self._origin.held() as source:
-                await self._bridge.call(crawl.resolve, source, writer, paths)
+                await self._bridge.call(crawl.resolve, source, writer, [path])
 
         await self._patiently(work)
 

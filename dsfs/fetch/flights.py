@@ -24,6 +24,7 @@ from dsfs.fetch.room import Room
 from dsfs.fetch.shared import Busy, SharedTier
 from dsfs.model import Tier
 from dsfs.ranges import block_count, runs
+from dsfs.sources.wire import as_wire
 
 log = structlog.get_logger()
 
@@ -156,7 +157,9 @@ class Flights:
 
     def _start(self, file: RemoteFile, blocks: range, first: int, priority: Priority) -> Flight:
         block_bytes = self._tier.block_bytes
-        ticket = self._queue.ticket(priority, range_of(file, blocks, block_bytes).length, file.origin)
+        wire = as_wire(file.origin.source)
+        at_once = None if wire is None else wire.at_once()
+        ticket = self._queue.ticket(priority, range_of(file, blocks, block_bytes).length, file.origin, at_once)
         group = None if self._from_shared is None else self._from_shared.group(file, blocks)
         flight = Flight(file, blocks, block_bytes, ticket, trio.current_time(), first, group)
         for block in blocks:
@@ -243,4 +246,4 @@ class Flights:
         assert self._from_shared is not None
         await self._from_shared.wait(flight, busy)
         ticket = flight.ticket
-        flight.ticket = self._queue.ticket(ticket.priority, ticket.size_bytes, ticket.source)
+        flight.ticket = self._queue.ticket(ticket.priority, ticket.size_bytes, ticket.source, ticket.at_once)

@@ -41,6 +41,8 @@ class Ticket:
     size_bytes: int
     source: Hashable
     order: int
+    at_once: int | None = None
+    """How many may be in flight for its source, whatever that has room for; None: as ``Limits`` say."""
     granted: bool = False
     on_granted: Callable[[], object] | None = None
     """Called once when it is."""
@@ -92,6 +94,8 @@ def grantable(
         pace = None if ticket.source in slow else paces.get(ticket.source)
         most = limits.requests_per_slow_source if ticket.source in slow else limits.requests_per_source
         at_once = pace.at_once if pace else 0
+        if ticket.at_once is not None:
+            most, at_once = min(most, ticket.at_once), 0
         if busy[ticket.source] >= max(most * share, at_once):
             continue
         if ticket.priority is Priority.WARM:
@@ -120,9 +124,9 @@ class FetchQueue:
         self._flying: set[Ticket] = set()
         self._paces: LRUCache[Hashable, Pace] = LRUCache(_PACES)
 
-    def ticket(self, priority: Priority, size_bytes: int, source: Hashable) -> Ticket:
+    def ticket(self, priority: Priority, size_bytes: int, source: Hashable, at_once: int | None = None) -> Ticket:
         self._order += 1
-        return Ticket(priority, size_bytes, source, self._order)
+        return Ticket(priority, size_bytes, source, self._order, at_once)
 
     def raise_priority(self, ticket: Ticket, priority: Priority) -> None:
         """Somebody waits now for what was only wanted ahead."""
@@ -196,6 +200,7 @@ class FetchQueue:
         return (
             ticket.priority is not Priority.WARM
             and ticket.source not in self._slow
+            and ticket.at_once is None
             and self.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
             and self.in_flight + 1 <= limits.requests * share
             and self._per_source[ticket.source] < limits.requests_per_source * share  # or more, which is looked up then

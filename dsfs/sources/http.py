@@ -21,6 +21,7 @@ from dsfs.sources.archive import ArchiveSource, refuse_unseekable
 from dsfs.sources.base import Sink, Source, walk
 from dsfs.sources.digest import Digest
 from dsfs.sources.http_client import (
+    AT_ONCE_IF_CLOSING,
     Answered,
     HttpClient,
     check_not_compressed,
@@ -160,6 +161,10 @@ class HttpSource:
                 answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, url
             )
             await copy_body(chunks(answer, url), place, wanted, sink, url)
+
+    def at_once(self) -> int | None:
+        """See ``WireSource``."""
+        return AT_ONCE_IF_CLOSING if self._client.closes else None
 
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
         """See ``WireSource``."""

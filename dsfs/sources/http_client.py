@@ -6,7 +6,7 @@ import asyncio
 import netrc
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Final, Protocol
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -30,6 +30,10 @@ from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire import Proof
 
 CONNECTIONS: Final = 128
+AT_ONCE_IF_CLOSING: Final = 4
+"""Requests. Where each of them needs a new connection, more than the server has room for in its
+backlog (often 5) wait for a second, until their SYN is sent again."""
+_CLOSING: Final = 2  # answers, one after the other
 REDIRECTS_MAX: Final = 10
 USER_AGENT: Final = "dsfs"
 _NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -65,16 +69,32 @@ class HttpClient:
         self._authority = parts.raw_authority.rpartition("@")[2]
         self._base = f"{parts.scheme}://{parts.raw_authority}"
         self._plain: bool | None = None
+        self._asks_environment = not own_credentials
+        self._closings = 0
+        self._few = asyncio.Semaphore(AT_ONCE_IF_CLOSING)
         lines = {"Host": self._authority, "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         self._constant = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **self._headers}.items())
+
+    @property
+    def closes(self) -> bool:
+        """Whether the server ends each connection after one answer, as far as is known."""
+        return self._closings >= _CLOSING
 
     @asynccontextmanager
     async def request(
         self, method: str, url: str, headers: Mapping[str, str] = _NO_HEADERS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One answer, redirects followed here: what we send to our own host must not reach another."""
+        async with self._few if self.closes else nullcontext(), self._requested(method, url, headers) as answer:
+            self._closings = self._closings + 1 if _closes(answer) else 0
+            yield answer
+
+    @asynccontextmanager
+    async def _requested(
+        self, method: str, url: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._plain is None:
-            self._plain = await asyncio.to_thread(self._is_plain)
+            self._plain, self._asks_environment = await asyncio.to_thread(self._look_around)
         target = url
         what = without_query(url)
         for _ in range(REDIRECTS_MAX + 1):
@@ -114,11 +134,16 @@ class HttpClient:
         head = f"{method} {url[len(self._base) :] or '/'} HTTP/1.1\r\n{self._constant}{varying}"
         return host or "", port or 80, head.encode("latin-1")
 
-    def _is_plain(self) -> bool:
+    def _look_around(self) -> tuple[bool, bool]:
+        """Whether our own host is reached as the URL says, and whether the environment has a word for others."""
         scheme, host, _port = self._origin
-        if scheme != "http" or host is None or (getproxies().get("http") and not proxy_bypass(self._authority)):
-            return False
-        return self._own_credentials or not _in_netrc(host)
+        plain = scheme == "http" and host is not None
+        if getproxies().get("http") and not proxy_bypass(self._authority):
+            plain = False
+        if self._own_credentials:
+            return plain, False
+        anything = bool(getproxies()) or os.path.exists(_netrc_path())
+        return plain and not (host and _in_netrc(host)), anything
 
     async def close(self) -> None:
         """Give back connections."""
@@ -140,7 +165,8 @@ class HttpClient:
                     total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.idle_s
                 ),
                 # Proxies and netrc. With a header of our own netrc must not be asked: aiohttp takes two for an error.
-                trust_env=not self._own_credentials,
+                # Nor where there is none: it would be looked for in a thread, for each request.
+                trust_env=self._asks_environment,
                 auto_decompress=False,  # the bytes of the file as they are, or none
                 read_bufsize=256 * KiB,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -148,15 +174,25 @@ class HttpClient:
         return self._session
 
 
+def _netrc_path() -> str:
+    return os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+
+
 def _in_netrc(host: str) -> bool:
     """Whether there are credentials for a host, or a file that only aiohttp can make something of."""
-    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:
-        return netrc.netrc(path).authenticators(host) is not None
+        return netrc.netrc(_netrc_path()).authenticators(host) is not None
     except FileNotFoundError:
         return False
     except (OSError, netrc.NetrcParseError):
         return True
+
+
+def _closes(answer: aiohttp.ClientResponse) -> bool:
+    """RFC 9112, section 9.3."""
+    said = ",".join(answer.headers.getall("Connection", ())).lower()
+    old = answer.version is not None and answer.version < (1, 1)
+    return "close" in said or (old and "keep-alive" not in said)
 
 
 def without_query(url: str) -> str:

@@ -55,6 +55,9 @@ class ReferenceSource:
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         await self._source.read(replace(obj, path=self._inner(obj.path)), wanted, sink)
 
+    def at_once(self) -> int | None:
+        return self._source.at_once() if isinstance(self._source, WireSource) else None
+
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
         if not isinstance(self._source, WireSource):
             return None

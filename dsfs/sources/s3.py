@@ -172,6 +172,10 @@ class S3Source:
         """See ``Source``."""
         await self._reader.read(self._key(obj.path), obj, wanted, sink)
 
+    def at_once(self) -> int | None:
+        """See ``WireSource``."""
+        return None
+
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
         """See ``WireSource``."""
         return self._reader.asking(self._key(obj.path), obj, wanted)

@@ -77,6 +77,9 @@ class WireRequest:
 class WireSource(Protocol):
     """A source that can say what to send for a range."""
 
+    def at_once(self) -> int | None:
+        """How many requests its server should get at once, as far as is known; None: as many as it answers well."""
+
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
         """From any thread, without waiting for anything. None: use ``read`` (this time)."""
 

@@ -10,7 +10,7 @@ import pytest
 from dsfs.catalog import crawl
 from dsfs.catalog.lookup import ROOT_INO
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import SourceUnavailable
+from dsfs.errors import SourceRefused, SourceUnavailable
 from dsfs.model import ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing, walk
@@ -134,3 +134,52 @@ def test_so_does_a_directory_of_which_enough_was_seen(listing: Callable[[Source]
         assert source.closed
 
     asyncio.run(work())
+
+
+class Unsized(Paged):
+    """Two directories of which it says the names alone. Of some it refuses to say more; one is a dead link."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = [f"{directory}/{number:03}" for directory in "ab" for number in range(200)]
+        self.refused = {"a/000", "b/199"}
+        self.asked: list[str] = []
+
+    async def list_tree(self) -> AsyncIterator[ListingPage]:
+        for directory in "ab":
+            names = tuple(SourceObject(name, size=None) for name in self.names if name.startswith(directory))
+            yield ListingPage(names, (directory,))
+            await asyncio.sleep(0)
+        yield ListingPage((), ("",))
+
+    async def stat(self, path: str) -> SourceObject | None:
+        self.asked.append(path)
+        await asyncio.sleep(0.001)
+        if path in self.refused:
+            raise SourceRefused(f"{path} is not for you")
+        return None if path == "a/001" else SourceObject(path, size=7)
+
+
+def test_sizes_are_asked_for_where_somebody_looks_first() -> None:
+    with new_catalog() as (writer, catalog):
+        source = Unsized()
+
+        def look() -> None:
+            directory = catalog.find("b")
+            if directory is not None and not writer.wanted:
+                writer.want(directory.ino, b"150")
+
+        with pytest.raises(SourceRefused):
+            asyncio.run(crawl.crawl(source, writer, look))
+        assert source.asked[:50] == source.names[350:]
+        assert sorted(set(source.asked)) == source.names
+        catalog.refresh()
+        assert set(everything(catalog)) == {"a", "b", *source.names} - {"a/001"}
+        unknown = {path for path, row in everything(catalog).items() if row.size is None}
+        assert unknown == source.refused, "those that are refused keep no other"
+        source.refused.clear()
+        source.asked.clear()
+        asyncio.run(crawl.crawl(source, writer, lambda: None))
+        catalog.refresh()
+        assert catalog.sealed
+        assert sorted(source.asked) == ["a/000", "b/199"]

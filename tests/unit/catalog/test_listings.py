@@ -139,7 +139,7 @@ def test_readdir_gives_each_name_once_in_order_whatever_the_page(tree: Tree, pag
 
 def test_a_name_that_was_looked_up_keeps_its_number_when_its_directory_is_listed() -> None:
     with new_catalog() as (writer, catalog):
-        writer.add_found(SourceObject("d/x", size=3, version_tag="1"))
+        writer.add_found({"d/x": SourceObject("d/x", size=3, version_tag="1")})
         before = catalog.find("d/x")
         assert before is not None
         writer.add(ListingPage((SourceObject("d/w", size=1), SourceObject("d/x", size=3, version_tag="1")), ("d",)))
@@ -153,7 +153,7 @@ def test_a_listed_directory_gets_no_new_names_from_anywhere() -> None:
         before = everything(catalog)
         late = ("d/new", "d/new2/y", "d/x/y", "d/sub")
         for path in late:
-            writer.add_found(SourceObject(path, size=1))
+            writer.add_found({path: SourceObject(path, size=1)})
         writer.add(ListingPage(tuple(SourceObject(path, size=1) for path in late), ("d/new2", "d/x", "d/none")))
         assert everything(catalog) == before
         writer.add(ListingPage((SourceObject("d/sub/y", size=1),)))
@@ -162,7 +162,7 @@ def test_a_listed_directory_gets_no_new_names_from_anywhere() -> None:
 
 def test_the_version_that_was_seen_first_stays() -> None:
     with new_catalog() as (writer, catalog):
-        writer.add_found(SourceObject("x", size=3, version_tag="1"))
+        writer.add_found({"x": SourceObject("x", size=3, version_tag="1")})
         writer.add(ListingPage((SourceObject("x", size=4, version_tag="2"),), ("",)))
         row = catalog.find("x")
         assert row is not None
@@ -173,13 +173,13 @@ def test_a_size_that_was_not_known_is_learnt_and_a_dead_name_goes() -> None:
     with new_catalog() as (writer, catalog):
         listing = [SourceObject(name, size=None) for name in ("dead", "known", "later")]
         writer.add(ListingPage(tuple(listing), ("",)))
-        assert [name for _parent, name in writer.unresolved(10)] == [b"dead", b"known", b"later"]
-        assert [name for _parent, name in writer.unresolved(10, ROOT_INO, b"known")] == [b"known", b"later"]
+        assert [name for _ino, _parent, name in writer.unresolved(0, 10)] == [b"dead", b"known", b"later"]
+        first, _parent, _name = writer.unresolved(0, 1)[0]
+        assert [name for _ino, _parent, name in writer.unresolved(first, 10)] == [b"known", b"later"]
+        assert writer.unresolved_in(ROOT_INO, b"known", 10) == [(ROOT_INO, b"known"), (ROOT_INO, b"later")]
         ino = catalog.find("known")
-        writer.add_found(SourceObject("known", size=7, version_tag="t", mtime_ns=9))
-        writer.add_found(SourceObject("stranger", size=7))
-        writer.forget_unresolved("dead")
-        writer.forget_unresolved("known")
+        writer.add_found({"known": SourceObject("known", size=7, version_tag="t", mtime_ns=9)})
+        writer.add_found({"stranger": SourceObject("stranger", size=7), "dead": None, "known": None})
         found = everything(catalog)
         assert set(found) == {"known", "later"}, "a listed directory gets no new names"
         assert ino is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -255,5 +256,23 @@ def test_the_queue_learns_from_answers_and_refusals() -> None:
             await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert most == 16
+
+    run(main)
+
+
+def test_a_source_that_wants_few_requests_gets_few_whatever_its_pace() -> None:
+    tickets = [Ticket(Priority.DEMAND, 1, "few", order, at_once=4) for order in range(10)]
+    pace = Pace()
+    for _ in range(200):
+        pace.answered(1000, 0.01, 96)
+    assert pace.at_once > 32
+    assert grantable(tickets, Limits(1000), 0, 0, Counter(), paces={"few": pace}) == tickets[:4]
+
+    async def main() -> None:
+        queue = FetchQueue(Limits(1000))
+        granted: list[int] = []
+        for number in range(10):
+            queue.enter(queue.ticket(Priority.DEMAND, 1, "few", at_once=4), partial(granted.append, number))
+        assert granted == [0, 1, 2, 3]
 
     run(main)
