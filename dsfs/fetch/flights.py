@@ -19,6 +19,7 @@ from dsfs.fetch.flight import SMALL_BLOCKS, Flight, range_of
 from dsfs.fetch.from_origin import FromOrigin
 from dsfs.fetch.from_shared import FromShared
 from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.pace import SMALL_BYTES
 from dsfs.fetch.queue import FetchQueue, Priority
 from dsfs.fetch.room import Room
 from dsfs.fetch.shared import Busy, SharedTier
@@ -157,9 +158,10 @@ class Flights:
 
     def _start(self, file: RemoteFile, blocks: range, first: int, priority: Priority) -> Flight:
         block_bytes = self._tier.block_bytes
-        wire = as_wire(file.origin.source)
+        wanted_bytes = range_of(file, blocks, block_bytes).length
+        wire = as_wire(file.origin.source) if wanted_bytes <= SMALL_BYTES else None  # others take their time anyway
         at_once = None if wire is None else wire.at_once()
-        ticket = self._queue.ticket(priority, range_of(file, blocks, block_bytes).length, file.origin, at_once)
+        ticket = self._queue.ticket(priority, wanted_bytes, file.origin, at_once)
         group = None if self._from_shared is None else self._from_shared.group(file, blocks)
         flight = Flight(file, blocks, block_bytes, ticket, trio.current_time(), first, group)
         for block in blocks:

@@ -42,7 +42,7 @@ class Ticket:
     source: Hashable
     order: int
     at_once: int | None = None
-    """How many may be in flight for its source, whatever that has room for; None: as ``Limits`` say."""
+    """How many of those of its source that say so may be in flight together, whatever that has room for."""
     granted: bool = False
     on_granted: Callable[[], object] | None = None
     """Called once when it is."""
@@ -80,6 +80,7 @@ def grantable(
     granted: list[Ticket] = []
     busy = Counter(per_source)
     warming = Counter(ticket.source for ticket in flying if ticket.priority is Priority.WARM)
+    few = Counter(ticket.source for ticket in flying if ticket.at_once is not None)
     demand = any(ticket.priority is Priority.DEMAND for ticket in (*flying, *waiting))
     for ticket in sorted(waiting, key=lambda t: (t.priority, t.order)):
         share = _SHARE[ticket.priority]
@@ -94,15 +95,16 @@ def grantable(
         pace = None if ticket.source in slow else paces.get(ticket.source)
         most = limits.requests_per_slow_source if ticket.source in slow else limits.requests_per_source
         at_once = pace.at_once if pace else 0
-        if ticket.at_once is not None:
-            most, at_once = min(most, ticket.at_once), 0
         if busy[ticket.source] >= max(most * share, at_once):
+            continue
+        if ticket.at_once is not None and few[ticket.source] >= ticket.at_once * share:
             continue
         if ticket.priority is Priority.WARM:
             others = busy[ticket.source] - warming[ticket.source]
             if demand and warming[ticket.source] >= max(1, most * _WARM_BESIDE_DEMAND, at_once - others):
                 continue
             warming[ticket.source] += 1
+        few[ticket.source] += ticket.at_once is not None
         granted.append(ticket)
         bytes_in_flight += ticket.size_bytes
         in_flight += 1

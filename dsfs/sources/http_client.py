@@ -6,7 +6,7 @@ import asyncio
 import netrc
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Final, Protocol
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -31,8 +31,8 @@ from dsfs.sources.wire import Proof
 
 CONNECTIONS: Final = 128
 AT_ONCE_IF_CLOSING: Final = 4
-"""Requests. Where each of them needs a new connection, more than the server has room for in its
-backlog (often 5) wait for a second, until their SYN is sent again."""
+"""Requests that are not answered yet. Where each of them needs a new connection, more than the server has room for in
+its backlog (often 5) wait for a second, until their SYN is sent again."""
 _CLOSING: Final = 2  # answers, one after the other
 REDIRECTS_MAX: Final = 10
 USER_AGENT: Final = "dsfs"
@@ -85,7 +85,9 @@ class HttpClient:
         self, method: str, url: str, headers: Mapping[str, str] = _NO_HEADERS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One answer, redirects followed here: what we send to our own host must not reach another."""
-        async with self._few if self.closes else nullcontext(), self._requested(method, url, headers) as answer:
+        async with AsyncExitStack() as stack:
+            async with self._few if self.closes else nullcontext():  # until it answers: then it has been accepted
+                answer = await stack.enter_async_context(self._requested(method, url, headers))
             self._closings = self._closings + 1 if _closes(answer) else 0
             yield answer
 
