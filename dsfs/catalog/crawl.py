@@ -31,10 +31,12 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
                 answered()
                 if writer.wanted and (ahead is None or ahead.done()):
                     ahead = asyncio.create_task(_resolve_wanted(source, writer))
+        if ahead is not None:
+            await ahead
     finally:
         if ahead is not None:
             ahead.cancel()
-            await asyncio.wait([ahead])
+            await asyncio.gather(ahead, return_exceptions=True)
     await _resolve_all(source, writer)
     await asyncio.to_thread(writer.seal)
 
@@ -90,11 +92,12 @@ async def find(source: Source, writer: CatalogWriter, path: str) -> SourceObject
 async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str]) -> None:
     """Learn sizes and version tags of names that a listing gave without them; names that are dead links go.
 
-    Raises the first SourceError when all of them were asked for.
+    Raises SourceUnavailable at once; what is wrong with one name alone when all of them were asked for.
     """
     gate = asyncio.Semaphore(_STATS_IN_FLIGHT)
     found: dict[str, SourceObject | None] = {}
     writing = asyncio.Lock()
+    refused: list[SourceError] = []
 
     async def one(path: str) -> None:
         async with gate:
@@ -102,16 +105,24 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str]) -
                 found[path] = await source.stat(path)
             except SourceMissing:
                 found[path] = None
+            except SourceUnavailable:
+                raise
+            except SourceError as error:
+                refused.append(error)
         async with writing:  # one transaction for all that have come while the last one was written
             if found:
                 some = dict(found)
                 found.clear()
                 await asyncio.to_thread(writer.add_found, some)
 
-    results = await asyncio.gather(*map(one, paths), return_exceptions=True)
-    for result in results:
-        if result is not None:
-            raise result
+    try:
+        async with asyncio.TaskGroup() as group:
+            for path in paths:
+                group.create_task(one(path))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures  # callers know SourceError and CatalogError, and no groups of them
+    if refused:
+        raise refused[0]
 
 
 def _wanted_paths(writer: CatalogWriter) -> list[str]:

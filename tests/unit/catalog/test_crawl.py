@@ -163,10 +163,12 @@ class Unsized(Paged):
 def test_sizes_are_asked_for_where_somebody_looks_first() -> None:
     with new_catalog() as (writer, catalog):
         source = Unsized()
+        looked: list[int] = []
 
         def look() -> None:
             directory = catalog.find("b")
-            if directory is not None and not writer.wanted:
+            if directory is not None and not looked:
+                looked.append(directory.ino)
                 writer.want(directory.ino, b"150")
 
         with pytest.raises(SourceRefused):
@@ -183,3 +185,17 @@ def test_sizes_are_asked_for_where_somebody_looks_first() -> None:
         catalog.refresh()
         assert catalog.sealed
         assert sorted(source.asked) == ["a/000", "b/199"]
+
+
+def test_a_source_that_cannot_be_reached_is_not_asked_for_every_name() -> None:
+    class Gone(Unsized):
+        async def stat(self, path: str) -> SourceObject | None:
+            self.asked.append(path)
+            await asyncio.sleep(0.001 if len(self.asked) == 1 else 60)
+            raise SourceUnavailable("gone")
+
+    with new_catalog() as (writer, _catalog):
+        source = Gone()
+        with pytest.raises(SourceUnavailable):
+            asyncio.run(asyncio.wait_for(crawl.crawl(source, writer, lambda: None), 20))
+        assert len(source.asked) < 60
