@@ -135,8 +135,12 @@ def _wanted_paths(writer: CatalogWriter) -> list[str]:
 
 
 def _next_paths(writer: CatalogWriter, after: int) -> tuple[int, list[str]]:
+    """The next of all names, and the number of the last of them."""
     rows = writer.unresolved(after, _TOGETHER)
-    return (rows[-1][0], _paths(writer, [(parent, name) for _ino, parent, name in rows])) if rows else (after, [])
+    if not rows:
+        return after, []
+    last, _parent, _name = rows[-1]
+    return last, _paths(writer, [(parent, name) for _ino, parent, name in rows])
 
 
 def _paths(writer: CatalogWriter, names: Sequence[tuple[int, bytes]]) -> list[str]:

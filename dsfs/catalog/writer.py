@@ -154,10 +154,7 @@ class CatalogWriter:
 
     def next_wanted(self) -> tuple[int, bytes] | None:
         """The latest of those, and it is none of them any more."""
-        try:
-            return self.wanted.pop()
-        except IndexError:
-            return None
+        return self.wanted.pop() if self.wanted else None
 
     def unresolved_in(self, parent: int, first: bytes, limit: int) -> list[tuple[int, bytes]]:
         """(parent, name) of files of one directory whose size is not known, from a name on."""
