@@ -25,7 +25,7 @@ from dsfs.fetch.room import Room
 from dsfs.fetch.shared import Busy, SharedTier
 from dsfs.model import Tier
 from dsfs.ranges import block_count, runs
-from dsfs.sources.wire import as_wire
+from dsfs.sources.wire import at_once_of
 
 log = structlog.get_logger()
 
@@ -159,8 +159,8 @@ class Flights:
     def _start(self, file: RemoteFile, blocks: range, first: int, priority: Priority) -> Flight:
         block_bytes = self._tier.block_bytes
         wanted_bytes = range_of(file, blocks, block_bytes).length
-        wire = as_wire(file.origin.source) if wanted_bytes <= SMALL_BYTES else None  # others take their time anyway
-        at_once = None if wire is None else wire.at_once()
+        # a long body has been accepted, and takes its time
+        at_once = at_once_of(file.origin.source) if wanted_bytes <= SMALL_BYTES else None
         ticket = self._queue.ticket(priority, wanted_bytes, file.origin, at_once)
         group = None if self._from_shared is None else self._from_shared.group(file, blocks)
         flight = Flight(file, blocks, block_bytes, ticket, trio.current_time(), first, group)

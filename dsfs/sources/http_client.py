@@ -88,7 +88,6 @@ class HttpClient:
         async with AsyncExitStack() as stack:
             async with self._few if self.closes else nullcontext():  # until it answers: then it has been accepted
                 answer = await stack.enter_async_context(self._requested(method, url, headers))
-            self._closings = self._closings + 1 if _closes(answer) else 0
             yield answer
 
     @asynccontextmanager
@@ -108,6 +107,8 @@ class HttpClient:
                 )
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise translated(error, what) from error
+            if own:  # where a redirect leads to says nothing of our own host
+                self._closings = self._closings + 1 if _closes(answer) else 0
             try:
                 following = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
                 if following is None:
@@ -139,13 +140,12 @@ class HttpClient:
     def _look_around(self) -> tuple[bool, bool]:
         """Whether our own host is reached as the URL says, and whether the environment has a word for others."""
         scheme, host, _port = self._origin
-        plain = scheme == "http" and host is not None
-        if getproxies().get("http") and not proxy_bypass(self._authority):
-            plain = False
+        proxies = getproxies()
+        proxied = bool(proxies.get("http")) and not proxy_bypass(self._authority)
+        plain = scheme == "http" and host is not None and not proxied
         if self._own_credentials:
             return plain, False
-        anything = bool(getproxies()) or os.path.exists(_netrc_path())
-        return plain and not (host and _in_netrc(host)), anything
+        return plain and not _in_netrc(host or ""), bool(proxies) or os.path.exists(_netrc_path())
 
     async def close(self) -> None:
         """Give back connections."""

@@ -10,7 +10,7 @@ from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
-from dsfs.sources.wire import WireRequest, WireSource
+from dsfs.sources.wire import WireRequest, as_wire, at_once_of
 
 
 class PrefixedSource:
@@ -55,12 +55,11 @@ class PrefixedSource:
         await self._source.read(replace(obj, path=self._inner(obj.path)), wanted, sink)
 
     def at_once(self) -> int | None:
-        return self._source.at_once() if isinstance(self._source, WireSource) else None
+        return at_once_of(self._source)
 
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
-        if not isinstance(self._source, WireSource):
-            return None
-        return self._source.asking(replace(obj, path=self._inner(obj.path)), wanted)
+        wire = as_wire(self._source)
+        return None if wire is None else wire.asking(replace(obj, path=self._inner(obj.path)), wanted)
 
     def digest_of(self, obj: SourceObject) -> Digest | None:
         return digest_of(self._source, replace(obj, path=self._inner(obj.path)))

@@ -89,6 +89,12 @@ def as_wire(source: object) -> WireSource | None:
     return source if _is_wire(type(source)) else None  # type: ignore[return-value, arg-type]  # a type is hashable
 
 
+def at_once_of(source: object) -> int | None:
+    """See ``WireSource``; None of other sources too."""
+    wire = as_wire(source)
+    return None if wire is None else wire.at_once()
+
+
 @cache  # 20 µs each time, otherwise
 def _is_wire(kind: type) -> bool:
     return issubclass(kind, WireSource)
