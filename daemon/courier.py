@@ -7,21 +7,19 @@ FD is the server's socket. It ends when that is closed, so with the server.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import sys
 
+from daemon.process import name_process
 from dsfs.fetch.courier import Courier
 from dsfs.fetch.errand import LARGEST_MESSAGE, unpacked
-
-_PR_SET_NAME = 15  # <linux/prctl.h>
 
 
 def main() -> int:
     """The exit status."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"dsfs-courier", 0, 0, 0)
+    name_process("dsfs-courier")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the server decides
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)

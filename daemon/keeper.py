@@ -32,6 +32,7 @@ from daemon.keeping.peers import VERSION, Peer
 from daemon.keeping.refusal import Refusal
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
+from daemon.process import end_last, name_process
 
 _SERVER_STOP_S = 8.0
 _LOCK_S = 5.0
@@ -58,7 +59,7 @@ class Keeper:
         self._table = Table()
         self._refusal = Refusal(self._loop)
         argv = None if self._alone else [*config["server_argv"], directory]
-        self._succession = Succession(self._loop, self, argv)
+        self._succession = Succession(self._loop, self, argv, end_last())
         self._succession.upgrade.possible = self._own_mounts
         self._status = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -272,6 +273,7 @@ def _detached() -> None:
 
 
 def main(argv: list[str]) -> int:
+    name_process("dsfs-keeper")
     if argv[0] == "--alone":
         return Keeper(f"{argv[1]}.lock", argv[1], {"patience_s": argv[2]}).run()
     directory = argv[0]

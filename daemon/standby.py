@@ -7,7 +7,6 @@ shared with the server that it forked. It hears of its end too, and tells the ke
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import math
@@ -22,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from daemon.process import name_process
+
 VERSION = 2
 
-_PR_SET_NAME = 15  # <linux/prctl.h>
 _RETRY_S = 0.02
 _LARGEST_MESSAGE = 64 * 1024
 _STOP_S = 8.0
@@ -62,7 +62,7 @@ class _StandBy:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> int:
-        _name_process("dsfs-standby")
+        name_process("dsfs-standby")
         self._import_more()
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -159,7 +159,7 @@ class _StandBy:
                 self._link.close()
             os.close(self._wake_r)
             os.close(self._wake_w)
-            _name_process("dsfs-server")
+            name_process("dsfs-server")
             status = self._serve()
         except BaseException:
             traceback.print_exc()
@@ -224,8 +224,3 @@ def _installed() -> int:
                     path = os.path.join(directory, file)
                     found.append((path, os.stat(path).st_mtime_ns))
     return hash(tuple(sorted(found)))
-
-
-def _name_process(name: str) -> None:
-    """What ``ps`` and ``top`` show; the two roles have one command line."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)

@@ -8,16 +8,19 @@ import sys
 from collections.abc import Callable
 
 from daemon.keeping.loop import say
+from daemon.process import end_in_order
 
 
 class Starter:
     """``argv`` is what a stand-by is started with; None: others start them. ``failed`` is told why one did not start.
 
+    ``ends``: in what order the kernel ends it for want of memory (daemon/process.py).
     ``failures``: starts that have failed one after the other.
     """
 
-    def __init__(self, argv: list[str] | None, failed: Callable[[str, bool], None]) -> None:
+    def __init__(self, argv: list[str] | None, failed: Callable[[str, bool], None], ends: int) -> None:
         self._argv = argv
+        self._ends = ends
         self._failed = failed
         self._children: list[subprocess.Popen[bytes]] = []
         self._starting: subprocess.Popen[bytes] | None = None
@@ -44,6 +47,7 @@ class Starter:
         try:
             argv = [*self._argv, f"--log={log}"]
             self._starting = subprocess.Popen(argv, stderr=self._said, pass_fds=[log])
+            end_in_order(self._starting.pid, self._ends)
         except OSError as error:  # no memory, or an installation that is just being replaced
             self._has_failed(f"no server can be started: {error}", unexpected=False)
             return

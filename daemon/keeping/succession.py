@@ -37,10 +37,12 @@ class Owner(Protocol):
 
 
 class Succession:
-    def __init__(self, loop: Loop, owner: Owner, argv: list[str] | None) -> None:
+    """``ends``: in what order the kernel ends servers for want of memory (daemon/process.py)."""
+
+    def __init__(self, loop: Loop, owner: Owner, argv: list[str] | None, ends: int) -> None:
         self._loop = loop
         self._owner = owner
-        self._starter = Starter(argv, self._start_failed)
+        self._starter = Starter(argv, self._start_failed, ends)
         self.standbys = StandBys()
         self.upgrade = Upgrade(loop, self, self._starter, self.standbys)
         self.server: Peer | None = None

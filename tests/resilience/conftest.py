@@ -130,6 +130,7 @@ class Readers:
     def kill(self) -> None:
         for process in self._processes:
             process.kill()
+            process.communicate()
 
 
 @contextlib.contextmanager

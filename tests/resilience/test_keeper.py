@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.process import LAST
 from tests.mounts import (
     DSFS,
     Mount,
@@ -23,6 +24,12 @@ from tests.mounts import (
     runtime_dir_of,
 )
 from tests.resilience.conftest import DIRECT, make_tree, mount_path, readers
+
+
+def may_lower_order() -> bool:
+    """CAP_SYS_RESOURCE, the 24th of <linux/capability.h>."""
+    fields = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if line[:3] == "Cap")
+    return bool(int(fields["CapEff"], 16) & 1 << 24)
 
 
 def keepers_of(mount: Mount) -> list[int]:
@@ -50,6 +57,23 @@ def test_keeper_and_server_killed_one_after_the_other(mounts: Mounts, tmp_path: 
     assert after["healthy"] is True
     assert {**after["datasets"][0], "cached_bytes": 0} == {**before["datasets"][0], "cached_bytes": 0}
     assert mount.sum_of("dsfs_server_restarts_total") == 2  # it survives the keepers that counted
+
+
+def test_the_keeper_is_the_last_that_the_kernel_ends(mounts: Mounts, tmp_path: Path) -> None:
+    """When memory is short: without it the mount is gone, and a server is replaced. What it starts is as we are."""
+
+    def order(pid: int | str) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    asks = "from daemon.process import end_last; end_last(); print(open('/proc/self/oom_score_adj').read())"
+    last = int(subprocess.run([sys.executable, "-c", asks], check=True, capture_output=True).stdout)
+    assert last == LAST if may_lower_order() else last == order("self")
+    mount = mounts.mount(make_tree(tmp_path / "source", files=4))
+    for _ in range(2):
+        assert order(mount.keeper_pid) == last
+        assert order(mount.server_pid) == order("self")
+        mount.kill_keeper()  # the next one is started by the server
+        mount.kill_server()
 
 
 def test_keeper_killed_while_a_server_takes_over(mounts: Mounts, tmp_path: Path) -> None:

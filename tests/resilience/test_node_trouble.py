@@ -23,7 +23,7 @@ MEMORY = Path("/sys/fs/cgroup/memory")
 
 
 def processes_by_name(mount: Mount) -> dict[str, int]:
-    """The pids of server and stand-by."""
+    """The pids of keeper, server and stand-by."""
     found = {}
     for pid in processes_of([runtime_dir_of(mount.mountpoint)]):
         with contextlib.suppress(OSError):
@@ -85,9 +85,11 @@ def group(mounts: Mounts) -> Iterator[Path]:
 # the group's, and makes this process no larger.
 _GLUTTON = """
 import os, select, sys
-group, pid = sys.argv[1:]
-with open("/proc/" + pid + "/oom_score_adj", "w") as file:
-    file.write("1000")
+group, pid, *others = sys.argv[1:]
+# It goes before the keeper, which may not be able to say so itself and holds more memory of its own than this does.
+for each, order in ((pid, "1000"), *((other, "900") for other in others), ("self", "500")):
+    with open("/proc/" + each + "/oom_score_adj", "w") as file:
+        file.write(order)
 with open(group + "/cgroup.procs", "w") as file:
     file.write(str(os.getpid()))
 watched = os.pidfd_open(int(pid))
@@ -100,19 +102,22 @@ while not select.select([watched], [], [], 0)[0]:
 
 @pytest.mark.parametrize("path", ["passthrough", "daemon"])
 def test_out_of_memory(mounts: Mounts, tmp_path: Path, group: Path, path: str) -> None:
-    """The kernel kills the server, and who knows what of it, for the memory of its group."""
+    """The kernel kills the server, and the stand-by too if that is not enough, for the memory of their group."""
     source = make_tree(tmp_path / "source")
     mount = mount_path(mounts, path, source)
-    server = mount.server_pid
-    for pid in processes_by_name(mount).values():
+    server, keeper = mount.server_pid, mount.keeper_pid
+    found = processes_by_name(mount)
+    for pid in found.values():
         (group / "cgroup.procs").write_text(str(pid))
     with readers(mount, source, tmp_path, number=2) as reading:
         reading.wait_progress()
-        done = subprocess.run([sys.executable, "-c", _GLUTTON, group, str(server)], check=False, timeout=30)
+        victims = [str(server), str(found["dsfs-standby"])]
+        done = subprocess.run([sys.executable, "-c", _GLUTTON, group, *victims], check=False, timeout=30)
         assert done.returncode in (0, -signal.SIGKILL)  # the server was too little for the kernel
         reading.wait_progress()
     assert mount.server_pid != server
     assert mount.status()["healthy"] is True
+    assert mount.keeper_pid == keeper
 
 
 def test_a_server_whose_memory_is_small_goes_on(mounts: Mounts, web_origin: Web, group: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class Keeping:
         self.path = path
         self.loop = Loop()
         self.owner = Owner()
-        self.succession = Succession(self.loop, self.owner, None)
+        self.succession = Succession(self.loop, self.owner, None, 0)
         self.succession.told = True
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(str(path))
