@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from tests.manifests import dataset
 from tests.mounts import Mount, eventually
+from tests.pages import drop_pages
 from tests.servers import hostile as web
 
 FILES = {
@@ -84,7 +84,7 @@ def errno_of(root: Path, name: str = "a.txt") -> int:
     """Of a read that the kernel has no pages for; 0 when it succeeds."""
     try:
         with open(root / name, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_pages(file.fileno())
             assert file.read() == FILES[name]
         return 0
     except OSError as error:

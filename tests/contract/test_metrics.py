@@ -14,6 +14,7 @@ import pytest
 
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, dsfs, eventually
+from tests.pages import drop_pages
 from tests.servers import hostile as web
 
 # name → labels; a histogram has _bucket, _sum and _count
@@ -126,7 +127,7 @@ def read_whole(path: Path) -> int:
     """The bytes of a file, out of no page cache that was there before."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_pages(fd)
         found = 0
         while piece := os.read(fd, 1 << 20):
             assert piece == LARGE[found : found + len(piece)]

@@ -17,6 +17,7 @@ import pytest
 from tests.contract.conftest import flip_byte, one_line_failure
 from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mounts, clean_environment, dsfs, eventually, is_mounted, leftovers
+from tests.pages import drop_pages
 
 MOUNT_SCHEMA = {
     "mountpoint": str,
@@ -159,7 +160,7 @@ def test_a_file_that_is_open_survives_its_eviction(mounts: Mounts, source: Path)
     try:
         assert os.pread(fd, 1000, 0) == data[:1000]
         printed("evict", "source", f"-m{mount.mountpoint}", "--json")
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_pages(fd)
         for offset in range(0, len(data), 1_000_000):
             assert os.pread(fd, 1_000_000, offset) == data[offset : offset + 1_000_000]
     finally:
@@ -181,9 +182,8 @@ def test_verify(mounts: Mounts, source: Path) -> None:
     assert done.returncode == 1, done
     assert json.loads(done.stdout)["bad"] == 1
     assert dsfs("verify", cache).returncode == 0
-    with open(mount.root / "sub/b.bin", "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert file.read() == data
+    drop_pages(mount.root / "sub/b.bin")
+    assert (mount.root / "sub/b.bin").read_bytes() == data
     eventually(lambda: mount.dataset()["cached_bytes"] == len(data), 10, "it is cached again")
     # and not
     assert mount.unmount().returncode == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounts import Mounts, eventually
+from tests.pages import drop_pages
 from tests.resilience.conftest import MIB, make_tree, mount_path
 
 DISK_MIB, FREE_MIB = 128, 32
@@ -43,9 +44,7 @@ def test_others_get_their_room_and_give_it_back(mounts: Mounts, tmp_path: Path, 
 
     def read_all() -> None:
         for file in files:
-            fd = os.open(mount.root / file, os.O_RDONLY)  # so that the daemon is asked, and not the kernel's pages
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+            drop_pages(mount.root / file)  # so that the daemon is asked
             assert (mount.root / file).read_bytes() == (source / file).read_bytes()
 
     read_all()

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounts import Mounts, eventually
-from tests.resilience.conftest import DIRECT, MIB, Web, drop_pages, errno_of_read, make_tree, mount_path
+from tests.pages import drop_pages
+from tests.resilience.conftest import DIRECT, MIB, Web, errno_of_read, make_tree, mount_path
 from tests.servers import hostile as web
 from tests.servers.web_tree import put_tree
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.contract.conftest import flip_byte
 from tests.mounts import Mounts, eventually
+from tests.pages import drop_pages
 from tests.resilience.conftest import make_tree, mount_path
 
 
@@ -28,9 +28,7 @@ def test_flipped_bytes_are_found_without_a_reader(mounts: Mounts, tmp_path: Path
     flip_byte(mount.cache_dir, 8 << 20)
     eventually(lambda: mount.sum_of("dsfs_cache_corrupt_blocks_total") > 0, 20, "the flipped byte is found")
     assert mount.sum_of("dsfs_cache_scrubbed_bytes_total") > 0
-    fd = os.open(place, os.O_RDONLY)  # the kernel has right pages of it from the first time, and asks nobody
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
+    drop_pages(place)  # the kernel has right ones of it from the first time, and asks nobody
     before = mount.sum_of("dsfs_origin_read_bytes_total")
     assert place.read_bytes() == large.read_bytes()
     assert mount.sum_of("dsfs_origin_read_bytes_total") > before

@@ -18,7 +18,8 @@ import pytest
 from tests.contract.conftest import one_line_failure
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually
-from tests.resilience.conftest import MIB, drop_pages
+from tests.pages import drop_pages
+from tests.resilience.conftest import MIB
 from tests.servers import hostile as web
 
 LARGE = random.Random(1).randbytes(40 * MIB + 77)

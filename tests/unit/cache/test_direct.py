@@ -16,6 +16,7 @@ from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.direct import LEAST_BYTES_PER_S, PROBE_EVERY, REMEMBERED, SECTOR_BYTES, DirectWrites, pays
 from dsfs.cache.new_file import new_file, write_all
 from dsfs.ranges import ByteRange
+from tests.pages import drop_pages
 
 BLOCK = 64 * 1024
 KEY = "ab" * 32
@@ -75,10 +76,8 @@ def test_blocks_past_the_cache_beside_blocks_through_it(tmp_path: Path) -> None:
     assert whole == content
     assert obj.complete
     assert all(obj.check(block) for block in range(obj.blocks))
-    fd = os.open(tmp_path / "object", os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    assert os.pread(fd, size, 0) == content
-    os.close(fd)
+    drop_pages(tmp_path / "object")
+    assert (tmp_path / "object").read_bytes() == content
 
 
 @pytest.mark.parametrize("size", [1, SECTOR_BYTES - 1, SECTOR_BYTES, 3 * SECTOR_BYTES, 3 * SECTOR_BYTES + 77])

@@ -23,6 +23,7 @@ from dsfs.cache.past_cache import PastCache
 from dsfs.cache.scrub import LONGEST_PAUSE_S, Scrub, pause_s
 from dsfs.cache.verify import rebuild_index, verify
 from dsfs.ranges import ByteRange
+from tests.pages import drop_pages
 
 BLOCK = 4096
 BOOT = bytes(16)
@@ -188,12 +189,11 @@ def test_pages_that_nobody_had_do_not_stay(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(1 << 20))
     fd = os.open(path, os.O_RDWR)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    drop_pages(fd)
     disk = PastCache()
     with disk.reading(fd) as read:
         assert bytes(read(ByteRange(0, 1 << 20))) == path.read_bytes()[: 1 << 20]
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    drop_pages(fd)
     with disk.reading(fd) as read:
         for start in range(0, 1 << 20, 1 << 18):
             read(ByteRange(start, start + (1 << 18)))
