@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dsfs.cache.spread import spread_directories
 from dsfs.errors import CacheDirectoryBusy, CacheDirectoryError
 
 LAYOUT_VERSION = 1
@@ -156,9 +157,11 @@ def _check_version(root: str) -> None:
 
 def _make_directories(root: str) -> None:
     os.chmod(root, 0o700)  # the cache belongs to the daemon's user alone
+    spread_directories(root)
     for name in ("catalogs", "index", "objects"):
         os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
     if not os.path.isdir(f"{root}/objects/ff"):
+        spread_directories(f"{root}/objects")
         for name in _FANOUT:
             os.makedirs(f"{root}/objects/{name}", mode=0o700, exist_ok=True)
 
