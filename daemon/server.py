@@ -6,6 +6,9 @@ python -m daemon.server RUNTIME_DIR --serve    as `dsfs serve`: it waits for its
 
 from __future__ import annotations
 
+import daemon.lean  # noqa: F401  # first, or it is too late
+
+# isort: split
 import os
 import resource
 import signal

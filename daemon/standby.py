@@ -7,7 +7,6 @@ shared with the server that it forked. It hears of its end too, and tells the ke
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from daemon import lean
 from daemon.process import name_process
 
 VERSION = 2
@@ -94,8 +94,7 @@ class _StandBy:
         self._preload()
         if len(os.listdir("/proc/self/task")) > 1:  # a fork would have one thread, and locks that nobody gives back
             os.execv(sys.executable, [*sys.orig_argv, NOTHING_MORE])
-        gc.collect()
-        gc.freeze()  # what was imported is never garbage, and a collector that looks at it would unshare it
+        lean.imported()
 
     def _connect(self) -> bool:
         """To the keeper, if there is one; False when there is no use in trying again."""
