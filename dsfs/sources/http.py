@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-import aiohttp
 import structlog
 from yarl import URL
 
@@ -246,17 +245,20 @@ class HttpSource:
             yield ListingPage((), (directory,))
 
     async def _stat_url(self, path: str, url: str) -> SourceObject | None:
-        async with self._client.request("HEAD", url) as answer:
-            if _slash_added(url, str(answer.url)):
-                return SourceObject(path, Kind.DIRECTORY)
-            if answer.status in (404, 410):
-                return None
-            encoded = answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
-            if answer.status == 200 and answer.content_length is not None and not encoded:
-                return self._file(path, answer, answer.content_length)
-            # Signed URLs and some frameworks allow GET alone; and some say no length to a HEAD.
-            if answer.status not in (200, 400, 403, 405, 501):
-                raise_for(answer, url)
+        answer: Answered | None = await self._client.head(url)
+        if answer is None:
+            async with self._client.request("HEAD", url) as followed:
+                if _slash_added(url, str(followed.url)):
+                    return SourceObject(path, Kind.DIRECTORY)
+                answer = followed
+        if answer.status in (404, 410):
+            return None
+        encoded = answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+        if answer.status == 200 and answer.content_length is not None and not encoded:
+            return self._file(path, answer, answer.content_length)
+        # Signed URLs and some frameworks allow GET alone; and some say no length to a HEAD.
+        if answer.status not in (200, 400, 403, 405, 501):
+            raise_for(answer, url)
         return await self._stat_by_get(path, url)
 
     async def _stat_by_get(self, path: str, url: str) -> SourceObject | None:
@@ -288,7 +290,7 @@ class HttpSource:
             raise_for(answer, url)
             return answer.status == 200
 
-    def _file(self, path: str, answer: aiohttp.ClientResponse, size: int) -> SourceObject:
+    def _file(self, path: str, answer: Answered, size: int) -> SourceObject:
         tag = tag_of(answer, size)
         if proves_nothing(tag, size) and not self._said_weak:
             self._said_weak = True

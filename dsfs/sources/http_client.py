@@ -26,8 +26,10 @@ from dsfs.errors import (
 )
 from dsfs.ranges import KiB
 from dsfs.sources.answers import parse_content_range, retry_after_s
+from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire import Proof
+from dsfs.sources.wire_head import Head
 
 CONNECTIONS: Final = 128
 AT_ONCE_IF_CLOSING: Final = 4
@@ -35,6 +37,7 @@ AT_ONCE_IF_CLOSING: Final = 4
 its backlog (often 5) wait for a second, until their SYN is sent again."""
 _CLOSING: Final = 2  # answers, one after the other
 REDIRECTS_MAX: Final = 10
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
 USER_AGENT: Final = "dsfs"
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _UNPROVABLE: Final = "size {size}"
@@ -72,6 +75,7 @@ class HttpClient:
         self._asks_environment = not own_credentials
         self._closings = 0
         self._few = asyncio.Semaphore(AT_ONCE_IF_CLOSING)
+        self._heads: Heads | None = None
         lines = {"Host": self._authority, "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         self._constant = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **self._headers}.items())
 
@@ -110,7 +114,7 @@ class HttpClient:
             if own:  # where a redirect leads to says nothing of our own host
                 self._closings = self._closings + 1 if _closes(answer) else 0
             try:
-                following = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
+                following = answer.headers.get("Location") if answer.status in _REDIRECTS else None
                 if following is None:
                     yield answer
                     return
@@ -124,6 +128,20 @@ class HttpClient:
             if urlsplit(target).scheme not in ("http", "https"):
                 raise SourceUnsupported(f"{what} leads to something that is not HTTP")
         raise SourceUnavailable(f"{what} leads in a circle (more than {REDIRECTS_MAX} redirects)")
+
+    async def head(self, url: str) -> Head | None:
+        """The answer to a HEAD request, in a tenth of the processor time of ``request``; None: that has to ask.
+
+        Raises SourceTimeout, SourceUnavailable.
+        """
+        wire = None if self.closes else self.wire_head("HEAD", url, _NO_HEADERS)
+        if wire is None:
+            return None
+        host, port, request = wire
+        if self._heads is None:
+            self._heads = Heads(host, port, self._timeouts)
+        answer = await self._heads.ask(request + b"\r\n", without_query(url))
+        return None if answer is None or answer.status in _REDIRECTS else answer
 
     def wire_head(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, int, bytes] | None:
         """Host, port and the head of a request to our own host, for ``sources.wire``; None for what it cannot do.
@@ -149,6 +167,8 @@ class HttpClient:
 
     async def close(self) -> None:
         """Give back connections."""
+        if self._heads is not None:
+            self._heads.close()
         if self._session is not None:
             await self._session.close()
 
