@@ -9,6 +9,7 @@ from __future__ import annotations
 import daemon.lean  # noqa: F401  # first, or it is too late
 
 # isort: split
+import fcntl
 import os
 import resource
 import signal
@@ -33,6 +34,8 @@ from dsfs.fuse.keeper_client import connect
 from dsfs.fuse.patience import kernel_patience_s, within_patience
 
 log = structlog.get_logger()
+
+_DESCRIPTORS = 4096
 
 
 async def serve(settings: Settings) -> None:
@@ -100,9 +103,7 @@ def run(runtime_dir: str) -> int:
     if settings.read_timeout_s < wanted_s:
         log.warning("read timeout is cut: the kernel would end the mount", read_timeout_s=settings.read_timeout_s)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _provide_descriptors()
     try:
         trio.run(serve, settings)
     except AnotherServes as error:
@@ -117,6 +118,15 @@ def run(runtime_dir: str) -> int:
         log.error("server failed", reason=str(_first(expected)) if expected else "")
         return 1
     return 0
+
+
+def _provide_descriptors() -> None:
+    """As many as we may have, and a table for most of them now: once there are threads, each time that it grows takes
+    ten or twenty milliseconds, for all of them (expand_files in fs/file.c waits for RCU)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.close(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, min(hard, _DESCRIPTORS) - 1))
 
 
 if __name__ == "__main__":
