@@ -61,7 +61,7 @@ class Heads:
     async def _connection(self) -> _Connection:
         """An idle one, else another one, else the one with the fewest requests under way. Raises OSError."""
         while True:
-            self._connections = [each for each in self._connections if not each.closed]
+            self._connections = [each for each in self._connections if each.good]
             best = min(self._connections, key=lambda each: each.under_way, default=None)
             full = len(self._connections) >= _CONNECTIONS or self._connecting.locked()
             if best is not None and (full or not best.under_way):
@@ -82,11 +82,12 @@ class Heads:
 
 
 class _Connection(asyncio.Protocol):
-    """Answers come in the order of the requests. ``answered`` counts them."""
+    """Answers come in the order of the requests. ``answered`` counts them; ``good`` says whether more may be asked."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self.good = True
         self.answered = 0
+        self._ended = False
         self._transport: asyncio.WriteTransport | None = None
         self._waiting: deque[asyncio.Future[Head | None]] = deque()
         self._unsent = bytearray()
@@ -97,8 +98,9 @@ class _Connection(asyncio.Protocol):
         return len(self._waiting)
 
     async def ask(self, request: bytes, within_s: float) -> Head | None:
-        """None when the connection ended before the answer. Raises TimeoutError; then it is for nobody else."""
-        if self.closed or self._transport is None:
+        """None when the connection ended before the answer. Raises TimeoutError. Once somebody has given up here, by
+        that or by being cancelled, nobody else is sent behind them."""
+        if not self.good or self._transport is None:
             return None
         answer: asyncio.Future[Head | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
@@ -108,11 +110,14 @@ class _Connection(asyncio.Protocol):
         try:
             async with asyncio.timeout(within_s):
                 return await answer
-        except TimeoutError:
-            self.closed = True
-            if all(each.done() for each in self._waiting):  # the others have a little time left
-                self.close()
+        except (TimeoutError, asyncio.CancelledError):
+            self.good = False
+            self._close_if_unwanted()
             raise
+
+    def _close_if_unwanted(self) -> None:
+        if not self.good and all(each.done() for each in self._waiting):
+            self.close()
 
     def _send(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -121,7 +126,7 @@ class _Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Whoever waits gets None."""
-        self.closed = True
+        self.good, self._ended = False, True
         if self._transport is not None:
             self._transport.abort()
         while self._waiting:
@@ -140,7 +145,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._came += data
-        while (end := self._came.find(b"\r\n\r\n")) >= 0 and not self.closed:
+        while not self._ended and (end := self._came.find(b"\r\n\r\n")) >= 0:
             try:
                 head = parse_head(bytes(self._came[:end]))
             except BadHead:
@@ -156,6 +161,7 @@ class _Connection(asyncio.Protocol):
                 self.close()
         if len(self._came) > _LONGEST_HEAD_BYTES:
             self.close()
+        self._close_if_unwanted()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close()

@@ -33,6 +33,7 @@ class Answer:
     content_length: int | None = None
     reset_after: int | None = None  # bytes of the body, then RST
     stall_after: int | None = None  # bytes of the body, then nothing until the server stops
+    silent: bool = False  # not even a head, until the server stops
 
     def with_headers(self, **changed: str | None) -> Answer:
         """Underscores stand for dashes; None takes a header away."""
@@ -141,6 +142,9 @@ class Hostile:
 
     async def _send(self, asked: Asked, answer: Answer, writer: asyncio.StreamWriter) -> bool:
         """False when the connection is of no use any more."""
+        if answer.silent:
+            await self.stopping.wait()
+            return False
         length = len(answer.body) if answer.content_length is None else answer.content_length
         lines = [f"HTTP/1.1 {answer.status} X"]
         if "Transfer-Encoding" not in answer.headers:
@@ -257,6 +261,10 @@ def stall_midway(asked: Asked, data: bytes, answer: Answer) -> Answer:
 
 def stall_at_once(asked: Asked, data: bytes, answer: Answer) -> Answer:
     return replace(answer, stall_after=0)
+
+
+def silence(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    return replace(answer, silent=True)
 
 
 def other_etag(asked: Asked, data: bytes, answer: Answer) -> Answer:
