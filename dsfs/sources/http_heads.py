@@ -15,7 +15,7 @@ from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import BadHead, Head, parse_head
 
 _CONNECTIONS: Final = 4
-_UNDER_WAY: Final = 32  # on all of them
+_EACH: Final = 8  # requests under way
 _WORTHWHILE: Final = 16  # answers on one connection; many servers end it after 100 or 1000
 _LONGEST_HEAD_BYTES: Final = 64 * 1024
 
@@ -28,17 +28,19 @@ class Heads:
         self._timeouts = timeouts
         self._connections: list[_Connection] = []
         self._connecting = asyncio.Lock()
-        self._room = asyncio.Semaphore(_UNDER_WAY)
+        self._failure: OSError | None = None  # of the last try to connect
+        self._room = asyncio.Semaphore(_CONNECTIONS * _EACH)
         self._proving = asyncio.Lock()
         self._proven = False
         self._usable = True
 
     async def ask(self, request: bytes, what: str) -> Head | None:
         """The answer to a request, ready to be sent; None: ask another way. Raises SourceTimeout, SourceUnavailable."""
-        if not self._proven:
-            async with self._proving:  # one alone, until it is known that the connection stays open behind it
-                if not self._proven:
-                    return await self._asked(request, what)
+        if not self._proven:  # one alone, until it is known that the connection stays open behind it
+            if self._proving.locked():
+                return None
+            async with self._proving:
+                return await self._asked(request, what)
         async with self._room:
             return await self._asked(request, what)
 
@@ -46,6 +48,8 @@ class Heads:
         while self._usable:
             try:
                 connection = await self._connection()
+                if connection is None:
+                    break
                 answer = await connection.ask(request, self._timeouts.idle_s)
             except TimeoutError as error:
                 raise SourceTimeout(f"{what}: nothing answered in time") from error
@@ -58,22 +62,33 @@ class Heads:
                 return answer
         return None
 
-    async def _connection(self) -> _Connection:
+    async def _connection(self) -> _Connection | None:
         """An idle one, else another one, else the one with the fewest requests under way. Raises OSError."""
-        while True:
+        while self._usable:
             self._connections = [each for each in self._connections if each.good]
             best = min(self._connections, key=lambda each: each.under_way, default=None)
-            full = len(self._connections) >= _CONNECTIONS or self._connecting.locked()
-            if best is not None and (full or not best.under_way):
-                return best
             waited = self._connecting.locked()
+            another = not waited and len(self._connections) < _CONNECTIONS
+            if best is not None and best.under_way < (1 if another else _EACH):
+                return best
             async with self._connecting:
-                if not waited:
-                    async with asyncio.timeout(self._timeouts.connect_s):
-                        loop = asyncio.get_running_loop()
-                        _transport, made = await loop.create_connection(_Connection, self._host, self._port)
-                    self._connections.append(made)
-                    return made
+                if waited and self._failure is not None:  # or one after the other would be out of time
+                    raise self._failure
+                if not waited and sum(each.good for each in self._connections) < _CONNECTIONS:
+                    return await self._connect()
+        return None
+
+    async def _connect(self) -> _Connection:
+        try:
+            async with asyncio.timeout(self._timeouts.connect_s):
+                loop = asyncio.get_running_loop()
+                _transport, made = await loop.create_connection(_Connection, self._host, self._port)
+        except OSError as error:
+            self._failure = error
+            raise
+        self._failure = None
+        self._connections.append(made)
+        return made
 
     def close(self) -> None:
         """Give back the connections."""

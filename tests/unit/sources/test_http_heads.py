@@ -100,8 +100,11 @@ def with_heads(
 
 def test_each_gets_its_own_answer_over_few_connections() -> None:
     async def use(heads: Heads, server: Origin) -> None:
-        found = await asyncio.gather(*(ask(heads, number) for number in range(NAMES)))
-        for number, head in enumerate(found):
+        early = await asyncio.gather(*(ask(heads, 0) for number in range(5)))
+        assert early[0] is not None
+        assert early[1:] == [None] * 4, "until the server has answered one, nobody waits for it here"
+        found = await asyncio.gather(*(ask(heads, number) for number in range(1, NAMES)))
+        for number, head in enumerate(found, 1):
             assert head is not None
             check(number, head)
         assert sorted(server.asked) == list(range(NAMES)), "each is asked once"
@@ -113,6 +116,7 @@ def test_each_gets_its_own_answer_over_few_connections() -> None:
 
 def test_interim_answers_are_none() -> None:
     async def use(heads: Heads, _server: Origin) -> None:
+        assert await ask(heads, 0) is not None
         for number, head in enumerate(await asyncio.gather(*(ask(heads, number) for number in range(20)))):
             assert head is not None
             check(number, head)
@@ -130,6 +134,7 @@ def test_a_server_that_ends_connections(after: int, says: bool) -> None:
         return plain(number) if count < after else ended if says else b"close"
 
     async def use(heads: Heads, server: Origin) -> None:
+        await ask(heads, 0)
         found = await asyncio.gather(*(ask(heads, number) for number in range(NAMES)))
         for number, head in enumerate(found):
             if head is not None:
@@ -170,8 +175,9 @@ def test_one_that_falls_silent_is_out_of_time_for_all() -> None:
 def test_one_that_is_not_there() -> None:
     async def run() -> None:
         async with origin(plain) as server:
-            port = server.port
-        heads = Heads(HOST, port, PATIENT)
+            heads = Heads(HOST, server.port, PATIENT)
+            assert await ask(heads, 0) is not None
+            heads.close()
         for found in await asyncio.gather(*(ask(heads, number) for number in range(3)), return_exceptions=True):
             assert isinstance(found, SourceUnavailable)
 
