@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 from daemon.keeping.peers import Fork, Peer
 
@@ -13,6 +14,11 @@ class StandBy:
     started: float  # of the process, monotonic s: the newest is the newest version
     stale: bool = False  # what is installed has changed since
     fork: Fork | None = None  # its latest server
+    asked: deque[Fork] = field(default_factory=deque)  # servers that it has been told to fork, and not answered yet
+
+    def answers(self) -> Fork | None:
+        """Which of those it speaks of: it does as it is told, in order."""
+        return self.asked.popleft() if self.asked else None
 
 
 class StandBys:

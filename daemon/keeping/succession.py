@@ -95,6 +95,7 @@ class Succession:
 
     def _take(self, standby: StandBy) -> None:
         self._taking, standby.fork = standby, Fork(standby.peer)
+        standby.asked.append(standby.fork)
         standby.peer.send({"op": "take", "stale": standby.stale})
 
         def look() -> None:
@@ -164,14 +165,16 @@ class Succession:
         standby = self.standbys.of(peer)
         if standby is not None:
             standby.stale = True
+            standby.answers()
             if self._taking is standby:
                 self._taking = None
         self.consider()
 
     def forked(self, peer: Peer, pid: int) -> None:
         standby = self.standbys.of(peer)
-        if standby is not None and standby.fork is not None:
-            standby.fork.pid = pid  # its server may have said hello by now
+        fork = standby.answers() if standby is not None else None
+        if fork is not None:
+            fork.pid = pid  # its server may have said hello by now, or even have handed over to the next
 
     def forked_ended(self, peer: Peer, pid: int, status: int) -> None:
         """A stand-by tells how its server has ended."""

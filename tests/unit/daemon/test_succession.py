@@ -245,15 +245,15 @@ def test_the_server_that_is_ended_by_its_stand_by_is_the_one_that_was_meant(
     keeping.run_until(lambda: keeping.succession.server is not None)
     finished = keeping.succession.server
     assert finished is not None
-    standby.says(op="forked", pid=1001)
     server.says(op="ready")
     server.says(op="finished")
     keeping.run_until(lambda: keeping.succession.server is None)
     assert standby.hears()["op"] == "take"
+    standby.says(op="forked", pid=1001)  # late: each process says so in its time
     standby.says(op="forked", pid=1002)
     keeping.server()
     forks = [finished.fork, keeping.succession.server.fork]
-    keeping.run_until(lambda: [fork and fork.pid for fork in forks] == [1001, 1002])  # each process says so in its time
+    keeping.run_until(lambda: [fork and fork.pid for fork in forks] == [1001, 1002])
     monkeypatch.setattr(Peer, "signal", lambda _self, _number: False)  # they live in another pid namespace
     keeping.succession.kill(finished)
     assert standby.hears() == {"op": "kill", "pid": 1001}
