@@ -130,7 +130,7 @@ class HttpClient:
         raise SourceUnavailable(f"{what} leads in a circle (more than {REDIRECTS_MAX} redirects)")
 
     async def head(self, url: str) -> Head | None:
-        """The answer to a HEAD request, in a tenth of the processor time of ``request``; None: that has to ask.
+        """The answer to a HEAD request for little processor time; None: ``request`` has to ask.
 
         Raises SourceTimeout, SourceUnavailable.
         """
