@@ -54,8 +54,9 @@ def test_a_restarted_server_goes_on_where_the_last_one_was(mounts: Mounts, tmp_p
     keys = sorted(path.stem for path in (mount.cache_dir / "objects").rglob("*.map"))
     behind = [key for key in keys if key < stopped["after"] or (key == stopped["after"] and not stopped["blocks"])]
     assert behind
-    (mount.cache_dir / "objects" / behind[0][:2] / behind[0]).write_bytes(b"not what it was")
-    again = mount_path(mounts, "daemon", source, "--scrub-every=2s", cache_dir=mount.cache_dir)
+    # The last of them: the next round, which begins at once, comes to it after a while, and not before it is looked at.
+    (mount.cache_dir / "objects" / behind[-1][:2] / behind[-1]).write_bytes(b"not what it was")
+    again = mount_path(mounts, "daemon", source, "--scrub-every=8s", cache_dir=mount.cache_dir)
     again.expect_log("cached object dropped")
     eventually(lambda: again.sum_of("dsfs_cache_scrub_rounds_total") > 0, 20, "the round that was begun is at its end")
     assert again.sum_of("dsfs_cache_corrupt_blocks_total") == 0  # it lies behind where the round was
