@@ -40,8 +40,8 @@ from dsfs.fetch.queue import FetchQueue, Priority
 from dsfs.fetch.room import Room
 from dsfs.ranges import ByteRange, KiB
 from dsfs.sources.digest import Digest, digest_of
-from dsfs.sources.wire import NotForWire, Proof, WireRequest, as_wire
 from dsfs.sources.wire_head import BadHead, parse_head
+from dsfs.sources.wire_request import NotForWire, Proof, WireRequest, as_wire
 
 log = structlog.get_logger()
 

@@ -12,7 +12,8 @@ from dsfs.cache.node import NodeTier
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole, take_whole
 from dsfs.ranges import ByteRange
-from dsfs.sources.wire import Body, NotForWire, Stop, Wire, WireRequest, as_wire
+from dsfs.sources.wire import Body, Stop, Wire
+from dsfs.sources.wire_request import NotForWire, WireRequest, as_wire
 
 log = structlog.get_logger()
 T = TypeVar("T")

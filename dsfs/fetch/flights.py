@@ -25,7 +25,7 @@ from dsfs.fetch.room import Room
 from dsfs.fetch.shared import Busy, SharedTier
 from dsfs.model import Tier
 from dsfs.ranges import block_count, runs
-from dsfs.sources.wire import at_once_of
+from dsfs.sources.wire_request import at_once_of
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ from dsfs.fetch.sink import BlockSink, WholeSink
 from dsfs.fetch.stream import Streams
 from dsfs.ranges import ByteRange, MiB, block_range
 from dsfs.sources.answers import WholeAnswer
-from dsfs.sources.wire import as_wire
+from dsfs.sources.wire_request import as_wire
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink
 from dsfs.ranges import ByteRange, block_range
 from dsfs.sources.answers import WholeAnswer
-from dsfs.sources.wire import as_wire
+from dsfs.sources.wire_request import as_wire
 
 log = structlog.get_logger()
 

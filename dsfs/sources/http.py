@@ -36,8 +36,8 @@ from dsfs.sources.http_options import authorization_of, flag, headers_of
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from dsfs.sources.told_digests import ToldDigests
 from dsfs.sources.told_headers import of_http_headers
-from dsfs.sources.wire import NotForWire, WireRequest
 from dsfs.sources.wire_head import Head
+from dsfs.sources.wire_request import NotForWire, WireRequest
 
 log = structlog.get_logger()
 

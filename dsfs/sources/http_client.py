@@ -28,8 +28,8 @@ from dsfs.ranges import KiB
 from dsfs.sources.answers import parse_content_range, retry_after_s
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
-from dsfs.sources.wire import Proof
 from dsfs.sources.wire_head import Head
+from dsfs.sources.wire_request import Proof
 
 CONNECTIONS: Final = 128
 AT_ONCE_IF_CLOSING: Final = 4

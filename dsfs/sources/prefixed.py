@@ -10,7 +10,7 @@ from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
-from dsfs.sources.wire import WireRequest, as_wire, at_once_of
+from dsfs.sources.wire_request import WireRequest, as_wire, at_once_of
 
 
 class PrefixedSource:

@@ -10,7 +10,7 @@ from dsfs.model import ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing, walk
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
-from dsfs.sources.wire import WireRequest, as_wire, at_once_of
+from dsfs.sources.wire_request import WireRequest, as_wire, at_once_of
 
 SCHEME = "dataset://"
 

@@ -28,7 +28,7 @@ from dsfs.sources.s3_versions import pages_at
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from dsfs.sources.told_digests import EtagDigests, ToldDigests
 from dsfs.sources.told_headers import of_amz_headers
-from dsfs.sources.wire import WireRequest
+from dsfs.sources.wire_request import WireRequest
 
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
 NO_OPTIONS: Final = S3Options()

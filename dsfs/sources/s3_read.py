@@ -34,8 +34,8 @@ from dsfs.sources.s3_client import PAYER_HEADER, CredentialsExpired, Opened, S3C
 from dsfs.sources.s3_sign import Keys, path_of, signed
 from dsfs.sources.told_digests import ToldDigests
 from dsfs.sources.told_headers import of_amz_headers
-from dsfs.sources.wire import NotForWire, WireRequest
 from dsfs.sources.wire_head import Head
+from dsfs.sources.wire_request import NotForWire, WireRequest
 
 log = structlog.get_logger()
 

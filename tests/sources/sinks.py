@@ -11,7 +11,8 @@ from dsfs.model import Kind, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Buffer, Source
 from dsfs.sources.s3 import S3Source
-from dsfs.sources.wire import NotForWire, Stop, Wire, WireRequest
+from dsfs.sources.wire import Stop, Wire
+from dsfs.sources.wire_request import NotForWire, WireRequest
 
 
 class KeepingSink:

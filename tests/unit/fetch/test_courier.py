@@ -48,7 +48,7 @@ from dsfs.sources.digest import Digest
 from dsfs.sources.http import HttpSource
 from dsfs.sources.http_client import proof_of
 from dsfs.sources.timeouts import Timeouts
-from dsfs.sources.wire import WireRequest
+from dsfs.sources.wire_request import WireRequest
 from tests.servers import hostile as h
 
 BLOCK: Final = 128 * KiB

@@ -17,8 +17,9 @@ import pytest
 from dsfs.errors import SourceUnavailable
 from dsfs.ranges import ByteRange
 from dsfs.sources.timeouts import Timeouts
-from dsfs.sources.wire import NotForWire, Stop, Stopped, Wire, WireRequest
+from dsfs.sources.wire import Stop, Stopped, Wire
 from dsfs.sources.wire_head import Head
+from dsfs.sources.wire_request import NotForWire, WireRequest
 
 DATA = bytes(range(256)) * 1000
 HEAD = b"HTTP/1.1 206 X\r\nContent-Range: bytes 10-999/256000\r\nContent-Length: 990\r\n\r\n"
