@@ -1,6 +1,6 @@
-"""What makes a server's start cheaper by a quarter; imported before anything else that a server needs.
+"""What makes a server's start cheaper by a fifth; imported before anything else that a server needs.
 
-Importing makes nothing that is garbage, and the collector looks for it forty times meanwhile: it is off until
+Importing makes nothing that is garbage, and the collector looks for it all the while: it is off until
 ``imported``. And structlog imports rich, if that is installed, to colour tracebacks, which no log of ours shows.
 """
 

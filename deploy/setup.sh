@@ -45,7 +45,7 @@ if [ ! -e "$stamp" ]; then
   python3 -m venv .venv
   .venv/bin/pip install --quiet --upgrade pip >&2
   # setuptools warns each time that a folder here has the name of a package; it does, and that is meant
-  # as a path: the finder that it would be otherwise costs each Python 20 ms
+  # as a path: the finder that it would be otherwise costs each Python 27 ms
   PYTHONWARNINGS=ignore .venv/bin/pip install --quiet --config-settings editable_mode=compat --editable ".$extras" >&2
   touch "$stamp"
 fi
