@@ -35,9 +35,7 @@ from dsfs.fuse.patience import kernel_patience_s, within_patience
 
 log = structlog.get_logger()
 
-_DESCRIPTORS = (
-    4096  # cached objects that are open take up to 1,536, requests in flight 128, a dataset two or three each
-)
+_DESCRIPTORS = 4096  # cached objects that are open take up to 1,536, requests in flight 128, datasets a few each
 
 
 async def serve(settings: Settings) -> None:

@@ -140,7 +140,10 @@ class HttpClient:
         host, port, request = wire
         if self._heads is None:
             self._heads = Heads(host, port, self._timeouts)
-        answer = await self._heads.ask(request + b"\r\n", without_query(url))
+        try:
+            answer = await self._heads.ask(request + b"\r\n")
+        except OSError as error:  # TimeoutError among them
+            raise translated(error, without_query(url)) from error
         return None if answer is None or answer.status in _REDIRECTS else answer
 
     def wire_head(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, int, bytes] | None:

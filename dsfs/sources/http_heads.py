@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import BadHead, Head, parse_head
 
@@ -34,27 +33,19 @@ class Heads:
         self._proven = False
         self._usable = True
 
-    async def ask(self, request: bytes, what: str) -> Head | None:
-        """The answer to a request, ready to be sent; None: ask another way. Raises SourceTimeout, SourceUnavailable."""
+    async def ask(self, request: bytes) -> Head | None:
+        """The answer to a request, which is ready to be sent; None: ask another way. Raises TimeoutError, OSError."""
         if not self._proven:  # one alone, until it is known that the connection stays open behind it
             if self._proving.locked():
                 return None
             async with self._proving:
-                return await self._asked(request, what)
+                return await self._asked(request)
         async with self._room:
-            return await self._asked(request, what)
+            return await self._asked(request)
 
-    async def _asked(self, request: bytes, what: str) -> Head | None:
-        while self._usable:
-            try:
-                connection = await self._connection()
-                if connection is None:
-                    break
-                answer = await connection.ask(request, self._timeouts.idle_s)
-            except TimeoutError as error:
-                raise SourceTimeout(f"{what}: nothing answered in time") from error
-            except OSError as error:
-                raise SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})") from error
+    async def _asked(self, request: bytes) -> Head | None:
+        while (connection := await self._connection()) is not None:
+            answer = await connection.ask(request, self._timeouts.idle_s)
             ended = answer is None or not answer.keeps_open
             self._proven = True
             self._usable = self._usable and not (ended and connection.answered < _WORTHWHILE)
@@ -63,7 +54,8 @@ class Heads:
         return None
 
     async def _connection(self) -> _Connection | None:
-        """An idle one, else another one, else the one with the fewest requests under way. Raises OSError."""
+        """An idle one, else another one, else the one with the fewest requests under way; None once there is no use in
+        asking. Raises TimeoutError, OSError."""
         while self._usable:
             self._connections = [each for each in self._connections if each.good]
             best = min(self._connections, key=lambda each: each.under_way, default=None)
@@ -113,8 +105,10 @@ class _Connection(asyncio.Protocol):
         return len(self._waiting)
 
     async def ask(self, request: bytes, within_s: float) -> Head | None:
-        """None when the connection ended before the answer. Raises TimeoutError. Once somebody has given up here, by
-        that or by being cancelled, nobody else is sent behind them."""
+        """None when the connection ended before the answer. Raises TimeoutError after so many seconds.
+
+        Once somebody has given up here, by that or by being cancelled, nobody else is sent behind them.
+        """
         if not self.good or self._transport is None:
             return None
         answer: asyncio.Future[Head | None] = asyncio.get_running_loop().create_future()

@@ -264,6 +264,7 @@ def stall_at_once(asked: Asked, data: bytes, answer: Answer) -> Answer:
 
 
 def silence(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """Not a word, also to a HEAD."""
     return replace(answer, silent=True)
 
 

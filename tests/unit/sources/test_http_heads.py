@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import Head
@@ -78,7 +77,7 @@ def check(number: int, head: Head) -> None:
 
 
 async def ask(heads: Heads, number: int) -> Head | None:
-    return await heads.ask(b"HEAD /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number, f"http://x/{number}")
+    return await heads.ask(b"HEAD /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number)
 
 
 def with_heads(
@@ -166,8 +165,7 @@ def test_one_that_falls_silent_is_out_of_time_for_all() -> None:
     async def use(heads: Heads, _server: Origin) -> None:
         assert await ask(heads, 0) is not None
         found = await asyncio.gather(*(ask(heads, number) for number in range(1, 20)), return_exceptions=True)
-        assert all(isinstance(each, SourceTimeout) for each in found), found
-        assert "http://x/1:" in str(found[0])
+        assert all(isinstance(each, TimeoutError) for each in found), found
 
     with_heads(lambda number, _count: None if number else plain(number), use, timeouts=IMPATIENT)
 
@@ -179,7 +177,7 @@ def test_one_that_is_not_there() -> None:
             assert await ask(heads, 0) is not None
             heads.close()
         for found in await asyncio.gather(*(ask(heads, number) for number in range(3)), return_exceptions=True):
-            assert isinstance(found, SourceUnavailable)
+            assert isinstance(found, ConnectionRefusedError)
 
     asyncio.run(run())
 
