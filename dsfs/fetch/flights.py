@@ -84,6 +84,12 @@ class Flights:
         """Whether one of these blocks is on its way."""
         return any((key, block) in self._by_block for block in blocks)
 
+    def asking(self, file: RemoteFile, blocks: Iterable[int]) -> Flight | None:
+        """A flight that asks the origin, with this dataset's own credentials, for one of these blocks."""
+        flights = (self._by_block.get((file.key, block)) for block in blocks)
+        own = (flight for flight in flights if flight is not None and flight.file.origin is file.origin)
+        return next((flight for flight in own if flight.ticket.granted and flight.tier is Tier.ORIGIN), None)
+
     def ensure(
         self, file: RemoteFile, blocks: Iterable[int], priority: Priority, *, handed_out: bool = False
     ) -> Mapping[int, Flight]:

@@ -161,12 +161,12 @@ class Reader:
                 pieces.append(buffer)
                 read.append((Tier.NODE, part.length))
             position = part.stop
-        await self._prove(file)
+        await self._prove(file, wanted)
         for tier, size_bytes in read:
             file.origin.count_read(tier, size_bytes)
         return pieces
 
-    async def _prove(self, file: RemoteFile) -> None:
+    async def _prove(self, file: RemoteFile, wanted: ByteRange) -> None:
         """Before bytes are handed out that another dataset may have brought: this one must be entitled to them too.
 
         What it has just fetched itself has proven that already. Raises the SourceError that says it is not.
@@ -174,7 +174,16 @@ class Reader:
         if file.size_bytes:
             file.origin.read_last = file
         if not file.origin.entitlement.proven and file.size_bytes:
-            await file.origin.entitlement.prove(lambda: self._flights.from_origin.knock(file))
+            await file.origin.entitlement.prove(lambda: self._ask(file, blocks_of(wanted, self._tier.block_bytes)))
+
+    async def _ask(self, file: RemoteFile, blocks: Iterable[int]) -> None:
+        """Have the source give a byte to this dataset's own credentials, if none is on its way: a lane stores what has
+        come before this side hears of it, and who finds it then need not ask."""
+        flight = self._flights.asking(file, blocks)
+        while flight is not None and not (flight.done or file.origin.entitlement.proven):
+            await flight.changed.park()
+        if not file.origin.entitlement.proven:
+            await self._flights.from_origin.knock(file)
 
     async def confirm(self, origin: Origin) -> None:
         """Whether a dataset may still be given what the cache has: access that the origin takes back while credentials
@@ -222,7 +231,7 @@ class Reader:
         flights = self._flights.ensure(file, missing, priority)
         for block in missing:
             await flights[block].end()  # bytes are there before the file is
-        await self._prove(file)
+        await self._prove(file, ByteRange(0, file.size_bytes))
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:
         """The blocks of an object that are not here. Checks what another boot wrote, so it may wait for the disk."""

@@ -15,9 +15,9 @@ from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.cache.verify import is_right
-from dsfs.errors import SourceUnavailable
+from dsfs.errors import SourceRefused, SourceUnavailable
 from dsfs.fetch.flights import Flights
-from dsfs.fetch.queue import FetchQueue, Limits
+from dsfs.fetch.queue import FetchQueue, Limits, Priority
 from dsfs.fetch.reader import Reader
 from dsfs.fetch.shared import SharedTier
 from dsfs.fetch.shared_disk import SharedDisk
@@ -34,6 +34,7 @@ from tests.unit.fetch.test_flights import (  # noqa: F401  # pytest finds fixtur
     World,
     _quiet_log,
     content,
+    failing_when_let,
     in_full,
     run,
     when_let,
@@ -163,6 +164,56 @@ def test_bytes_that_came_for_old_credentials_prove_nothing_for_new_ones(run: Cal
         assert there.source.reads == [ByteRange(0, SMALL), ByteRange(0, 1)], "the new credentials were not asked"
 
     run(test, rate=FAST)
+
+
+def when_proof_is_wanted(there: World) -> trio.Event:
+    """Set once a reader wants to know whether the credentials are good."""
+    wanted = trio.Event()
+
+    async def recall() -> bool:
+        wanted.set()
+        return False
+
+    there.origin.entitlement.recall = recall
+    return wanted
+
+
+def test_who_finds_what_is_stored_before_it_is_told_asks_for_nothing(run: Callable[..., None]) -> None:  # noqa: F811
+    """The flight that has brought it will prove the credentials too."""
+
+    async def test(there: World) -> None:
+        asks = when_proof_is_wanted(there)
+        there.source.plans = [when_let]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.read, SMALL, 0, 100)
+            await there.source.reached.wait()
+            there.tier.put_whole(there.file(SMALL).key, SMALL, content(SMALL), "")
+            nursery.start_soon(there.read, SMALL, 0, 100)
+            await asks.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            await there.bridge.call(there.source.open_gate)
+        assert len(there.source.reads) == 1
+        assert there.origin.entitlement.proven
+
+    run(test)
+
+
+def test_what_a_failed_flight_has_not_proven_is_asked(run: Callable[..., None]) -> None:  # noqa: F811
+    async def test(there: World) -> None:
+        asks = when_proof_is_wanted(there)
+        there.source.plans = [failing_when_let(SourceRefused("no"))]
+        async with trio.open_nursery() as nursery:
+            there.flights.ensure(there.file(SMALL), [0], Priority.WARM)
+            await there.source.reached.wait()
+            there.tier.put_whole(there.file(SMALL).key, SMALL, content(SMALL), "")
+            nursery.start_soon(there.read, SMALL, 0, 100)
+            await asks.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(there.source.reads) == 1
+            await there.bridge.call(there.source.open_gate)
+        assert there.source.reads == [ByteRange(0, SMALL), ByteRange(0, 1)]
+
+    run(test)
 
 
 def test_a_stream_finds_a_cached_block_cut_off(run: Callable[..., None], tmp_path: Path) -> None:  # noqa: F811
