@@ -74,15 +74,17 @@ class Preheating:
 
     async def unhide(self, showing: Showing) -> None:
         """Show what was to be warm first. Others must not change what is shown meanwhile."""
-        unhide, showing.unhide = showing.unhide, None
-        if unhide is not None:
-            # Before it is in the tree: a server that dies in between must not leave one that hides it again.
-            self._seen.add(showing.dataset.manifest.id)
-            await self._hold()
-            try:
-                await unhide()
-            except MountError as error:
-                log.error("dataset cannot be mounted", dataset=showing.dataset.manifest.id, reason=str(error))
+        if showing.unhide is None:
+            return
+        # Before it is in the tree: a server that dies in between must not leave one that hides it again.
+        self._seen.add(showing.dataset.manifest.id)
+        await self._hold()
+        try:
+            await showing.unhide()
+        except MountError as error:
+            log.error("dataset cannot be mounted", dataset=showing.dataset.manifest.id, reason=str(error))
+        finally:
+            showing.unhide = None  # only now: it is not READY before it can be read
 
 
 async def _nothing_before(catalog_file: str) -> None:

@@ -163,14 +163,16 @@ class Shown:
     def _enter(self, dataset: Dataset) -> Callable[[], Awaitable[None]]:
         """Put a dataset into the tree, if there is one; what is returned mounts it there."""
         manifest, slot = dataset.manifest, dataset.slot
-        changed: list[int] = []
+        come: Callable[[], list[int]] = _nothing_changes
         if self._tree is not None:
             number = self._store.number(f"namespace {manifest.namespace}")
-            changed = self._tree.add(manifest.namespace, number, manifest.name, slot)
+            coming = self._session.has_to_mount(manifest.id)
+            self._tree.add(manifest.namespace, number, manifest.name, slot, coming=coming)
+            come = partial(self._tree.come, manifest.namespace, manifest.name)
         alone = self._tree is None or self._settings.session == "direct"
         files = self._files(dataset, ROOT_ID if alone else nodeid_of(slot, ROOT_ID))
         dataset.on_swap = partial(self._session.swapped, manifest.id)
-        return partial(self._session.add, files, changed)
+        return partial(self._session.add, files, come)
 
     def _slot_name(self, manifest: Manifest) -> str:
         """What the slot of a dataset is noted under. On one connection for all, a dataset that comes back must not get
@@ -255,3 +257,7 @@ async def _run(dataset: Dataset, scope: trio.CancelScope) -> None:
 
 async def _nothing() -> None:
     return
+
+
+def _nothing_changes() -> list[int]:
+    return []

@@ -319,7 +319,7 @@ class Reader:
         if isinstance(obj, BlockMap):
             await self._check(obj, obj.unchecked())
         if obj is not None and obj.complete:
-            await self._prove(file)
+            await self._prove(file, ByteRange(0, file.size_bytes))
 
     async def _missing(self, obj: CachedObject, wanted: ByteRange) -> list[int]:
         missing = obj.missing(wanted)

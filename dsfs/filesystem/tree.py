@@ -45,13 +45,31 @@ class NamespaceTree:
         self._uid = uid
         self._gid = gid
         self._children: dict[int, dict[bytes, int]] = {ROOT_ID: {}}
+        self._coming: set[int] = set()
 
-    def add(self, namespace: str, number: int, dataset: str, slot: int) -> list[int]:
-        """Show a dataset; the directories whose listing that changes. ``number`` is the namespace's own, ``slot`` the
-        dataset's."""
+    def add(self, namespace: str, number: int, dataset: str, slot: int, *, coming: bool = False) -> None:
+        """Show a dataset. ``number`` is the namespace's own, ``slot`` the dataset's. One that is ``coming`` is found by
+        who mounts it there, and listed once it has ``come``."""
         self._children[ROOT_ID][namespace.encode()] = number
-        self._children.setdefault(number, {})[dataset.encode()] = nodeid_of(slot, ROOT_ID)
+        root = self._children.setdefault(number, {})[dataset.encode()] = nodeid_of(slot, ROOT_ID)
+        if coming:
+            self._coming.add(root)
+
+    def come(self, namespace: str, dataset: str) -> list[int]:
+        """List a dataset; the directories whose listing that changes."""
+        number = self._children[ROOT_ID][namespace.encode()]
+        for parent, name in (number, dataset), (ROOT_ID, namespace):
+            child = self._children[parent][name.encode()]
+            if self.is_coming(child):  # last from now on, as whoever reads the directory has passed its place
+                self._children[parent][name.encode()] = self._children[parent].pop(name.encode())
+        self._coming.discard(self._children[number][dataset.encode()])
         return [ROOT_ID, number]
+
+    def is_coming(self, nodeid: int) -> bool:
+        """Whether it is of a dataset that is not listed yet, or of a namespace of such ones."""
+        if nodeid in self._children:
+            return nodeid != ROOT_ID and self._coming.issuperset(self._children[nodeid].values())
+        return nodeid in self._coming
 
     def remove(self, namespace: str, dataset: str) -> tuple[list[tuple[int, bytes]], list[int]]:
         """Show it no longer, nor a namespace without any; the names and directories that this changes.
@@ -60,7 +78,7 @@ class NamespaceTree:
         """
         number = self._children[ROOT_ID][namespace.encode()]
         gone = [(number, dataset.encode())]
-        del self._children[number][dataset.encode()]
+        self._coming.discard(self._children[number].pop(dataset.encode()))
         if not self._children[number]:
             gone.append((ROOT_ID, namespace.encode()))
             del self._children[number], self._children[ROOT_ID][namespace.encode()]
@@ -99,7 +117,8 @@ class NamespaceTree:
 
     def try_readdir(self, nodeid: int, cookie: int, limit: int) -> list[Listed] | None:
         names = [Listed(b".", nodeid, Kind.DIRECTORY, 1, None), Listed(b"..", nodeid, Kind.DIRECTORY, 2, None)]
-        for position, (name, child) in enumerate(self._children.get(nodeid, {}).items(), 3):
+        here = [each for each in self._children.get(nodeid, {}).items() if not self.is_coming(each[1])]
+        for position, (name, child) in enumerate(here, 3):
             names.append(Listed(name, child, Kind.DIRECTORY, position, self.try_getattr(child)))
         return names[cookie : cookie + limit]
 

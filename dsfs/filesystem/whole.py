@@ -36,13 +36,15 @@ class WholeTree:
         self._files.pop(slot, None)
 
     def files(self, nodeid: int) -> DatasetFiles:
-        """The files of the dataset that a nodeid is in. Raises OSError: EISDIR in the tree above, ESTALE if gone."""
+        """The files of the dataset that a nodeid is in. Raises OSError: EISDIR in the tree above, ENOENT before it is
+        mounted, ESTALE if gone."""
         slot = slot_of(nodeid)
         if slot and slot not in self._files:
             self.reopen(slot)
         files = self._files.get(slot)
         if files is None:
-            raise OSError(errno.EISDIR if nodeid in self.tree else errno.ESTALE, "no such inode")
+            coming = errno.ENOENT if self.tree.is_coming(nodeid) else errno.ESTALE
+            raise OSError(errno.EISDIR if nodeid in self.tree else coming, "no such inode")
         return files
 
     def _of(self, nodeid: int) -> Directories:

@@ -104,8 +104,15 @@ class DirectSession:
             task_status.started()
             await trio.sleep_forever()  # until the root's connection ends
 
-    async def add(self, files: DatasetFiles, changed: Sequence[int] = ()) -> None:
-        """Mount a dataset at its place; ``changed`` are directories of the tree that list it now. Raises MountError."""
+    def has_to_mount(self, dataset: str) -> bool:
+        """Whether a dataset is found in the tree before its files are."""
+        return self._tree is not None and dataset not in self._keeper.held
+
+    async def add(self, files: DatasetFiles, come: Callable[[], Sequence[int]]) -> None:
+        """Mount a dataset at its place. ``come`` has the tree list it then: the directories that this changes.
+
+        Raises MountError; then it is listed, and what is below it answers ESTALE.
+        """
         name = files.dataset.manifest.id
         path = self._options.mountpoint if self._tree is None else f"{self._options.mountpoint}/{name}"
 
@@ -113,10 +120,13 @@ class DirectSession:
             self._connections[name] = self._connection(name, path, files, held, channel)
             return self._connections[name]
 
-        if self._root is not None:
-            await self._root.forget((), changed)
         self._files[name] = files
-        await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: files.dataset.shown()})
+        try:
+            await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: files.dataset.shown()})
+        finally:
+            changed = come()
+            if self._root is not None:
+                await self._root.forget((), changed)
 
     def note_use(self, name: str, nodeid: int) -> None:
         """A file was opened lately, of which no request tells."""

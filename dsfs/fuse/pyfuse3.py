@@ -311,14 +311,18 @@ class PortableSession:
         finally:
             pyfuse3.close(unmount=True)
 
-    async def add(self, files: DatasetFiles, changed: Sequence[int] = ()) -> None:
-        """Show a dataset; ``changed`` are directories of the tree that list it now."""
+    def has_to_mount(self, dataset: str) -> bool:
+        """See ``DirectSession``."""
+        return False
+
+    async def add(self, files: DatasetFiles, come: Callable[[], Sequence[int]]) -> None:
+        """Show a dataset; ``come`` tells the directories of the tree that list it now."""
         self._files[files.dataset.manifest.id] = files
         if self._tree is None:
             self._operations.show(files)
         else:
             self._tree.put(files)
-        await _forget((), changed)
+        await _forget((), come())
 
     async def remove(self, name: str, gone: Sequence[tuple[int, bytes]], changed: Sequence[int]) -> None:
         """Show a dataset no longer; its open files answer ESTALE."""

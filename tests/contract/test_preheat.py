@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ def test_required_is_not_seen_before_it_is_warm(mounts: Mounts, server: web.Host
     assert shown["phase"] == "PROCESSING"
     assert "not visible before it is warm; preheat: " in shown["message"]
     gate.open()
+    deadline_s = time.monotonic() + 20
+    while not found_if_listed(mount, "d/f000", files["d/f000"]):
+        assert time.monotonic() < deadline_s
     eventually(lambda: names(mount.mountpoint) == ["default", "team"], 20, "it is seen")
     asked = gets(server)
     assert asked == dict.fromkeys(files, 1)
@@ -98,6 +102,17 @@ def test_required_is_not_seen_before_it_is_warm(mounts: Mounts, server: web.Host
     assert gets(server) == asked
     shown = mount.wait_phase("READY", "data")
     assert shown["message"] == ""
+
+
+def found_if_listed(mount: Mount, path: str, data: bytes) -> bool:
+    """Whether a file is there. What is listed is there already, and what is not there has no other error."""
+    listed = names(mount.mountpoint)
+    try:
+        assert (mount.root / path).read_bytes() == data
+    except FileNotFoundError:
+        assert "team" not in listed
+        return False
+    return True
 
 
 def test_required_stays_seen_through_a_crash_and_comes_back_hidden_before(mounts: Mounts, server: web.Hostile) -> None:
