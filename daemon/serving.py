@@ -87,17 +87,18 @@ class Serving:
         """Mount, say when it is ready, serve; what ends the session ends the server."""
         rooms, settings, single = self._rooms, self._rooms.settings, self._rooms.wanted.single
         async with trio.open_nursery() as nursery:
-            prepared = [await rooms.shown.prepare(manifest) for manifest in rooms.wanted.manifests]
-            await nursery.start(self._run_session, serving)
-            for mount in prepared:
-                try:
-                    await mount()
-                except MountError as error:
-                    if single:
-                        raise
-                    log.error("dataset cannot be mounted", reason=str(error))
-            if isinstance(rooms.session, DirectSession):
-                await rooms.session.drop_unserved()
+            async with rooms.shown.changing:
+                prepared = [await rooms.shown.prepare(manifest) for manifest in rooms.wanted.manifests]
+                await nursery.start(self._run_session, serving)
+                for mount in prepared:
+                    try:
+                        await mount()
+                    except MountError as error:
+                        if single:
+                            raise
+                        log.error("dataset cannot be mounted", reason=str(error))
+                if isinstance(rooms.session, DirectSession):
+                    await rooms.session.drop_unserved()
             self._mounted.set()
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()

@@ -88,7 +88,7 @@ class Flights:
         """A flight that asks the origin, with this dataset's own credentials, for one of these blocks."""
         flights = (self._by_block.get((file.key, block)) for block in blocks)
         own = (flight for flight in flights if flight is not None and flight.file.origin is file.origin)
-        return next((flight for flight in own if flight.ticket.granted and flight.tier is Tier.ORIGIN), None)
+        return next((flight for flight in own if flight.ticket.granted and flight.group is None), None)
 
     def ensure(
         self, file: RemoteFile, blocks: Iterable[int], priority: Priority, *, handed_out: bool = False

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _GRACE_S = 0.5
+_SOON_S = 1.0
+"""Until what has come and is stored has been heard of."""
 _ROUNDS = 5  # a block can be evicted between its arrival and its reading, but hardly five times in a row
 
 
@@ -180,8 +182,9 @@ class Reader:
         """Have the source give a byte to this dataset's own credentials, if none is on its way: a lane stores what has
         come before this side hears of it, and who finds it then need not ask."""
         flight = self._flights.asking(file, blocks)
-        while flight is not None and not (flight.done or file.origin.entitlement.proven):
-            await flight.changed.park()
+        with trio.move_on_after(_SOON_S):
+            while flight is not None and not (flight.done or file.origin.entitlement.proven):
+                await flight.changed.park()
         if not file.origin.entitlement.proven:
             await self._flights.from_origin.knock(file)
 

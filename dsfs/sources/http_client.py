@@ -130,21 +130,20 @@ class HttpClient:
         raise SourceUnavailable(f"{what} leads in a circle (more than {REDIRECTS_MAX} redirects)")
 
     async def head(self, url: str) -> Head | None:
-        """The answer to a HEAD request for little processor time; None: ``request`` has to ask.
-
-        Raises SourceTimeout, SourceUnavailable.
-        """
+        """The answer to a HEAD request for little processor time; None: ``request`` has to ask."""
         wire = None if self.closes else self.wire_head("HEAD", url, _NO_HEADERS)
         if wire is None:
             return None
         host, port, request = wire
         if self._heads is None:
-            self._heads = Heads(host, port, self._timeouts)
-        try:
-            answer = await self._heads.ask(request + b"\r\n")
-        except OSError as error:  # TimeoutError among them
-            raise translated(error, without_query(url)) from error
-        return None if answer is None or answer.status in _REDIRECTS else answer
+            self._heads = Heads(host, port)
+        answer = await self._heads.ask(request + b"\r\n")
+        if answer is None or answer.status not in _REDIRECTS:
+            return answer
+        followed = urljoin(url, answer.headers.get("Location", ""))
+        if urlsplit(followed).path != f"{urlsplit(url).path}/":
+            self._heads.rest()  # one that has its files elsewhere would be asked twice for each
+        return None
 
     def wire_head(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, int, bytes] | None:
         """Host, port and the head of a request to our own host, for ``sources.wire``; None for what it cannot do.

@@ -10,31 +10,51 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import BadHead, Head, parse_head
 
 _CONNECTIONS: Final = 4
 _EACH: Final = 8  # requests under way
 _WORTHWHILE: Final = 16  # answers on one connection; many servers end it after 100 or 1000
 _LONGEST_HEAD_BYTES: Final = 64 * 1024
+_PATIENCE_S: Final = 2.0
+"""For a connection, and for the next answer on it: whoever has to ask another way has most of his time left."""
+_REST_S: Final = 60.0
+_IDLE_MAX_S: Final = 15.0
+"""What lies idle for longer may have been forgotten by a firewall, which says so to nobody. As aiohttp's."""
+_NEXT_ADDRESS_S: Final = 0.25
+"""RFC 8305 section 8."""
+_SLOW_S: Final = 0.008
+"""Of the server's, for an answer: if it takes longer, requests are better spread over as many connections as there are,
+as most servers answer those of one connection one after the other."""
 
 
 class Heads:
-    """Runs on asyncio. A server that does not go on answering on one connection is asked here no more."""
+    """Runs on asyncio. A server that is slow, or does not go on answering on one connection, is not asked here for a
+    while: whatever is wrong with it, whoever asks another way hears."""
 
-    def __init__(self, host: str, port: int, timeouts: Timeouts) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._timeouts = timeouts
         self._connections: list[_Connection] = []
         self._connecting = asyncio.Lock()
-        self._failure: OSError | None = None  # of the last try to connect
         self._room = asyncio.Semaphore(_CONNECTIONS * _EACH)
         self._proving = asyncio.Lock()
         self._proven = False
-        self._usable = True
+        self._not_before_s = 0.0
+        self._closed = False
+
+    @property
+    def _usable(self) -> bool:
+        return not self._closed and asyncio.get_running_loop().time() >= self._not_before_s
+
+    def rest(self) -> None:
+        """Ask another way for a while."""
+        self._proven = False
+        self._not_before_s = asyncio.get_running_loop().time() + _REST_S
+        for connection in self._connections:
+            connection.retire()
 
     async def ask(self, request: bytes) -> Head | None:
-        """The answer to a request, which is ready to be sent; None: ask another way. Raises TimeoutError, OSError."""
+        """The answer to a request, which is ready to be sent; None: ask another way."""
         if not self._proven:  # one alone, until it is known that the connection stays open behind it
             if self._proving.locked():
                 return None
@@ -45,45 +65,44 @@ class Heads:
 
     async def _asked(self, request: bytes) -> Head | None:
         while (connection := await self._connection()) is not None:
-            answer = await connection.ask(request, self._timeouts.idle_s)
-            ended = answer is None or not answer.keeps_open
+            answer = await connection.ask(request)
             self._proven = True
-            self._usable = self._usable and not (ended and connection.answered < _WORTHWHILE)
+            if connection.is_slow or (not connection.good and connection.answered < _WORTHWHILE):
+                self.rest()
             if answer is not None:
                 return answer
         return None
 
     async def _connection(self) -> _Connection | None:
-        """An idle one, else another one, else the one with the fewest requests under way; None once there is no use in
-        asking. Raises TimeoutError, OSError."""
+        """An idle one, else another one, else the one with the fewest requests under way; None: ask another way."""
         while self._usable:
-            self._connections = [each for each in self._connections if each.good]
+            self._connections = [each for each in self._connections if each.is_good()]
             best = min(self._connections, key=lambda each: each.under_way, default=None)
-            waited = self._connecting.locked()
-            another = not waited and len(self._connections) < _CONNECTIONS
-            if best is not None and best.under_way < (1 if another else _EACH):
+            full, waited = len(self._connections) >= _CONNECTIONS, self._connecting.locked()
+            if best is not None and (full or best.under_way < (_EACH if waited else 1)):
                 return best
             async with self._connecting:
-                if waited and self._failure is not None:  # or one after the other would be out of time
-                    raise self._failure
-                if not waited and sum(each.good for each in self._connections) < _CONNECTIONS:
-                    return await self._connect()
+                if not waited and self._usable and len(self._connections) < _CONNECTIONS:
+                    try:
+                        return await self._connect()
+                    except OSError:  # TimeoutError among them
+                        self.rest()
         return None
 
     async def _connect(self) -> _Connection:
-        try:
-            async with asyncio.timeout(self._timeouts.connect_s):
-                loop = asyncio.get_running_loop()
-                _transport, made = await loop.create_connection(_Connection, self._host, self._port)
-        except OSError as error:
-            self._failure = error
-            raise
-        self._failure = None
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        async with asyncio.timeout(_PATIENCE_S):
+            _transport, made = await loop.create_connection(
+                _Connection, self._host, self._port, happy_eyeballs_delay=_NEXT_ADDRESS_S
+            )
+        made.round_trip_s = loop.time() - began_s
         self._connections.append(made)
         return made
 
     def close(self) -> None:
         """Give back the connections."""
+        self._closed = True
         for connection in self._connections:
             connection.close()
 
@@ -94,9 +113,16 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.good = True
         self.answered = 0
+        self.stood_still = False
+        self.round_trip_s = 0.0
+        """At most: what it took to connect."""
+        self._work_s = 0.0
         self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._moved_s = self._loop.time()
+        self._look: asyncio.TimerHandle | None = None
         self._transport: asyncio.WriteTransport | None = None
-        self._waiting: deque[asyncio.Future[Head | None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Head | None], float]] = deque()  # and since when
         self._unsent = bytearray()
         self._came = bytearray()
 
@@ -104,28 +130,50 @@ class _Connection(asyncio.Protocol):
     def under_way(self) -> int:
         return len(self._waiting)
 
-    async def ask(self, request: bytes, within_s: float) -> Head | None:
-        """None when the connection ended before the answer. Raises TimeoutError after so many seconds.
+    @property
+    def is_slow(self) -> bool:
+        """Whether the server takes its time, for the last answers on average or for the next one."""
+        return self.stood_still or (self.answered >= _WORTHWHILE and self._work_s > _SLOW_S)
 
-        Once somebody has given up here, by that or by being cancelled, nobody else is sent behind them.
-        """
+    def is_good(self) -> bool:
+        """Whether more may be asked. One that has lain idle is closed."""
+        if not self._waiting and self._loop.time() - self._moved_s > _IDLE_MAX_S:
+            self.close()
+        return self.good
+
+    def retire(self) -> None:
+        """Whoever waits gets an answer, nobody else does."""
+        self.good = False
+        self._close_if_unwanted()
+
+    async def ask(self, request: bytes) -> Head | None:
+        """None when the connection has ended before the answer, or brought none for too long."""
         if not self.good or self._transport is None:
             return None
-        answer: asyncio.Future[Head | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
+        answer: asyncio.Future[Head | None] = self._loop.create_future()
+        now_s = self._loop.time()
+        if not self._waiting:
+            self._moved_s = now_s
+        self._waiting.append((answer, now_s))
+        if self._look is None:
+            self._look = self._loop.call_later(_PATIENCE_S, self._look_again)
         if not self._unsent:  # a system call for all that is asked in this turn of the loop
-            asyncio.get_running_loop().call_soon(self._send)
+            self._loop.call_soon(self._send)
         self._unsent += request
-        try:
-            async with asyncio.timeout(within_s):
-                return await answer
-        except (TimeoutError, asyncio.CancelledError):
-            self.good = False
-            self._close_if_unwanted()
-            raise
+        return await answer
+
+    def _look_again(self) -> None:
+        self._look = None
+        if self._waiting:
+            left_s = self._moved_s + _PATIENCE_S - self._loop.time()
+            if left_s > 0:
+                self._look = self._loop.call_later(left_s, self._look_again)
+            else:
+                self.stood_still = True
+                self.close()
 
     def _close_if_unwanted(self) -> None:
-        if not self.good and all(each.done() for each in self._waiting):
+        if not self.good and all(answer.done() for answer, _since_s in self._waiting):
             self.close()
 
     def _send(self) -> None:
@@ -136,13 +184,15 @@ class _Connection(asyncio.Protocol):
     def close(self) -> None:
         """Whoever waits gets None."""
         self.good, self._ended = False, True
+        if self._look is not None:
+            self._look.cancel()
         if self._transport is not None:
             self._transport.abort()
         while self._waiting:
             self._tell(None)
 
     def _tell(self, head: Head | None) -> None:
-        answer = self._waiting.popleft()
+        answer, _since_s = self._waiting.popleft()
         if not answer.done():  # whoever asked may have gone
             answer.set_result(head)
 
@@ -164,13 +214,21 @@ class _Connection(asyncio.Protocol):
             if head.status < 200:
                 continue  # an interim answer (RFC 9110 15.2): the real one follows
             if self._waiting:
-                self.answered += 1
+                self._count()
                 self._tell(head)
             if not head.keeps_open:
                 self.close()
         if len(self._came) > _LONGEST_HEAD_BYTES:
             self.close()
         self._close_if_unwanted()
+
+    def _count(self) -> None:
+        """An answer has come."""
+        now_s, (_answer, since_s) = self._loop.time(), self._waiting[0]
+        worked_s = now_s - max(self._moved_s, since_s + self.round_trip_s)  # since the last answer, or since asked
+        self._work_s += (max(0.0, worked_s) - self._work_s) / _WORTHWHILE
+        self._moved_s = now_s
+        self.answered += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfs.sources.http_heads import Heads
-from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import Head
 
 HOST = "127.0.0.1"
 NAMES = 200
-PATIENT, IMPATIENT = Timeouts(20.0, 20.0), Timeouts(20.0, 2.0)
 Answering = Callable[[int, int], bytes | None]
 """What a server says to the request for a number, the how manieth on its connection; None: nothing any more."""
 
@@ -33,7 +33,11 @@ class Origin:
 
 
 @asynccontextmanager
-async def origin(answering: Answering, late_s: float = 0.0) -> AsyncIterator[Origin]:
+async def origin(
+    answering: Answering, late_s: float = 0.0, each_s: float = 0.0, far_s: float = 0.0
+) -> AsyncIterator[Origin]:
+    """``late_s`` for what came together, ``each_s`` for each; ``far_s`` on their way, where others pass too."""
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.connections += 1
         count, came = 0, b""
@@ -51,6 +55,10 @@ async def origin(answering: Answering, late_s: float = 0.0) -> AsyncIterator[Ori
                     answer = answering(int(match[1]), count)
                     if answer is None:
                         await asyncio.sleep(60)
+                        continue
+                    await asyncio.sleep(each_s)
+                    if far_s:
+                        asyncio.get_running_loop().call_later(far_s, writer.write, answer)
                         continue
                     writer.write(answer)
                     if b"close" in answer:
@@ -84,11 +92,12 @@ def with_heads(
     answering: Answering,
     use: Callable[[Heads, Origin], Awaitable[None]],
     late_s: float = 0.0,
-    timeouts: Timeouts = PATIENT,
+    each_s: float = 0.0,
+    far_s: float = 0.0,
 ) -> None:
     async def run() -> None:
-        async with origin(answering, late_s) as server:
-            heads = Heads(HOST, server.port, timeouts)
+        async with origin(answering, late_s, each_s, far_s) as server:
+            heads = Heads(HOST, server.port)
             try:
                 await use(heads, server)
             finally:
@@ -161,25 +170,90 @@ def test_what_a_head_must_not_have_behind_it(behind: bytes) -> None:
     with_heads(lambda number, _count: plain(number) + behind, use)
 
 
-def test_one_that_falls_silent_is_out_of_time_for_all() -> None:
+def test_one_that_falls_silent_is_not_waited_for() -> None:
+    async def use(heads: Heads, server: Origin) -> None:
+        assert await ask(heads, 0) is not None
+        found = await asyncio.gather(*(ask(heads, number) for number in range(1, 60)))
+        assert found == [None] * 59
+        asked = len(server.asked)
+        assert await ask(heads, 0) is None
+        assert len(server.asked) == asked, "it is left alone for a while"
+
+    with_heads(lambda number, _count: None if number else plain(number), use)
+
+
+def test_one_that_stops_for_one_request_answers_the_others_elsewhere() -> None:
     async def use(heads: Heads, _server: Origin) -> None:
         assert await ask(heads, 0) is not None
-        found = await asyncio.gather(*(ask(heads, number) for number in range(1, 20)), return_exceptions=True)
-        assert all(isinstance(each, TimeoutError) for each in found), found
+        for number, head in enumerate(await asyncio.gather(*(ask(heads, number) for number in range(40)))):
+            if head is not None:
+                check(number, head)
+            assert number != 17 or head is None
 
-    with_heads(lambda number, _count: None if number else plain(number), use, timeouts=IMPATIENT)
+    with_heads(lambda number, _count: None if number == 17 else plain(number), use)
+
+
+def test_one_that_is_slow_is_asked_over_more_connections() -> None:
+    async def use(heads: Heads, server: Origin) -> None:
+        assert await ask(heads, 0) is not None
+        found = await asyncio.gather(*(ask(heads, number) for number in range(NAMES)))
+        for number, head in enumerate(found):
+            if head is not None:
+                check(number, head)
+        assert len(server.asked) < NAMES / 2
+
+    with_heads(plain, use, each_s=0.02)
+
+
+def test_one_that_is_far_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = Heads._connect
+
+    async def far(heads: Heads) -> Any:
+        connection = await connect(heads)
+        connection.round_trip_s = 0.05
+        return connection
+
+    monkeypatch.setattr(Heads, "_connect", far)
+
+    async def use(heads: Heads, _server: Origin) -> None:
+        for number in range(40):
+            assert await ask(heads, number) is not None
+        assert all(await asyncio.gather(*(ask(heads, number) for number in range(NAMES))))
+
+    with_heads(plain, use, far_s=0.05)
 
 
 def test_one_that_is_not_there() -> None:
     async def run() -> None:
         async with origin(plain) as server:
-            heads = Heads(HOST, server.port, PATIENT)
-            assert await ask(heads, 0) is not None
-            heads.close()
-        for found in await asyncio.gather(*(ask(heads, number) for number in range(3)), return_exceptions=True):
-            assert isinstance(found, ConnectionRefusedError)
+            heads = Heads(HOST, server.port)
+        assert await asyncio.gather(*(ask(heads, number) for number in range(3))) == [None] * 3
+        assert await ask(heads, 0) is None
 
     asyncio.run(run())
+
+
+def test_one_that_takes_no_connection() -> None:
+    async def run() -> None:
+        with socket.socket() as full:
+            full.bind((HOST, 0))
+            full.listen(0)
+            with socket.create_connection(full.getsockname()):
+                heads = Heads(HOST, full.getsockname()[1])
+                async with asyncio.timeout(10):
+                    assert await ask(heads, 0) is None
+
+    asyncio.run(run())
+
+
+def test_what_was_given_back_is_not_opened_again() -> None:
+    async def use(heads: Heads, server: Origin) -> None:
+        assert await ask(heads, 0) is not None
+        heads.close()
+        assert await ask(heads, 1) is None
+        assert server.connections == 1
+
+    with_heads(plain, use)
 
 
 def test_who_goes_away_takes_no_answer_along() -> None:
