@@ -143,8 +143,7 @@ def mount(
         running.forget(runtime_dir)  # or `dsfs status` would go on to show what never was
         raise MountError(str(answer["error"]))
     if foreground:
-        say(f"dsfs: mounted at {mountpoint}")
-        status = _stay(runtime_dir, keeper.pid)
+        status = _stay(mountpoint, runtime_dir, keeper.pid)
         running.forget(runtime_dir)
         raise typer.Exit(status)
 
@@ -340,8 +339,9 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
     return keeper, answer
 
 
-def _stay(runtime_dir: str, keeper: int) -> int:
-    """Wait for the keeper, and for the next one when it is killed; orphans of the mount are reaped here."""
+def _stay(mountpoint: str, runtime_dir: str, keeper: int) -> int:
+    """Say that it is mounted, and wait for the keeper, and for the next one when it is killed; orphans of the mount are
+    reaped here."""
     asked = False
 
     def stop(_number: int, _frame: object) -> None:
@@ -353,6 +353,7 @@ def _stay(runtime_dir: str, keeper: int) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    say(f"dsfs: mounted at {mountpoint}")  # now that whoever reads it may stop us
     while True:
         status = _reap_until(keeper)
         if asked or status >= 0:
