@@ -130,14 +130,14 @@ class ContentChecks:
             self._say_wrong(file, digest, before)
 
     async def _drop(self, file: RemoteFile, digest: Digest, found: str) -> None:
-        if digest.disown is None:
-            self._say_wrong(file, digest, found)
-            file.origin.note_content(file.obj.path, right=False)
-        else:
+        if digest.disown is not None:
             self._suspects[file.key] = found
             log.info("a file is fetched anew, or its ETag is no MD5", dataset=file.origin.id, path=file.obj.path)
         await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
         await self.on_wrong(file)
+        if digest.disown is None:  # now that nobody is given it any more
+            self._say_wrong(file, digest, found)
+            file.origin.note_content(file.obj.path, right=False)
 
     def _say_wrong(self, file: RemoteFile, digest: Digest, found: str) -> None:
         metrics.CORRUPT_BLOCKS.inc()
