@@ -36,6 +36,7 @@ from dsfs.fetch.errand import (
     unpacked,
 )
 from dsfs.fetch.flight import Flight
+from dsfs.fetch.lateness import stood_still
 from dsfs.fetch.queue import FetchQueue, Priority
 from dsfs.fetch.room import Room
 from dsfs.ranges import ByteRange, KiB
@@ -348,13 +349,14 @@ class ByCourier:
             if not self._sent:
                 self._something_sent = trio.Event()
                 await self._something_sent.wait()
-            await trio.sleep(_LOOK_S)
-            now_s = time.perf_counter()
+            due_s = trio.current_time() + _LOOK_S
+            await trio.sleep_until(due_s)
+            late, now_s = stood_still(due_s, trio.current_time()), time.perf_counter()
             if self._asked_s is None:
                 self._asked_s = now_s
                 self._asks = True
                 self._lot.unpark()
-            elif now_s - self._asked_s > min(_STANDS_STILL_S, self._deadline_s / 2):
+            elif not late and now_s - self._asked_s > min(_STANDS_STILL_S, self._deadline_s / 2):
                 log.warning("the courier for small files stands still")
                 life.cancel()  # what waits for a dead disk cannot even be killed, so its end is not waited for
                 return
