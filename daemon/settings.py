@@ -73,9 +73,10 @@ class Settings:
     def save(self) -> None:
         """Where every server of this mount finds them."""
         path = f"{self.runtime_dir}/settings.json"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file)
+        os.rename(f"{path}.new", path)  # others look at it
 
     @classmethod
     def load(cls, runtime_dir: str) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Annotated
@@ -97,7 +98,10 @@ def _server_of(directory: str) -> running.Running | None:
     for each in running.all_mounts():
         if each.alive:
             # Only this one of its settings: another version of dsfs, which is running, may have more.
-            with open(f"{each.runtime_dir}/settings.json", encoding="utf-8") as file:
+            with (
+                contextlib.suppress(FileNotFoundError),  # one that is just starting, or just ended
+                open(f"{each.runtime_dir}/settings.json", encoding="utf-8") as file,
+            ):
                 if json.load(file)["cache_dir"] == directory:
                     return each
     return None
