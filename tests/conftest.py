@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.mounts import Mounts, Watchdog, leftovers
@@ -13,6 +14,9 @@ from tests.mounts import Mounts, Watchdog, leftovers
 MOUNTING = ("conformance", "contract", "resilience")
 """Folders of tests that mount."""
 HANGS_AFTER_S = 60.0
+
+hypothesis.settings.register_profile("dsfs", deadline=None)  # no example is wrong for having waited for a processor
+hypothesis.settings.load_profile("dsfs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -352,7 +352,9 @@ def abort(directory: Path) -> int:
     return len(mounts)
 
 
-def processes_of(runtime_dirs: Sequence[Path]) -> list[int]:
+def processes_of(
+    runtime_dirs: Sequence[Path], modules: Sequence[bytes] = (b"daemon.keeper", b"daemon.server")
+) -> list[int]:
     """Keepers and servers that were started with one of these runtime directories."""
     wanted = {os.fsencode(each) for each in runtime_dirs}
     found = []
@@ -360,7 +362,7 @@ def processes_of(runtime_dirs: Sequence[Path]) -> list[int]:
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
                 argv = file.read().split(b"\0")
-                if b"daemon.keeper" in argv or b"daemon.server" in argv:
+                if set(modules) & set(argv):
                     found += [int(name)] if wanted & set(argv) else []
     return found
 
@@ -368,9 +370,10 @@ def processes_of(runtime_dirs: Sequence[Path]) -> list[int]:
 def courier_of(server_pid: int) -> int | None:
     """The process that fetches for a server."""
     for task in os.listdir(f"/proc/{server_pid}/task"):
-        for child in Path(f"/proc/{server_pid}/task/{task}/children").read_text().split():
-            if _is_courier(int(child)):
-                return int(child)
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            for child in Path(f"/proc/{server_pid}/task/{task}/children").read_text().split():
+                if _is_courier(int(child)):
+                    return int(child)
     return None
 
 

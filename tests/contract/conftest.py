@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -33,6 +36,16 @@ def wrong_usage(done: CompletedProcess[str], *words: str) -> str:
     missing = [word for word in words if word not in done.stderr]
     assert not missing, (missing, done.stderr)
     return done.stderr
+
+
+def contents_below(*directories: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every regular file and what is in it; other tests may have theirs there, which come and go."""
+    for directory in directories:
+        for parent, _names, files in os.walk(directory):
+            for path in (Path(parent, name) for name in files):
+                with contextlib.suppress(FileNotFoundError):
+                    if stat.S_ISREG(path.lstat().st_mode):
+                        yield path, path.read_bytes()
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.contract.conftest import one_line_failure, wrong_usage
+from tests.contract.conftest import contents_below, one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
 from tests.mounts import HOST, Mounts, dsfs, is_mounted, leftovers
 from tests.servers import hostile as web
@@ -119,8 +118,7 @@ def test_a_credential_on_the_command_line_is_refused_and_not_repeated(try_mount:
     done = try_mount(*argv)
     line = one_line_failure(done, "Secret")
     assert "fake-passw0rd" not in line
-    kept = [path for path in Path("/run/dsfs").rglob("*") if stat.S_ISREG(path.lstat().st_mode)]
-    assert not [path for path in kept if b"fake-passw0rd" in path.read_bytes()]
+    assert not [path for path, data in contents_below(Path("/run/dsfs")) if b"fake-passw0rd" in data]
 
 
 # -- mount points -----------------------------------------------------------------------------------------------------

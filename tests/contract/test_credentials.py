@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import one_line_failure, wrong_usage
+from tests.contract.conftest import contents_below, one_line_failure, wrong_usage
 from tests.contract.guarded import FILES, Guarded, errno_of, guarded, read_all, secret, web_dataset
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually, processes_of, runtime_dir_of
@@ -59,6 +59,7 @@ def test_a_credential_is_used_without_a_remount(mounts: Mounts, origin: Guarded,
     origin.may_read.discard("fake-token-a")
     origin.may_list.discard("fake-token-a")
     mount.kill_server()
+    eventually(lambda: mount.look()["healthy"], 20, "the next server answers")
     assert mount.wait_phase("READY")
     assert dsfs("dataset", "resync", "team/one", f"-m{mount.mountpoint}").returncode == 0
     assert errno_of(mount.root, "large") == 0
@@ -168,8 +169,7 @@ def test_it_is_seen_nowhere(mounts: Mounts, origin: Guarded, tmp_path: Path) -> 
                 continue
     for pid in processes_of([runtime_dir_of(mount.mountpoint)]):
         shown[f"environ of {pid}"] = Path(f"/proc/{pid}/environ").read_text(errors="replace")
-    for path in (*mount.cache_dir.rglob("*"), *Path("/run/dsfs").rglob("*")):
-        if path.is_file():
-            shown[str(path)] = path.read_bytes().decode("latin-1")
+    for path, data in contents_below(mount.cache_dir, Path("/run/dsfs")):
+        shown[str(path)] = data.decode("latin-1")
     assert not [name for name, text in shown.items() if fake in text]
     assert len(shown) > 50

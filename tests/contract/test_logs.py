@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,10 +16,12 @@ from tests.mounts import Mounts
 
 def test_a_failed_read_is_one_line_with_dataset_and_errno(mounts: Mounts, source: Path) -> None:
     mount = mounts.mount(source, "--log-format=json")
-    (source / "a.txt").write_bytes(b"changed under the mount")
-    for _ in range(3):
-        with pytest.raises(OSError, match="Stale file handle"):
-            (mount.root / "a.txt").read_bytes()
+    mount.wait_phase("READY")
+    with open(mount.root / "a.txt", "rb", buffering=0) as held:  # of this revision, also when the next one is shown
+        (source / "a.txt").write_bytes(b"changed under the mount")
+        for _ in range(3):
+            with pytest.raises(OSError, match="Stale file handle"):
+                os.pread(held.fileno(), 100, 0)
     ours = [line for line in mount.log().splitlines() if " keeper: " not in line]
     lines = [json.loads(line) for line in ours]
     failed = [line for line in lines if line["event"] == "request failed"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.conftest import contents_below
 from tests.manifests import dataset, write_manifests
 from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, runtime_dir_of
 from tests.servers import hostile as web
@@ -200,9 +201,7 @@ def test_secrets_appear_nowhere(mounts: Mounts, tmp_path: Path) -> None:
                 shown.append(Path(f"/proc/{name}/cmdline").read_text(errors="replace"))
             except OSError:
                 continue
-    for path in (*mount.cache_dir.rglob("*"), *Path("/run/dsfs").rglob("*")):
-        if path.is_file():
-            shown += [path.read_bytes().decode("latin-1")]
+    shown += [data.decode("latin-1") for _path, data in contents_below(mount.cache_dir, Path("/run/dsfs"))]
     for fake in fakes:
         assert not [text[:200] for text in shown if fake in text]
 

@@ -52,12 +52,12 @@ def watched(mount: Mount) -> None:
 
 def listeners(mount: Mount) -> list[int]:
     """Processes of the server that have the listener's name."""
-    children = [
-        int(pid)
-        for thread in Path(f"/proc/{mount.server_pid}/task").iterdir()
-        for pid in (thread / "children").read_text().split()
-    ]
-    return [pid for pid in children if "open_listener" in Path(f"/proc/{pid}/cmdline").read_text()]
+    found = []
+    for thread in Path(f"/proc/{mount.server_pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread, or a process, that has ended
+            children = [int(pid) for pid in (thread / "children").read_text().split()]
+            found += [pid for pid in children if "open_listener" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return found
 
 
 @contextlib.contextmanager

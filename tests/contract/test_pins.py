@@ -89,6 +89,7 @@ def test_a_pin_outlives_servers_mounts_and_the_index(mounts: Mounts, tmp_path: P
     read(mount, source, "*")
     wait_pinned(mount, FILE)
     mount.kill_server()
+    eventually(lambda: mount.look()["healthy"], 20, "the next server answers")
     wait_pinned(mount, FILE)
     assert mount.unmount().returncode == 0
     for name in (mount.cache_dir / "index").iterdir():

@@ -122,6 +122,7 @@ def test_required_stays_seen_through_a_crash_and_comes_back_hidden_before(mounts
     mount = mount_with(mounts, server, "required")
     assert gate.reached.wait(10)
     second = server.gate("/data/d/f019", 100)
+    wait_cached(mount, 19 * SIZE)
     mount.kill_server_and_courier()
     gate.open()
     assert second.reached.wait(20), "the next server goes on"

@@ -116,6 +116,11 @@ def leases(shared: Path) -> list[Path]:
     return [path for path in files_of(shared) if path.name.endswith(".lease")]
 
 
+def is_quiet(shared: Path) -> bool:
+    """Whether no node puts anything there now."""
+    return not [path for path in files_of(shared) if path.name.endswith((".lease", ".new"))]
+
+
 def test_the_origin_sends_each_byte_about_once(mounts: Mounts, tmp_path: Path, origin: web.Hostile) -> None:
     shared = tmp_path / "shared"
     nodes = cluster(mounts, 4, shared, manifest(tmp_path, origin))
@@ -167,6 +172,7 @@ def test_holders_that_die_or_stall_are_overtaken(mounts: Mounts, tmp_path: Path,
     eventually(lambda: len(leases(shared)) == 2, 10, "both hold a lease")
     dies.destroy()  # all of the node, or its keeper would start another server
     held[0].kill()
+    held[0].wait()
     stopped = stalls.server_pid
     os.kill(stopped, signal.SIGSTOP)
     try:
@@ -222,7 +228,7 @@ def test_what_is_private_cannot_be_read_there_by_others(mounts: Mounts, tmp_path
     mount = mounts.mount("-f", own, "-f", all_see, "-f", some, f"--shared-cache={shared}")
     for namespace, name in (("team", "f03"), ("open", "f04"), ("some", "f05")):
         assert (mount.mountpoint / namespace / "data" / name).read_bytes() == SMALL[name]
-    eventually(lambda: len(files_of(shared)) == 3, 10, "all are there")
+    eventually(lambda: is_quiet(shared) and len(files_of(shared)) == 3, 10, "all are there")
     assert {path.relative_to(shared).parts[0] for path in files_of(shared)} == {"public", "private"}
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in shared.rglob("*")}
     for path, mode in modes.items():

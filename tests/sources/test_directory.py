@@ -246,7 +246,7 @@ def test_a_file_system_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pyte
     release = threading.Event()
 
     async def run() -> None:
-        source = DirectorySource(str(tmp_path), timeouts=Timeouts(idle_s=0.2))
+        source = DirectorySource(str(tmp_path), timeouts=Timeouts(idle_s=2.0))
         obj = await source.stat("f")
         assert obj is not None
         with monkeypatch.context() as patch:

@@ -207,7 +207,7 @@ def test_a_server_that_hangs_is_a_timeout_and_heals(server: NfsTestServer, folde
     put_all(server, folder, FILES)
     address = NfsServer(HOST, server.port, server.port if server.version == 3 else None)
     path = f"{server.export}/{folder}".strip("/")
-    source = NfsSource(address, path, server.version, Timeouts(connect_s=0.5, idle_s=0.5))
+    source = NfsSource(address, path, server.version, Timeouts(connect_s=2.0, idle_s=2.0))
 
     async def use(source: Source) -> None:
         obj = await source.stat("a.txt")
