@@ -13,7 +13,7 @@ from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.datasets.access import visible
 from dsfs.errors import ConfigError
-from dsfs.manifest.schema import Manifest, SourceType
+from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceType
 from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource, parse_reference
@@ -22,7 +22,6 @@ from dsfs.sources.unusable import UnusableSource
 
 log = structlog.get_logger()
 
-MANUAL_URI = "manual://"
 _CLAIMS = ("pvc://", MANUAL_URI)
 _LONGEST_CHAIN = 8  # of references to references
 
@@ -52,10 +51,16 @@ class Builder:
             source, reads_with = await self._build_reference(manifest, depth)
         else:
             spec = manifest.source
-            if spec.type is SourceType.MANUAL and not spec.options and spec.uri == MANUAL_URI:
+            if spec.type is SourceType.MANUAL and "directory" not in spec.options and spec.uri == MANUAL_URI:
                 spec = spec.model_copy(update={"uri": f"manual://{manifest.name}"})  # its claim has the dataset's name
             self._check_claim(manifest)
-            source = build_source(spec, credentials, pvc_root=self._settings.pvc_root, namespace=manifest.namespace)
+            source = build_source(
+                spec,
+                credentials,
+                pvc_root=self._settings.pvc_root,
+                namespace=manifest.namespace,
+                strict=manifest.api_version == API_VERSION,
+            )
         prefix = manifest.mount_options.path.strip("/")
         if prefix not in ("", "."):
             source = PrefixedSource(source, prefix.removeprefix("./"))

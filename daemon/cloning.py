@@ -7,7 +7,6 @@ from typing import Any
 
 import trio
 
-from daemon.building import MANUAL_URI
 from dsfs.bridge import Bridge
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG
@@ -15,7 +14,7 @@ from dsfs.errors import ConfigError, SourceError
 from dsfs.fetch.entitlement import Unread
 from dsfs.manifest.names import check_dataset_name, check_namespace
 from dsfs.manifest.problems import one_line
-from dsfs.manifest.schema import Manifest, SourceType
+from dsfs.manifest.schema import MANUAL_URI, Manifest, SourceType
 from dsfs.model import SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Source

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from daemon.settings import Settings
 from dsfs.datasets.access import visible
 from dsfs.manifest.documents import Documents, load_documents
-from dsfs.manifest.schema import Manifest
+from dsfs.manifest.schema import API_VERSION, Manifest
 from dsfs.manifest.secrets import Secrets
 from dsfs.manifest.uri import manifest_from_uri
 
@@ -56,10 +57,15 @@ def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
 def to_text(documents: Documents) -> str:
     return json.dumps(
         {
-            "manifests": [manifest.model_dump(mode="json") for manifest in documents.manifests],
+            "manifests": [_dumped(manifest) for manifest in documents.manifests],
             "secrets": [[*name, dict(values)] for name, values in documents.secrets.items()],
         }
     )
+
+
+def _dumped(manifest: Manifest) -> dict[str, Any]:
+    own = manifest.api_version == API_VERSION  # a server of a version that did not know the field takes what it knows
+    return manifest.model_dump(mode="json", exclude={"api_version"} if own else None)
 
 
 def _from_text(text: str) -> Documents:

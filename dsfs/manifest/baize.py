@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field, field_validator
 
-from dsfs.manifest.schema import Id, Mode, MountOptions, SharedSpec, SourceSpec, SourceType
+from dsfs.manifest.schema import Id, Manifest, Mode, MountOptions, SharedSpec, SourceSpec, SourceType
 
 API_VERSION = "dataset.baizeai.io/v1alpha1"
 
@@ -46,3 +46,6 @@ class BaizeSpec(SharedSpec):
 
     source: BaizeSource
     mount_options: BaizeMountOptions = Field(default=BaizeMountOptions(), alias="mountOptions")
+
+    def manifest(self, namespace: str, name: str) -> Manifest:
+        return super().manifest(namespace, name).model_copy(update={"api_version": API_VERSION})

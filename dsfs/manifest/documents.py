@@ -99,6 +99,36 @@ def read_dataset(document: Mapping[Any, Any], place: Place) -> Manifest:
         raise place.rejected(error, model, "spec") from None  # its text may hold values
 
 
+def document_of(manifest: Manifest) -> dict[str, Any]:
+    """The object that says all of this, as ``read_dataset`` takes it."""
+    source, mount, cache = manifest.source, manifest.mount_options, manifest.cache
+    spec: dict[str, Any] = {
+        "source": {"type": str(source.type), "uri": source.uri, "options": dict(source.options)},
+        "secretRef": manifest.secret_ref,
+        "share": manifest.share,
+        "shareToNamespaceSelector": manifest.share_to_namespace_selector,
+        "mountOptions": _said({"path": mount.path, "uid": mount.uid, "gid": mount.gid, "mode": mount.mode}),
+        "dataSyncRound": manifest.data_sync_round,
+    }
+    if manifest.api_version == schema.API_VERSION:
+        spec |= {
+            "preheat": str(manifest.preheat),
+            "readPath": str(manifest.read_path),
+            "cache": _said({"quota": cache.quota, "priority": cache.priority}),
+            "syncInterval": None if manifest.sync_interval_s is None else f"{manifest.sync_interval_s:f}s",
+        }
+    return {
+        "apiVersion": manifest.api_version,
+        "kind": "Dataset",
+        "metadata": {"name": manifest.name, "namespace": manifest.namespace},
+        "spec": _said(spec),
+    }
+
+
+def _said(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
 def _files(paths: Sequence[str]) -> Iterator[str]:
     seen: set[str] = set()
     for path in paths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -17,6 +18,7 @@ from dsfs.manifest.sizes import parse_size
 from dsfs.model import ReadPath, path_parts
 
 API_VERSION = "dsfs.dev/v1alpha1"
+MANUAL_URI = "manual://"
 
 
 class SourceType(StrEnum):
@@ -191,6 +193,8 @@ class Manifest(Model):
     read_path: ReadPath = ReadPath.AUTO
     cache: CacheOptions = CacheOptions()
     sync_interval_s: float | None = None
+    api_version: str = API_VERSION
+    """Of the form that it was written in."""
 
     @property
     def id(self) -> str:
@@ -211,7 +215,7 @@ class SharedSpec(Model):
     """What ``spec`` has in both forms, named as it is written there.
 
     Claims and resources are accepted, so that a manifest need not be cut to be read here, and kept out of ``Manifest``:
-    nothing is copied into a volume.
+    nothing is copied into a volume. Of type MANUAL, the claim is where the files are.
     """
 
     model_config = ConfigDict(populate_by_name=False)  # `secret_ref` in a manifest is a mistake
@@ -230,16 +234,25 @@ class SharedSpec(Model):
         """The dataset that this is the spec of."""
         # Source and mount options are copied field by field: a subclass of another form must not live on in ours.
         source, mount = self.source, self.mount_options
+        uri = (self._claim() or MANUAL_URI) if source.uri == MANUAL_URI else source.uri
         return Manifest(
             namespace=namespace,
             name=name,
-            source=SourceSpec(type=source.type, uri=source.uri, options=source.options),
+            source=SourceSpec(type=source.type, uri=uri, options=source.options),
             secret_ref=self.secret_ref,
             share=self.share,
             share_to_namespace_selector=None if self.share_to is None else self.share_to.as_dict(),
             mount_options=MountOptions(path=mount.path, uid=mount.uid, gid=mount.gid, mode=mount.mode),
             data_sync_round=self.data_sync_round,
         )
+
+    def _claim(self) -> str | None:
+        """Which claim the files of a MANUAL dataset are put into, if it says so: its own name else."""
+        if (ref := self.volume_claim_ref) is not None:
+            return f"{MANUAL_URI}{quote(f'{ref.name}/{ref.sub_path}'.rstrip('/'))}"
+        metadata = (self.volume_claim_template or {}).get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        return f"{MANUAL_URI}{quote(name, safe='')}" if isinstance(name, str) and name else None
 
 
 class Spec(SharedSpec):

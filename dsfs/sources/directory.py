@@ -20,6 +20,7 @@ from dsfs.errors import (
     SourceRefused,
     SourceTimeout,
     SourceUnavailable,
+    UnknownOption,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
@@ -45,7 +46,7 @@ def directory_source(
 
 def _directory_of(spec: SourceSpec, pvc_root: str | None, namespace: str) -> str:
     if unknown := sorted(set(spec.options) - {"directory", "syncMode"}):
-        raise ConfigError(f"{spec.type}: option {unknown[0]!r} is not known (known is: directory)")
+        raise UnknownOption(spec.type, unknown[0], "directory")
     if directory := spec.options.get("directory"):
         if not directory.startswith("/"):
             raise ConfigError(f"{spec.type}: option directory must be an absolute path")

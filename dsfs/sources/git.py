@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
-from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused
+from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused, UnknownOption
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange, MiB
@@ -45,7 +45,7 @@ def git_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) ->
     nothing without a history.
     """
     if unknown := sorted(set(spec.options) - set(_OPTIONS)):
-        raise ConfigError(f"GIT: option {unknown[0]!r} is not known (known are {', '.join(_OPTIONS)})")
+        raise UnknownOption("GIT", unknown[0], ", ".join(_OPTIONS))
     options = spec.options
     if not options.get("depth", "").strip().lstrip("-").isdigit() and options.get("depth", "").strip():
         raise ConfigError("GIT: option depth must be a number (it means nothing here: one commit is read)")

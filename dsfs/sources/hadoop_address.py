@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, UnknownOption
 from dsfs.model import path_parts
 
 HTTP_PORT: Final = 9870  # dfs.namenode.http-address since Hadoop 3; Hadoop 2 had 50070
@@ -43,9 +43,7 @@ def hdfs_address(
 ) -> HdfsAddress:
     """Raises ConfigError. The user is ``username`` of options, URI (``user@``) or Secret, else HADOOP_USER_NAME."""
     if unknown := sorted(set(options) - _OPTIONS):
-        raise ConfigError(
-            f"HADOOP: option {unknown[0][:60]!r} is not known (known are: {', '.join(sorted(_OPTIONS - {'syncMode'}))})"
-        )
+        raise UnknownOption("HADOOP", unknown[0], ", ".join(sorted(_OPTIONS - {"syncMode"})))
     scheme, separator, rest = uri.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in ("hdfs", "webhdfs", "swebhdfs"):

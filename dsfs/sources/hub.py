@@ -23,7 +23,15 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from dsfs.errors import ConfigError, SourceError, SourceRefused, SourceTimeout, SourceUnavailable, SourceUnsupported
+from dsfs.errors import (
+    ConfigError,
+    SourceError,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+    UnknownOption,
+)
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import path_parts
 from dsfs.ranges import KiB, MiB
@@ -107,7 +115,7 @@ def checked_options(spec: SourceSpec, known: Sequence[str], hub: str) -> dict[st
     """The options that are set. An empty value is what a template leaves behind for "not set". Raises ConfigError."""
     for key in spec.options:
         if key not in known:
-            raise ConfigError(f"{hub}: option {key!r} is not known (known are {', '.join(known)})")
+            raise UnknownOption(hub, key, ", ".join(known))
     return {key: value for key, value in spec.options.items() if value}
 
 

@@ -25,6 +25,7 @@ from dsfs.errors import (
     SourceRefused,
     SourceTimeout,
     SourceUnavailable,
+    UnknownOption,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
@@ -61,7 +62,7 @@ def nfs_source(
             SourceSpec(type=spec.type, uri=spec.uri, options=kept), credentials, pvc_root=pvc_root, namespace=namespace
         )
     if unknown := sorted(set(spec.options) - {*_NUMBERS, "directory", "syncMode"}):
-        raise ConfigError(f"NFS: option {unknown[0][:60]!r} is not known (known are: directory, {', '.join(_NUMBERS)})")
+        raise UnknownOption("NFS", unknown[0], f"directory, {', '.join(_NUMBERS)}")
     numbers = {name: _number(name, spec.options[name]) for name in _NUMBERS if name in spec.options}
     try:
         parts = urlsplit(spec.uri)

@@ -32,6 +32,7 @@ from dsfs.errors import (
     SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
+    UnknownOption,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
@@ -237,7 +238,7 @@ def refused_option(given: Mapping[str, str], known: frozenset[str], what: str) -
     """Raises ConfigError for an option that is not known, and for an endpoint that is no URL."""
     for key in given:
         if key not in known:
-            raise ConfigError(f"{what}: option {key!r} is not known (known are {', '.join(sorted(known))})")
+            raise UnknownOption(what, key, ", ".join(sorted(known)))
     endpoint = given.get("endpoint", "")
     if endpoint and not re.match(r"https?://[^/]", endpoint):
         raise ConfigError(f"{what}: option endpoint must be a URL (such as http://127.0.0.1:4443)")

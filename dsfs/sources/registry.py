@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, UnknownOption
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.sources.base import Source
 
@@ -49,12 +49,17 @@ SOURCES: Final[Mapping[SourceType, SourceKind]] = {
 
 
 def build_source(
-    spec: SourceSpec, credentials: Mapping[str, str], *, pvc_root: str | None = None, namespace: str = "default"
+    spec: SourceSpec,
+    credentials: Mapping[str, str],
+    *,
+    pvc_root: str | None = None,
+    namespace: str = "default",
+    strict: bool = True,
 ) -> Source:
     """The source of a dataset. Touches no network and no disk but to look where a claim lies.
 
-    ``credentials`` are keys and values of the dataset's Secret; ``pvc_root`` is where claims lie on this node. Raises
-    ConfigError.
+    ``credentials`` are keys and values of the dataset's Secret; ``pvc_root`` is where claims lie on this node; unless
+    it is ``strict``, options that the source does not know have no effect. Raises ConfigError.
     """
     kind = SOURCES[spec.type]
     if kind.why_not:
@@ -63,8 +68,20 @@ def build_source(
     build: Any = getattr(import_module(module), name)
     if COPY_LIMIT in spec.options:
         log.info("nothing is copied in bulk, so its limit has no effect (dsfs warm has --rate)", source=spec.uri)
-        kept = {key: value for key, value in spec.options.items() if key != COPY_LIMIT}
-        spec = spec.model_copy(update={"options": kept})
+        spec = _without(spec, COPY_LIMIT)
     stripped = {key: value.strip() for key, value in credentials.items()}
-    source: Source = build(spec, stripped, pvc_root=pvc_root, namespace=namespace)
-    return source
+    while True:
+        try:
+            source: Source = build(spec, stripped, pvc_root=pvc_root, namespace=namespace)
+        except UnknownOption as error:
+            if strict:
+                raise
+            log.info("an option has no effect", source=spec.uri, reason=str(error))
+            spec = _without(spec, error.key)
+        else:
+            return source
+
+
+def _without(spec: SourceSpec, option: str) -> SourceSpec:
+    kept = {key: value for key, value in spec.options.items() if key != option}
+    return spec.model_copy(update={"options": kept})

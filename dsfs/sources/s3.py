@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from pydantic import ValidationError
 
-from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
+from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable, UnknownOption
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
@@ -59,7 +59,7 @@ def _options(given: Mapping[str, str]) -> S3Options:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"S3: option {key!r} is not known (known are {_ACCEPTED_OPTIONS})") from None
+            raise UnknownOption("S3", key, _ACCEPTED_OPTIONS) from None
         raise ConfigError(f"S3: option {key}: {first['msg']}") from None
     if options.endpoint is not None:
         try:

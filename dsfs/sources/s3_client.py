@@ -29,7 +29,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
 
 from dsfs.errors import (
     ConfigError,
@@ -95,6 +95,11 @@ class S3Options(BaseModel):
     requesterPays: Literal["true", "false"] = "false"  # noqa: N815  # the key as users write it
     provider: str = ""
     syncMode: str = ""  # noqa: N815  # the key as users write it
+
+    @field_validator("anonymous", "requesterPays", mode="before")
+    @classmethod
+    def _any_case(cls, value: str) -> str:
+        return value.lower()  # YAML's True is text here
 
 
 PAYER_HEADER: Final = "x-amz-request-payer"

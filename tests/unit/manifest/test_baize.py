@@ -172,3 +172,38 @@ def test_what_their_samples_have_can_be_built(kind, uri, options, secret):
     plain = build_source(manifest.source.model_copy(update={"options": options}), secret)
     assert built.identity == plain.identity
     assert "5M" not in repr(vars(built))
+
+
+@pytest.mark.parametrize(
+    ("fields", "uri"),
+    [
+        ({}, "manual://"),
+        ({"volumeClaimRef": {"name": "shared", "subPath": "x/y z"}}, "manual://shared/x/y%20z"),
+        ({"volumeClaimRef": {"name": "shared"}}, "manual://shared"),
+        ({"volumeClaimTemplate": {"metadata": {"name": "volume"}, "spec": {}}}, "manual://volume"),
+        ({"volumeClaimTemplate": {"spec": {}}}, "manual://"),
+    ],
+)
+def test_a_manual_dataset_lies_in_its_claim(fields, uri):
+    assert read(spec(source={"type": "MANUAL", "uri": "manual://"}, **fields)).source.uri == uri
+
+
+@pytest.mark.parametrize(
+    ("source", "credentials"),
+    [
+        ({"type": "HUGGING_FACE", "uri": "huggingface://owner/name"}, {}),
+        ({"type": "MODEL_SCOPE", "uri": "modelscope://owner/name"}, {}),
+        ({"type": "S3", "uri": "s3://bucket/x"}, {}),
+        ({"type": "GIT", "uri": "https://host/owner/repo.git"}, {}),
+        ({"type": "NFS", "uri": "nfs://host/export"}, {}),
+        ({"type": "HADOOP", "uri": "webhdfs://host:9870"}, {}),
+        ({"type": "PVC", "uri": "pvc://claim/x"}, {}),
+        ({"type": "MANUAL", "uri": "manual://claim"}, {}),
+    ],
+)
+def test_options_that_mean_nothing_have_no_effect(source, credentials, tmp_path):
+    foreign = {"syncMode": "copy", "whatever": "kept", "repo": "x"}
+    manifest = read(spec(source={**source, "options": foreign}))
+    build_source(manifest.source, credentials, pvc_root=str(tmp_path), strict=False)
+    with pytest.raises(ConfigError, match="is not known"):
+        build_source(manifest.source, credentials, pvc_root=str(tmp_path))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dsfs.errors import ConfigError
-from dsfs.manifest.documents import load_documents, parse_documents
+from dsfs.manifest.documents import document_of, load_documents, parse_documents
 from dsfs.manifest.schema import CacheOptions, Manifest, MountOptions, Preheat, SourceSpec, SourceType
 from dsfs.model import ReadPath
 
@@ -426,3 +426,31 @@ def test_nothing_at_all(tmp_path):
 def test_a_byte_order_mark_is_no_character(tmp_path):
     (tmp_path / "a.yaml").write_text("\ufeff" + json.dumps(SMALL), encoding="utf-8")
     assert len(load_documents([str(tmp_path / "a.yaml")]).manifests) == 1
+
+
+@pytest.mark.parametrize("api_version", ["dsfs.dev/v1alpha1", "dataset.baizeai.io/v1alpha1"])
+def test_a_manifest_says_the_same_when_it_is_written_down(api_version):
+    own = {
+        "preheat": "required",
+        "readPath": "daemon",
+        "cache": {"quota": "5GiB", "priority": -3},
+        "syncInterval": "90s",
+    }
+    spec = {
+        "source": {"type": "S3", "uri": "s3://bucket/a b", "options": {"region": "x", "other": "y"}},
+        "secretRef": "keys",
+        "share": True,
+        "shareToNamespaceSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]},
+        "mountOptions": {"path": "/sub", "uid": 5, "gid": 0, "mode": "0750"},
+        "dataSyncRound": 7,
+        **(own if api_version.startswith("dsfs") else {}),
+    }
+    document = {
+        "apiVersion": api_version,
+        "kind": "Dataset",
+        "metadata": {"name": "data", "namespace": "team"},
+        "spec": spec,
+    }
+    (manifest,) = parse_documents(json.dumps(document), "f.json").manifests
+    for each in (manifest, manifest.model_copy(update={"secret_ref": None, "share_to_namespace_selector": None})):
+        assert parse_documents(json.dumps(document_of(each)), "f.json").manifests == (each,)
