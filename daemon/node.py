@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,8 @@ from dsfs.errors import ConfigError, DsfsError, PinRefused
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
+from dsfs.manifest.documents import document_of
+from dsfs.manifest.schema import Manifest
 
 log = structlog.get_logger()
 
@@ -51,6 +54,8 @@ class Node:
         shared: SharedDisk | None = None,
     ) -> None:
         self._settings = settings
+        self.http = settings.http
+        """Where it listens for everybody: HOST:PORT."""
         self._keeper = keeper
         self._tier = tier
         self._boot = boot
@@ -84,7 +89,7 @@ class Node:
             "session": self._settings.session,
             "keeper_pid": self._keeper.pid,
             "server_pid": os.getpid(),
-            "http": self._settings.http,
+            "http": self.http,
             "cache_dir": self._settings.cache_dir,
             "cache_size": tier.size_bytes,
             "cache_used": tier.used_bytes,
@@ -102,7 +107,7 @@ class Node:
         return {
             "namespace": manifest.namespace,
             "name": manifest.name,
-            "source": dataset.origin.source.uri,
+            "source": self._given(manifest),
             "revision": status.revision,
             "phase": str(phase),
             "message": message or _of_content(dataset),
@@ -114,11 +119,15 @@ class Node:
             "read_path": str(self._shown.read_path(manifest.id)),
         }
 
+    def _given(self, manifest: Manifest) -> str:
+        """The URI of a source as its user wrote it, but for a path, which is absolute."""
+        given = self._settings.source_uri
+        return given if given is not None and "://" in given else manifest.source.uri
+
     async def show(self, selector: str) -> dict[str, Any]:
         """One dataset with its manifest; a manifest never holds a secret, only the name of one."""
         dataset = self._select_whole(selector)
-        manifest = dataset.manifest.model_dump(mode="json", by_alias=True)
-        return {**await self._dataset(dataset), "manifest": manifest}
+        return {**await self._dataset(dataset), "manifest": document_of(dataset.manifest)}
 
     async def evict(self, selector: str) -> dict[str, int]:
         """Give back the space of a dataset, or of the paths that a glob names."""
@@ -132,12 +141,26 @@ class Node:
         """Bytes that were freed, and cached files that are pinned and stay."""
         freed = pinned_files = 0
         for path, row in matching(dataset.catalog.file, glob):
-            key = dataset.origin.key_of(path, row.tag)
+            key, before = dataset.origin.key_of(path, row.tag), freed
             if not self._tier.index.pinned(key):
                 freed += self._tier.evict(key)
+                metrics.EVICTED_BYTES.inc(freed - before)
             elif key in self._tier.index:
                 pinned_files += 1
+        if not glob:
+            freed += self._evict_others(dataset.manifest.id)
         return freed, pinned_files
+
+    def _evict_others(self, name: str) -> int:
+        """What only this dataset has used and does not show any more: files of older revisions."""
+        index, freed = self._tier.index, 0
+        index.flush(time.time())
+        own = [cached.key for cached in index.everything() if cached.owners == (name,)]
+        for key in own:
+            if not index.pinned(key):
+                freed += self._tier.evict(key)
+        metrics.EVICTED_BYTES.inc(freed)
+        return freed
 
     async def pin(self, selector: str) -> dict[str, int]:
         """Keep what a selector names in the cache, now and when it comes; what it names."""

@@ -54,6 +54,8 @@ async def _listen(settings: Settings, node: Node, bridge: Bridge) -> Callable[[]
             await private.cleanup()
             raise MountError(f"--http {settings.http}: {os.strerror(error.errno or 0)}") from error
         runners.append(public)
+        if port == 0:  # which one it became
+            node.http = f"{host}:{public.addresses[0][1]}"
 
     async def stop() -> None:
         for runner in runners:

@@ -59,7 +59,7 @@ def test_a_clone_is_ready_at_once_and_fetches_nothing(
     assert os.stat(clone / "a.txt").st_mode == os.stat(mount.root / "a.txt").st_mode
     assert sorted(os.listdir(mount.mountpoint / "team")) == ["one", "two"]
     wait_cached(mount, "two")
-    assert json.loads(dsfs("dataset", "show", "team/two", where, "--json").stdout)["manifest"]["share"] is False
+    assert json.loads(dsfs("dataset", "show", "team/two", where, "--json").stdout)["manifest"]["spec"]["share"] is False
 
     if session == "direct":
         mount.kill_server()

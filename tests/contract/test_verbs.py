@@ -126,8 +126,10 @@ def test_dataset_list_and_show(mounts: Mounts, source: Path, tmp_path: Path) -> 
         check_schema(each, DATASET_SCHEMA)
     text = dsfs("dataset", "show", "team/one", where, "--json").stdout
     shown = json.loads(text)
-    assert shown["manifest"]["source"]["uri"] == str(source)
-    assert shown["manifest"]["share"] is True
+    assert shown["manifest"]["spec"]["source"]["uri"] == str(source)
+    assert shown["manifest"]["spec"]["share"] is True
+    (tmp_path / "shown.json").write_text(json.dumps(shown["manifest"]))
+    assert dsfs("dataset", "apply", "-f", tmp_path / "shown.json", where).stdout == "team/one unchanged\n"
     check_schema({key: value for key, value in shown.items() if key != "manifest"}, DATASET_SCHEMA)
     assert printed("dataset", "show", "two", where, "--json")["name"] == "two"
     assert "team/one" in dsfs("dataset", "list", where).stdout

@@ -74,6 +74,22 @@ def test_a_resync_shows_the_next_revision_at_once(mounts: Mounts, source: Path, 
         assert held.read() == b"old", "an open file goes on reading the revision that it was opened in"
 
 
+def test_evict_gives_back_what_older_revisions_have_left(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    for name in ("changes", "same"):
+        (mount.root / name).read_bytes()
+    change(source)
+    verb(mount, "dataset", "resync", "source")
+    assert (mount.root / "changes").read_bytes() == b"new and longer"
+    before = mount.sum_of("dsfs_cache_evicted_bytes_total")
+    freed = json.loads(verb(mount, "evict", "source", "--json"))["evicted_bytes"]
+    assert not [path for path in (mount.cache_dir / "objects").rglob("*") if path.is_file()]
+    assert mount.dataset()["cached_bytes"] == 0
+    assert mount.sum_of("dsfs_cache_evicted_bytes_total") - before == freed > 0
+    assert (mount.root / "same").read_bytes() == b"stays as it is"
+
+
 def test_a_resync_without_changes_changes_nothing(mounts: Mounts, source: Path) -> None:
     mount = mounts.mount(source)
     first = mount.wait_phase("READY")["revision"]
