@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from daemon.keeping.mounting import mount_table
-from dsfs.client import runtime_root
+from dsfs.client import place_of, runtime_root
 from dsfs.errors import MountError
 
 _HEALING_S = 3.0
@@ -55,7 +55,7 @@ def find(mountpoint: str | None) -> Running:
     found = all_mounts()
     alive = [running for running in found if running.alive]
     if mountpoint is not None:
-        place = os.path.abspath(mountpoint)
+        place = place_of(mountpoint)
         for running in found:
             if running.mountpoint == place and (running.alive or _is_healing(running)):
                 return running

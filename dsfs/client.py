@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from dsfs.errors import MountError
 
+_LINKS_MAX = 40  # as the kernel's MAXSYMLINKS
 _PART_PATHS = 20_000  # a request: small enough to be taken in between reads
 
 Ask = Callable[[str, str, dict[str, Any]], dict[str, Any]]
@@ -26,6 +27,20 @@ def runtime_root(environ: Mapping[str, str] = os.environ) -> str:
     if os.getuid() == 0:
         return "/run/dsfs"
     return f"{environ.get('XDG_RUNTIME_DIR') or f'/tmp/dsfs-{os.getuid()}'}/dsfs"
+
+
+def place_of(mountpoint: str) -> str:
+    """Where a path leads, as the mount table has it. What may be mounted there is not asked."""
+    parent, name = os.path.split(os.path.abspath(mountpoint))
+    place = os.path.join(os.path.realpath(parent), name)
+    for _ in range(_LINKS_MAX):
+        try:
+            target = os.readlink(place)
+        except OSError:  # no link, or not there
+            break
+        parent, name = os.path.split(os.path.normpath(os.path.join(os.path.dirname(place), target)))
+        place = os.path.join(os.path.realpath(parent), name)
+    return place
 
 
 def to_mount(mountpoint: str | None, timeout_s: float) -> Ask:
@@ -84,7 +99,7 @@ def _socket_of(mountpoint: str | None) -> str:
             continue  # not one that runs
         found[place] = f"{path}/control.sock"
     if mountpoint is not None:
-        place = os.path.abspath(mountpoint)
+        place = place_of(mountpoint)
         if place not in found:
             raise MountError(f"{place}: no dsfs mount of this user answers there")
         return found[place]

@@ -79,8 +79,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every cached block against its checksum; bad ones are dropped. Exit status 1 if there were any."""
-    directory = os.path.abspath(cache_dir or default_cache_dir())
-    user = _server_of(directory) if mountpoint is None else running.find(mountpoint)
+    directory = os.path.realpath(cache_dir or default_cache_dir())
+    user = running.find(mountpoint) if mountpoint is not None else _user_of(cache_dir)
     found = ask(user, "POST", "/api/v1/verify", {}, timeout_s=None) if user else _verify_unmounted(directory)
     if as_json:
         show_json(found)
@@ -93,17 +93,20 @@ def verify(
         raise typer.Exit(1)
 
 
-def _server_of(directory: str) -> running.Running | None:
-    """The running mount that uses a cache directory."""
-    for each in running.all_mounts():
-        if each.alive:
-            # Only this one of its settings: another version of dsfs, which is running, may have more.
-            with (
-                contextlib.suppress(FileNotFoundError),  # one that is just starting, or just ended
-                open(f"{each.runtime_dir}/settings.json", encoding="utf-8") as file,
-            ):
-                if json.load(file)["cache_dir"] == directory:
-                    return each
+def _user_of(cache_dir: str | None) -> running.Running | None:
+    """The running mount that uses a cache directory; the only one that runs where none is named."""
+    alive = [each for each in running.all_mounts() if each.alive]
+    if cache_dir is None and len(alive) == 1:
+        return alive[0]
+    directory = os.path.realpath(cache_dir or default_cache_dir())
+    for each in alive:
+        # Only this one of its settings: another version of dsfs, which is running, may have more.
+        with (
+            contextlib.suppress(FileNotFoundError),  # one that is just starting, or just ended
+            open(f"{each.runtime_dir}/settings.json", encoding="utf-8") as file,
+        ):
+            if os.path.realpath(json.load(file)["cache_dir"]) == directory:
+                return each
     return None
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from daemon import running
-from daemon.cli.options import AsJson
+from daemon.cli.options import AsJson, Mountpoint, one_mountpoint
 from daemon.cli.output import DATASET_COLUMNS, dataset_row, say, show_json, show_table, size
 from daemon.control.client import ask, ask_keeper
 from daemon.settings import Settings
+from dsfs.client import place_of
 from dsfs.errors import ConfigError, MountError
 from dsfs.manifest.durations import parse_duration
 
@@ -25,15 +26,14 @@ Bundle = Annotated[
 
 
 def status(
-    mountpoint: Annotated[
-        str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Which mount; all if left out.")
-    ] = None,
+    where: Annotated[str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Which mount; all if left out.")] = None,
+    mountpoint: Mountpoint = None,
     as_json: AsJson = False,
 ) -> None:
     """What is mounted, how it is, and how much of it is cached."""
     found = running.all_mounts()
-    if mountpoint is not None:
-        place = os.path.abspath(mountpoint)
+    if (mountpoint := one_mountpoint(where, mountpoint)) is not None:
+        place = place_of(mountpoint)
         found = [each for each in found if each.mountpoint == place] or [running.find(mountpoint)]
     mounts = [_status_of(each) for each in found]
     if as_json:

@@ -18,7 +18,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from daemon import running
-from daemon.cli.options import CacheDir
+from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
 from daemon.dead import NO_ANSWER, errno_of_look
@@ -32,6 +32,7 @@ from daemon.settings import (
     parse_address,
 )
 from daemon.users import users_of
+from dsfs.client import place_of
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
@@ -187,7 +188,7 @@ def settings_of(
         raise typer.BadParameter("--option goes with SOURCE_URI; in a manifest it is spec.source.options")
     if namespace and not file:
         raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
-    mountpoint = os.path.abspath(where[-1])
+    mountpoint = place_of(where[-1])
     return Settings(
         mountpoint=mountpoint,
         runtime_dir=running.runtime_dir_of(mountpoint),
@@ -217,7 +218,7 @@ def settings_of(
 
 def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="What to unmount.")]) -> None:
     """Unmount and stop. Refused while somebody uses it."""
-    place = os.path.abspath(mountpoint)
+    place = place_of(mountpoint)
     found = next((each for each in running.all_mounts() if each.mountpoint == place), None)
     if found is None or not found.alive:
         if not _is_ours(place):
@@ -249,10 +250,11 @@ def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help
 
 
 def restart(
-    mountpoint: Annotated[str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Which mount.")] = None,
+    where: Annotated[str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Which mount.")] = None,
+    mountpoint: Mountpoint = None,
 ) -> None:
     """Have a new server take over, as after an upgrade of dsfs. No read fails."""
-    found = running.find(mountpoint)
+    found = running.find(one_mountpoint(where, mountpoint))
     ask_keeper(found, {"op": "restart"}, _RESTART_S)
 
 

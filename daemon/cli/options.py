@@ -20,4 +20,13 @@ CacheDir = Annotated[
         "--cache-dir", metavar="DIR", help="Where blocks are kept (root: /var/cache/dsfs, else ~/.cache/dsfs)."
     ),
 ]
+
+
+def one_mountpoint(argument: str | None, option: str | None) -> str | None:
+    """Of a verb that takes its mount point in both ways. Raises BadParameter for two that differ."""
+    if argument is not None and option is not None and argument != option:
+        raise typer.BadParameter(f"two mount points are named, {argument} and {option}: name one")
+    return argument if option is None else option
+
+
 DatasetName = Annotated[str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one.")]

@@ -1,0 +1,69 @@
+"""Where a mount is, as it is named on the command line and shown in ``dsfs status``: paths, links, ports, sources."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.contract.conftest import one_line_failure, wrong_usage
+from tests.manifests import dataset, write_manifests
+from tests.mounts import HOST, Mounts, dsfs, is_mounted
+from tests.servers.process import free_ports
+
+
+def status(*argv: str | Path) -> dict[str, Any]:
+    done = dsfs("status", "--json", *argv)
+    assert done.returncode == 0, done.stderr
+    (only,) = json.loads(done.stdout)["mounts"]
+    assert isinstance(only, dict)
+    return only
+
+
+def test_status_and_restart_take_it_in_both_ways(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    where = mount.mountpoint
+    before = status("-m", where)
+    for argv in ([where], ["--mountpoint", where], [where, "-m", where]):
+        assert status(*argv)["mountpoint"] == str(where)
+    assert dsfs("restart", "-m", where).returncode == 0
+    assert status("-m", where)["server_pid"] != before["server_pid"]
+    wrong_usage(dsfs("restart", where, "-m", where.parent), "two mount points")
+
+
+def test_behind_links(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    place, cache = mounts.place()
+    mounts.adopt(place, cache)
+    (tmp_path / "other").symlink_to(place.parent)
+    link, beside = tmp_path / "link", tmp_path / "other" / place.name
+    link.symlink_to(f"other/{place.name}")
+    for path, elsewhere in ((link, beside), (beside, link)):
+        assert dsfs("mount", source, path, f"--cache-dir={cache}").returncode == 0
+        assert (path / "a.txt").read_bytes() == b"first"
+        assert status(elsewhere)["mountpoint"] == str(place)
+        assert dsfs("evict", "source", "-m", elsewhere).returncode == 0
+        one_line_failure(dsfs("mount", source, elsewhere, f"--cache-dir={cache}"), "already")
+        assert dsfs("unmount", path).returncode == 0
+        assert not is_mounted(place)
+        assert os.listdir(path) == []
+
+
+def test_a_port_that_the_system_chooses(mounts: Mounts, source: Path) -> None:
+    place, cache = mounts.place()
+    mounts.adopt(place, cache)
+    assert dsfs("mount", source, place, f"--cache-dir={cache}", f"--http={HOST}:0").returncode == 0
+    host, port = status(place)["http"].split(":")
+    assert host == HOST
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as answer:
+        assert b"dsfs_dataset_info" in answer.read()
+
+
+def test_a_source_is_shown_as_it_was_given(mounts: Mounts, tmp_path: Path) -> None:
+    options = {"endpoint": f"http://{HOST}:{free_ports(1)[0]}", "region": "us-east-1", "anonymous": "True"}
+    manifest = dataset("data", "s3://bucket/prefix", type="S3")
+    manifest["spec"]["source"]["options"] = options
+    mount = mounts.mount("-f", write_manifests(tmp_path / "m.yaml", manifest))
+    mount.expect_log("listing failed")
+    assert mount.dataset()["source"] == "s3://bucket/prefix"

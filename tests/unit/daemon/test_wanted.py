@@ -1,0 +1,47 @@
+"""What one server hands to the next, and which mount ``dsfs verify`` means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from daemon import running
+from daemon.cli.cache import _user_of
+from daemon.settings import Settings
+from daemon.wanted import HANDED_OVER, read_wanted, to_text
+from dsfs.manifest.documents import parse_documents
+
+MANIFEST = """
+{{apiVersion: {version}, kind: Dataset, metadata: {{name: data, namespace: a}},
+ spec: {{source: {{type: GIT, uri: "https://host/repo.git", options: {{whatever: kept}}}}}}}}
+"""
+
+
+@pytest.mark.parametrize("version", ["dsfs.dev/v1alpha1", "dataset.baizeai.io/v1alpha1"])
+def test_what_is_handed_over_is_what_was_read(version: str, tmp_path: Path) -> None:
+    documents = parse_documents(MANIFEST.format(version=version), "m.yaml")
+    settings = Settings("/data", str(tmp_path), str(tmp_path))
+    text = to_text(documents)
+    assert read_wanted(settings, {HANDED_OVER: text}).manifests == documents.manifests
+    known_before = "api_version" not in json.loads(text)["manifests"][0]
+    assert known_before == version.startswith("dsfs.dev"), "a version without that field takes over our own form"
+
+
+def test_verify_without_a_cache_directory_means_the_only_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def mount(name: str, cache_dir: Path, *, alive: bool = True) -> running.Running:
+        runtime_dir = tmp_path / name
+        runtime_dir.mkdir()
+        (runtime_dir / "settings.json").write_text(json.dumps({"cache_dir": str(cache_dir)}))
+        return running.Running(str(runtime_dir), f"/{name}", 1, alive, "")
+
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    mounts = [mount("ended", tmp_path / "cache", alive=False), mount("first", tmp_path / "link")]
+    monkeypatch.setattr(running, "all_mounts", lambda: mounts)
+    assert _user_of(None) is mounts[1]
+    assert _user_of(str(tmp_path / "cache")) is mounts[1]
+    assert _user_of(str(tmp_path / "another")) is None
+    mounts.append(mount("second", tmp_path / "another"))
+    assert _user_of(None) is None, "several: it is the default directory that is meant"
+    assert _user_of(str(tmp_path / "another")) is mounts[2]
