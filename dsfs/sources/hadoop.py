@@ -4,7 +4,7 @@ Which of the two is decided by what the manifest says, in this order, so that ev
 
 * ``webhdfs://`` and ``swebhdfs://``, the option ``webhdfs`` or ``webhdfsPort``, or an inline ``hdfsSiteXml`` that names
   ``dfs.namenode.http-address``: WebHDFS (``hadoop_webhdfs``), which needs nothing but HTTP;
-* any other ``hdfs://``: hdfs-native (``hadoop_native``; no Java), if it is installed.
+* any other ``hdfs://``: hdfs-native (``hadoop_native``; no Java).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from dsfs.errors import (
     SourceTimeout,
     SourceUnavailable,
 )
+from dsfs.manifest.problems import one_line
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, walk
@@ -31,6 +32,7 @@ from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 PIECE_BYTES: Final = 8 * MiB
 PAGE_NAMES: Final = 1000
 THREADS: Final = 8
+_LONGEST_REASON: Final = 200
 # Its own attempts are many and minutes long, and a thread that waits for them is lost. Ours are made by the fetcher.
 _SETTINGS: Final[Mapping[str, str]] = {
     "dfs.client.failover.max.attempts": "3",
@@ -185,7 +187,7 @@ class NativeHdfsSource:
         if isinstance(error, PermissionError) or any(f"{name}Exception" in text for name in ("AccessControl", "Sasl")):
             return SourceRefused(f"{what}: refused (let the user read it: HADOOP_USER_NAME, or kinit)")
         kind = SourceTimeout if isinstance(error, TimeoutError) else SourceUnavailable
-        return kind(f"{what}: {type(error).__name__}")
+        return kind(f"{what}: {one_line(text, _LONGEST_REASON) or type(error).__name__}")
 
 
 def _object(status: Any, path: str) -> SourceObject:

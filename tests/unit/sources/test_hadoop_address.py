@@ -14,6 +14,7 @@ from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.sources.hadoop_address import hdfs_address
 from dsfs.sources.hadoop_native import NativeHdfsSource
 from dsfs.sources.registry import build_source
+from tests.servers.process import HOST, free_ports
 from tests.sources.sinks import read_range, tree_of
 
 _HA = """<configuration>
@@ -87,6 +88,18 @@ def test_without_hdfs_native_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "hdfs_native", None)
     with pytest.raises(ConfigError, match="pip install hdfs-native"):
         build_source(SourceSpec(type=SourceType.HADOOP, uri="hdfs://h:8020/x"), {})
+
+
+def test_a_namenode_that_is_not_there_is_named_with_the_reason() -> None:
+    (port,) = free_ports(1)
+
+    async def run() -> None:
+        source = build_source(SourceSpec(type=SourceType.HADOOP, uri=f"hdfs://{HOST}:{port}/x"), {})
+        with pytest.raises(SourceUnavailable, match=rf"hdfs://{HOST}:{port}/x: Connection refused"):
+            await tree_of(source)
+        await source.close()
+
+    asyncio.run(run())
 
 
 class _Client:
