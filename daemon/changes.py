@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from functools import partial
 
+import structlog
 import trio
 
 from daemon.building import Builder
 from daemon.cloning import check_same_source, clone_of
 from daemon.settings import Settings
 from daemon.shown import Shown
+from daemon.wanted import FILES, HANDED_OVER
 from dsfs.bridge import Bridge
 from dsfs.datasets.access import visible
 from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, DsfsError
 from dsfs.fetch.reader import Reader
-from dsfs.manifest.documents import parse_documents
+from dsfs.fuse.keeper_client import KeeperClient
+from dsfs.manifest.documents import Documents, load_documents, parse_documents
 from dsfs.manifest.schema import Manifest
+
+log = structlog.get_logger()
 
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache")
 """What is another dataset when it has changed; the rest of a manifest is followed by the one that is shown."""
+
+
+def is_another(before: Manifest, after: Manifest) -> bool:
+    """Whether two manifests of one name are of two datasets: the source of one cannot be changed."""
+    return before.source.type != after.source.type or before.source.uri != after.source.uri
 
 
 class Changes:
@@ -35,6 +47,7 @@ class Changes:
         reader: Reader,
         nursery: trio.Nursery,
         shown: Shown,
+        keeper: KeeperClient,
     ) -> None:
         self._settings = settings
         self._builder = builder
@@ -43,13 +56,45 @@ class Changes:
         self._reader = reader
         self._nursery = nursery
         self._shown = shown
+        self._keeper = keeper
 
     async def apply(self, text: str) -> list[str]:
         """Take in manifests while running: new datasets are added, a higher or lower dataSyncRound asks for a resync,
         anything else that changed is shown anew. What was done, a line each. Raises ConfigError before anything is."""
-        documents = parse_documents(text, "applied manifest")
         if not self._shown.is_many:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
+        return await self._take_in(parse_documents(text, "applied manifest"))
+
+    async def follow_files(self) -> None:
+        """Show what the manifests say that ``dsfs serve`` was started with, where a server before it has read others.
+
+        What was applied by hand stays.
+        """
+        digest, texts = self._settings.manifests_digest, self._keeper.texts
+        before = json.loads(texts.get(FILES, '{"digest": "", "datasets": []}'))
+        if not digest or digest == before["digest"]:
+            return
+        try:
+            documents = await trio.to_thread.run_sync(load_documents, self._settings.manifest_paths)
+            if HANDED_OVER in texts:  # else this one has just read them
+                await self._follow(documents, before["datasets"])
+        except DsfsError as error:
+            log.error("the manifests are not followed", reason=str(error))
+            return
+        names = [manifest.id for manifest in documents.manifests]
+        await self._keeper.hold(FILES, json.dumps({"digest": digest, "datasets": names}))
+
+    async def _follow(self, documents: Documents, before: Sequence[str]) -> None:
+        wanted = {manifest.id: manifest for manifest in documents.manifests}
+        for name in {*before, *wanted}:
+            known = self._builder.known.get(name)
+            if known is not None and (name not in wanted or is_another(known, wanted[name])):
+                log.info("not shown any more: its manifest is gone, or is of another source", dataset=name)
+                await self.delete(name)
+        for line in await self._take_in(documents):
+            log.info("manifests were read anew", outcome=line)
+
+    async def _take_in(self, documents: Documents) -> list[str]:
         done: list[str] = []
         async with self._shown.changing:
             for manifest in documents.manifests:
@@ -71,8 +116,7 @@ class Changes:
 
     def _check_source(self, manifest: Manifest) -> None:
         showing = self._shown.all.get(manifest.id)
-        before = showing.dataset.manifest.source if showing else manifest.source
-        if before.type != manifest.source.type or before.uri != manifest.source.uri:
+        if showing is not None and is_another(showing.dataset.manifest, manifest):
             raise ConfigError(f"{manifest.id}: the source of a dataset cannot be changed (delete it, then apply)")
 
     async def _apply(self, manifest: Manifest) -> str:
@@ -146,7 +190,8 @@ class Changes:
         if not self._shown.is_many:
             raise ConfigError(f"{name} is all that is mounted (use dsfs unmount)")
         async with self._shown.changing:
-            await self._shown.remove(name)
+            if name in self._shown.all or name not in self._builder.known:  # else it is not visible here
+                await self._shown.remove(name)
             self._builder.known.pop(name, None)
             await self._follow_references({name})
             if self._builder.own.pop(name, None) is not None:

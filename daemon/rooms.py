@@ -74,6 +74,7 @@ class Rooms:
     session: DirectSession | PortableSession
     opens: Opens | None
     shown: Shown
+    changes: Changes
     warming: Warming
     hints: Hints
     node: Node
@@ -102,7 +103,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     builder = Builder(settings, wanted)
     completing = Completing(warming, tier, background)
     shown = Shown(settings, builder, bridge, store, reader, background, session, tree, keeper, warming, completing)
-    changes = Changes(settings, builder, bridge, store, reader, background, shown)
+    changes = Changes(settings, builder, bridge, store, reader, background, shown, keeper)
     stack.push_async_callback(shown.close)
     await warming.remember()
     opens = None
@@ -132,6 +133,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
         session=session,
         opens=opens,
         shown=shown,
+        changes=changes,
         warming=warming,
         hints=hints,
         node=node,

@@ -16,6 +16,7 @@ from daemon.rooms import Rooms
 from daemon.scrubbing import scrub_in_background
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import rebuild_index
+from dsfs.catalog.lookup import ROOT_INO
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG
 from dsfs.errors import MountError
@@ -100,12 +101,13 @@ class Serving:
                 if isinstance(rooms.session, DirectSession):
                     await rooms.session.drop_unserved()
             self._mounted.set()
+            await _optional("following of the manifests", rooms.changes.follow_files)
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()
             await _first_answers(datasets, settings.read_timeout_s if single else _FIRST_ANSWERS_S)
             if single and rooms.keeper.restarts == 0:
                 for dataset in datasets:
-                    if dataset.phase is Phase.FAILED:
+                    if dataset.phase is Phase.FAILED and not dataset.catalog.is_listed(ROOT_INO):
                         raise MountError(dataset.message)
             gc.collect()
             gc.freeze()  # what lives as long as the server needs no look from the collector

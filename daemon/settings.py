@@ -59,6 +59,9 @@ class Settings:
     log_format: str = "console"
     count_opens: bool = True
     keeper: str | None = None
+    manifests_digest: str = ""
+    """Of what the files of ``manifest_paths`` said when ``dsfs serve`` was started: what it shows follows them. "":
+    it shows what the server before it has shown."""
 
     @property
     def keeper_socket(self) -> str:

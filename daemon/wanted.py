@@ -17,8 +17,9 @@ from dsfs.manifest.uri import manifest_from_uri
 HANDED_OVER = "manifests"
 CREDENTIALS = "credentials"
 SEEN = "seen"
-"""Under these names the keeper holds, in memory, what the next server is to show, which credentials were set, and which
-datasets that were to be warm first have been seen."""
+FILES = "files"
+"""Under these names the keeper holds, in memory, what the next server is to show, which credentials were set, which
+datasets that were to be warm first have been seen, and which manifests were read from files."""
 
 
 @dataclass(frozen=True, slots=True)

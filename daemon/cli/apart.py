@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -13,11 +16,13 @@ import typer
 from daemon import running
 from daemon.cli import mount
 from daemon.cli.options import CacheDir
+from daemon.cli.output import say
 from daemon.control.client import ask_keeper
 from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_MIN_FREE, DEFAULT_SCRUB_EVERY, Settings
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
+from dsfs.manifest.documents import load_documents, texts_of
 from dsfs.manifest.durations import parse_duration
 
 _LOOK_S = 2.0
@@ -95,8 +100,20 @@ def serve(
         count_opens=count_opens,
         keeper=path,
     )
+    settings = replace(settings, manifests_digest=_digest(settings.manifest_paths))
     _prepare(settings, path)
     os.execv(sys.executable, [*mount.PYTHON, "daemon.server", settings.runtime_dir, "--serve"])
+
+
+def _digest(paths: Sequence[str]) -> str:
+    """Of what manifests say now; "" if they cannot be read: a mount that is there goes on as it is."""
+    try:
+        texts = texts_of(paths)
+        load_documents(paths)
+    except ConfigError as error:
+        say(f"dsfs: {error}")
+        return ""
+    return hashlib.sha256(json.dumps(texts).encode("utf-8", "surrogateescape")).hexdigest() if texts else ""
 
 
 def _prepare(settings: Settings, socket: str) -> None:

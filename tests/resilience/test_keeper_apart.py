@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually, is_mounted, runtime_dir_of
 from tests.resilience.conftest import errno_of_read, make_tree, readers
 
@@ -42,11 +43,9 @@ class Apart:
         eventually(self.socket.exists, 20, "the keeper listens")
         return process
 
-    def start_server(self) -> subprocess.Popen[bytes]:
-        mount = self.mount
-        return self.start(
-            "serve", f"--keeper={self.socket}", str(self.source), str(mount.mountpoint), f"--cache-dir={self._cache}"
-        )
+    def start_server(self, *what: str) -> subprocess.Popen[bytes]:
+        where = (*(what or (str(self.source),)), str(self.mount.mountpoint))
+        return self.start("serve", f"--keeper={self.socket}", *where, f"--cache-dir={self._cache}")
 
     def wait_healthy(self) -> None:
         eventually(
@@ -111,6 +110,36 @@ def test_each_is_replaced(apart: Apart, tmp_path: Path) -> None:
     assert not is_mounted(mount.mountpoint)
     assert apart.processes[-1].wait(15) == 0
     assert not runtime_dir_of(mount.mountpoint).exists()
+
+
+def test_a_new_server_follows_its_manifests_and_a_crash_does_not(apart: Apart, tmp_path: Path) -> None:
+    other = make_tree(tmp_path / "other", files=3)
+    file = write_manifests(tmp_path / "m.yaml", *(dataset(name, apart.source, "team") for name in ("a", "b", "c")))
+    by_hand = write_manifests(tmp_path / "hand.yaml", dataset("hand", apart.source, "team"))
+    apart.start_keeper()
+    apart.start_server("-f", str(file))
+    apart.wait_healthy()
+    team = apart.mount.mountpoint / "team"
+    names = sorted(os.listdir(apart.source))
+    assert sorted(os.listdir(team)) == ["a", "b", "c"]
+    assert dsfs("dataset", "apply", "-f", by_hand, "-m", apart.mount.mountpoint).returncode == 0
+    with open(team / "b/large", "rb") as held:
+        write_manifests(
+            file, dataset("b", apart.source, "team"), dataset("c", other, "team"), dataset("d", other, "team")
+        )
+        apart.mount.kill_server()
+        assert sorted(os.listdir(team)) == ["a", "b", "c", "hand"], "a crash shows what was shown"
+        assert sorted(os.listdir(team / "c")) == names
+        apart.start_server("-f", str(file))
+        eventually(lambda: sorted(os.listdir(team)) == ["b", "c", "d", "hand"], 30, "the next one follows the file")
+        eventually(lambda: sorted(os.listdir(team / "c")) == sorted(os.listdir(other)), 30, "also to another source")
+        apart.wait_healthy()
+        assert held.read() == (apart.source / "large").read_bytes(), "what stays is not mounted anew"
+    file.write_text("no: manifest")
+    apart.start_server("-f", str(file))
+    eventually(lambda: apart.log().count("server handed over") == 2, 30, "another takes over")
+    apart.wait_healthy()
+    assert sorted(os.listdir(team)) == ["b", "c", "d", "hand"], "what cannot be read changes nothing"
 
 
 def test_a_silent_server_that_no_signal_of_the_keeper_reaches(apart: Apart, tmp_path: Path) -> None:
