@@ -19,6 +19,7 @@ from daemon.showing import Showing
 from daemon.wanted import HANDED_OVER, to_text
 from daemon.warming import Warming
 from dsfs.bridge import Bridge
+from dsfs.catalog.diff import Changes
 from dsfs.datasets.dataset import Dataset, DatasetStatus
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import ConfigError
@@ -171,8 +172,15 @@ class Shown:
             come = partial(self._tree.come, manifest.namespace, manifest.name)
         alone = self._tree is None or self._settings.session == "direct"
         files = self._files(dataset, ROOT_ID if alone else nodeid_of(slot, ROOT_ID))
-        dataset.on_swap = partial(self._session.swapped, manifest.id)
+        dataset.on_swap = partial(self._swapped, manifest.id)
         return partial(self._session.add, files, come)
+
+    async def _swapped(self, name: str, changed: Changes | None) -> None:
+        """A dataset shows another revision: the kernel is told, and what refers to it looks too."""
+        await self._session.swapped(name, changed)
+        for showing in self.all.values():
+            if name in self._builder.refers_to(showing.dataset.manifest):
+                showing.dataset.ask_for_resync()
 
     def _slot_name(self, manifest: Manifest) -> str:
         """What the slot of a dataset is noted under. On one connection for all, a dataset that comes back must not get

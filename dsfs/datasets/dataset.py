@@ -100,6 +100,8 @@ class Dataset:
         self._bridge = bridge
         self._phase = Phase.PENDING
         self._message = ""
+        self._unusable = ""  # what kept its source from being built anew, last
+        self._failed_rounds = 0  # in a row, as its source failed
         self._rounds = Rounds()
         self._interval_changed = trio.Event()
         self._asked_by_change_s = -_RESYNC_PAUSE_S
@@ -134,7 +136,8 @@ class Dataset:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ask_by_the_clock)
             while True:
-                await self._rounds.asked()
+                with trio.move_on_after(self._retry_s()):
+                    await self._rounds.asked()
                 await self._resync()
 
     async def _list_first(self) -> None:
@@ -174,13 +177,20 @@ class Dataset:
             self.on_listed()
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
 
+    def _retry_s(self) -> float:
+        """When to list anew without being asked: soon, and ever more slowly, while the source fails."""
+        failed = self._failed_rounds
+        return _RETRY_CRAWL_S[min(failed, len(_RETRY_CRAWL_S)) - 1] if failed else math.inf
+
     async def renew(self) -> None:
         """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
         try:
             source = await self._sources.another()
         except ConfigError as error:
-            self._message = str(error)
+            self._message = self._unusable = str(error)
             return
+        if self._message == self._unusable:
+            self._message = ""
         await self._sources.use(source)
 
     def follow(self, manifest: Manifest) -> None:
@@ -223,6 +233,7 @@ class Dataset:
             reason=str(error),
         )
         self._shown(Phase.READY, f"showing revision {self.catalog.revision}, as the source fails: {error}")
+        self._failed_rounds = 1
         self.on_listed()
         return True
 
@@ -261,11 +272,15 @@ class Dataset:
         self._rounds.begin()
         try:
             await self._show_next()
-            self._message = ""
+            self._message, self.origin.last_error = "", None
+            self._failed_rounds = 0
             self._rounds.end(None)
         except (DsfsError, OSError) as error:
             self._message = f"resync failed, revision {self.catalog.revision} stays: {error}"
-            log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
+            if self._failed_rounds == 0:
+                log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
+            # what does not fit into the cache is not listed again and again for that
+            self._failed_rounds += isinstance(error, SourceError)
             self._rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from dsfs.cache.complete import CachedObject
+from dsfs.errors import DsfsError
 from dsfs.fetch.flight import Flight
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.read_path import Abilities, InodeMode, Listing, choose_read_path, mode_for_open
@@ -113,11 +114,16 @@ class FilesConnection(ReadingConnection):
 
     def _open_small(self, unique: int, nodeid: int, flight: Flight) -> bytes:
         if flight.error is not None:
+            self._files.note_error(flight.error)
             raise flight.error
         return self._open_as(unique, nodeid, self.read_path, self._files.complete(nodeid))
 
     async def _wait_open(self, unique: int, nodeid: int) -> bytes:
-        await self._files.prepare(nodeid)
+        try:
+            await self._files.prepare(nodeid)
+        except DsfsError as error:
+            self._files.note_error(error)
+            raise
         # no await from here on: the mode of the inode is decided, written down and answered in one go
         return self._open_as(unique, nodeid, self.read_path, self._files.complete(nodeid))
 

@@ -72,6 +72,12 @@ def test_mounted_while_the_origin_is_gone(mounts: Mounts, web_origin: Web, path:
     assert (again.root / "d1/f001").read_bytes() == data
     assert sorted(os.listdir(again.root)) == sorted(os.listdir(source))
     assert errno_of_read(again.root / "d2/f002") in (errno.EIO, errno.ETIMEDOUT)
+    again.expect_log("resync failed")
+    (source / "d1/new").write_bytes(b"came meanwhile")
+    web_origin.start_again()
+    eventually(lambda: "new" in os.listdir(again.root / "d1"), 60, "it is listed without being asked")
+    eventually(lambda: again.dataset()["message"] == "", 10, "it is well again")
+    assert (again.root / "d1/new").read_bytes() == b"came meanwhile"
 
 
 def index(*names: str) -> bytes:
@@ -248,6 +254,35 @@ def test_a_file_that_changes_under_a_reader_is_never_mixed(
         code = errno_of_read(mount.root / "file")
         assert code in (0, errno.ESTALE)
         assert code or (mount.root / "file").read_bytes() == NEW
+
+
+@pytest.mark.parametrize("size", [100_000, 3 * MIB])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_file_that_has_changed_is_listed_anew_once_it_is_opened(mounts: Mounts, path: str, size: int) -> None:
+    with web.hostile() as server:
+        uri = put_tree(server, {"file": bytes(size), "other": bytes(size)})
+        mount = mount_path(mounts, path, uri, type="HTTP")
+        mount.wait_phase("READY")
+        mount.expect_log("fetch failed")
+        server.files["/data/file"] = b"x" * size
+        assert errno_of_read(mount.root / "file") in (0, errno.ESTALE)
+        eventually(lambda: errno_of_read(mount.root / "file") == 0, 20, "the next revision is shown")
+        assert (mount.root / "file").read_bytes() == b"x" * size
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_is_refused_keeps_nothing_else_from_being_read(mounts: Mounts, path: str) -> None:
+    with web.hostile() as server:
+        uri = put_tree(server, {"sub/file": b"data", "refused": b"secret", "closed/file": b"secret"})
+        for name in ("refused", "closed/"):
+            server.always(f"/data/{name}", web.status(403))
+        mount = mount_path(mounts, path, uri, type="HTTP")
+        mount.expect_log("listing failed")
+        assert (mount.root / "sub/file").read_bytes() == b"data"
+        assert errno_of_read(mount.root / "refused") == errno.EACCES
+        with pytest.raises(PermissionError):
+            os.listdir(mount.root / "closed")
+        assert "403" in mount.dataset()["message"]
 
 
 @pytest.mark.parametrize("path", DIRECT)

@@ -204,6 +204,29 @@ def test_a_manifest_that_is_wrong_changes_nothing(mounts: Mounts, source: Path, 
     assert [each["name"] for each in mount.status()["datasets"]] == ["data"]
 
 
+def test_a_source_that_comes_back_is_listed_without_being_asked(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    mount.expect_log("resync failed")
+    away = source.rename(source.with_name("away"))
+    assert dsfs("dataset", "resync", "source", "-m", mount.mountpoint).returncode == 1
+    assert "resync failed" in mount.dataset()["message"]
+    change(away)
+    away.rename(source)
+    eventually(lambda: os.listdir(mount.root / "sub") == ["comes"], 20, "it is listed again")
+    assert (mount.root / "changes").read_bytes() == b"new and longer"
+    eventually(lambda: mount.dataset()["message"] == "", 10, "and said to be well")
+
+
+def test_json_is_applied_as_it_is_mounted(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    first, second = (json.dumps(dataset(name, source), indent="\t") for name in ("first", "second"))
+    (tmp_path / "m.json").write_text(first)
+    (tmp_path / "n.json").write_text(second)
+    mount = mounts.mount("-f", tmp_path / "m.json")
+    argv = ("dataset", "apply", "-f", tmp_path / "m.json", "-f", tmp_path / "n.json")
+    assert verb(mount, *map(str, argv)) == "default/first unchanged\ndefault/second added\n"
+
+
 def test_a_reference_shows_another_dataset_and_shares_its_cache(mounts: Mounts, source: Path, tmp_path: Path) -> None:
     manifest = write_manifests(
         tmp_path / "m.yaml",
@@ -238,6 +261,30 @@ def test_a_file_that_is_put_into_a_manual_dataset_is_seen(mounts: Mounts, tmp_pa
     (claim / "second").write_bytes(b"2")
     eventually(lambda: sorted(os.listdir(mount.root)) == ["first", "second"], 10, "it is seen")
     assert (mount.root / "second").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+def test_a_reference_follows_what_it_refers_to(mounts: Mounts, tmp_path: Path, session: str) -> None:
+    claim = tmp_path / "claims/hand"
+    claim.mkdir(parents=True)
+    (claim / "first").write_bytes(b"1")
+    manifest = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("hand", "manual://", "owner", type="MANUAL", syncInterval="500ms", share=True),
+        dataset("lent", "dataset://owner/hand", "team", type="REFERENCE"),
+        dataset("again", "dataset://team/lent", "third", type="REFERENCE"),
+    )
+    claims = tmp_path / "claims"
+    (claims / "owner").mkdir()
+    claim.rename(claims / "owner/hand")
+    claim = claims / "owner/hand"
+    mount = mounts.mount("-f", manifest, "--pvc-root", claims, session=session)
+    mount.expect_log("dataset cannot be used|listing failed")
+    lent = mount.mountpoint / "team/lent"
+    assert os.listdir(lent) == ["first"]
+    (claim / "second").write_bytes(b"2")
+    eventually(lambda: sorted(os.listdir(lent)) == ["first", "second"], 20, "it is seen through the reference")
+    assert (lent / "second").read_bytes() == b"2"
 
 
 def test_a_rotated_secret_is_used_without_a_remount(mounts: Mounts, tmp_path: Path) -> None:
