@@ -17,7 +17,7 @@ from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceType
 from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource, parse_reference
-from dsfs.sources.registry import build_source
+from dsfs.sources.registry import build_source, check_type
 from dsfs.sources.unusable import UnusableSource
 
 log = structlog.get_logger()
@@ -40,6 +40,7 @@ class Builder:
 
     async def build(self, manifest: Manifest, depth: int = 0) -> Source:
         """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
+        check_type(manifest.source.type)
         credentials = self.credentials(manifest)
         if credentials is None:
             raise ConfigError(

@@ -261,14 +261,10 @@ class Node:
     async def delete(self, selector: str) -> dict[str, str]:
         """Show a dataset no longer."""
         dataset = self._select_whole(selector)
-        labels = self._last_info.pop(dataset.manifest.id, None)
         await self._changes.delete(dataset.manifest.id)
         await self._pins.forget(dataset.manifest.id)
         self._hints.forget(dataset.manifest.id)
-        if labels is not None:
-            metrics.DATASET_INFO.remove(*labels)
-            for gauge in metrics.GAUGES_OF_DATASETS:
-                gauge.remove(*labels[:2])
+        self._forget_gauges()
         return {"deleted": dataset.manifest.id}
 
     async def clone(self, selector: str, new: str) -> dict[str, str]:
@@ -345,6 +341,16 @@ class Node:
                     metrics.DATASET_INFO.remove(*last)
                 metrics.DATASET_INFO.labels(*info).set(1)
                 self._last_info[manifest.id] = info
+
+        self._forget_gauges()
+
+    def _forget_gauges(self) -> None:
+        """Of what is not shown any more."""
+        for name in self._last_info.keys() - self._shown.datasets.keys():
+            labels = self._last_info.pop(name)
+            metrics.DATASET_INFO.remove(*labels)
+            for gauge in metrics.GAUGES_OF_DATASETS:
+                gauge.remove(*labels[:2])
 
     def _select_whole(self, selector: str) -> Dataset:
         dataset, glob = self._select(selector)

@@ -11,14 +11,6 @@ class ConfigError(DsfsError):
     """What the user wrote cannot be used: a manifest, a URI, an option."""
 
 
-class UnknownOption(ConfigError):
-    """An option that a source does not know."""
-
-    def __init__(self, source: str, key: str, known: str) -> None:
-        super().__init__(f"{source}: option {key[:60]!r} is not known (known are {known})")
-        self.key = key
-
-
 class CacheDirectoryError(DsfsError):
     """The cache directory cannot be used: not writable, of an unknown layout, or in use by another server."""
 

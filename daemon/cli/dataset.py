@@ -37,9 +37,9 @@ def show(
     if as_json:
         show_json(found)
         return
-    manifest = found.pop("manifest")
+    spec = found.pop("manifest")["spec"]
     rows = [(key, str(value)) for key, value in found.items()]
-    rows += [(f"manifest.{key}", str(value)) for key, value in manifest.items() if value not in (None, {}, [])]
+    rows += [(f"spec.{key}", str(value)) for key, value in spec.items() if value not in ({}, [])]
     show_table(("FIELD", "VALUE"), rows)
 
 
@@ -50,10 +50,10 @@ def apply(
     as_json: AsJson = False,
 ) -> None:
     """Add datasets to a running mount, or change them; another dataSyncRound asks for a resync."""
-    from dsfs.manifest.documents import load_documents, texts_of  # 0.1 s that every other verb does without
+    from dsfs.manifest.documents import as_yaml, load_documents, texts_of  # 0.1 s that every other verb does without
 
     load_documents(file)  # refused here, with the name of the file, before anything is sent
-    body = {"manifests": "\n---\n".join(text for _suffix, text in texts_of(file))}
+    body = {"manifests": "\n---\n".join(as_yaml(suffix, text) for suffix, text in texts_of(file))}
     answer = ask(running.find(mountpoint), "POST", "/api/v1/apply", body, timeout_s=None)
     if as_json:
         show_json(answer)

@@ -44,6 +44,7 @@ _UNMOUNT_S = 20.0
 _RESTART_S = 90.0
 _LOOK_S = 2.0
 _NEXT_KEEPER_S = 10.0
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, NO_ANSWER)
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 T = TypeVar("T")
@@ -264,6 +265,8 @@ def check_mountpoint(mountpoint: str) -> None:
         live = next((each for each in running.all_mounts() if each.mountpoint == mountpoint and each.alive), None)
         if live is not None:
             raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {live.keeper_pid}); unmount it first")
+        if errno_of_look(mountpoint, _LOOK_S) not in _DEAD:
+            raise MountError(f"{mountpoint}: a dsfs of somebody else is mounted there; unmount it first")
         _detach_all(mountpoint)
         say(f"dsfs: cleared a dead mount at {mountpoint}")
     if running.mounted_at(mountpoint) and errno_of_look(mountpoint, _LOOK_S) == NO_ANSWER:

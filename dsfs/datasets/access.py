@@ -15,8 +15,17 @@ def visible(manifest: Manifest, namespaces: Collection[str]) -> bool:
     """Whether any of these namespaces may see a dataset; without any given everything is seen."""
     if not namespaces or manifest.namespace in namespaces:
         return True
-    return manifest.share and any(
-        selects(manifest.share_to_namespace_selector, {NAME_LABEL: namespace}) for namespace in namespaces
+    selector = manifest.share_to_namespace_selector
+    if not manifest.share or (selector and _needs_absence(selector)):
+        return False
+    return any(selects(selector, {NAME_LABEL: namespace}) for namespace in namespaces)
+
+
+def _needs_absence(selector: Mapping[str, Any]) -> bool:
+    """Whether a label must be absent, or have no such value, that is not known here: nobody can say that it has not."""
+    return any(
+        term.get("operator") in ("NotIn", "DoesNotExist") and term.get("key") != NAME_LABEL
+        for term in selector.get("matchExpressions") or ()
     )
 
 

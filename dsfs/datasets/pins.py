@@ -68,6 +68,12 @@ class Pins:
                     f"{room:,} that the cache has for files {pinned:,} are pinned already (raise --cache-size, pin "
                     "less, or unpin something)"
                 )
+            quota, own = dataset.origin.quota_bytes, self._tier.index.pinned_bytes(name)
+            if quota is not None and more_bytes and more_bytes + own > quota:
+                raise PinRefused(
+                    f"{f'{name}/{glob}'.rstrip('/')}: does not fit: {more_bytes:,} bytes more would be pinned, and of "
+                    f"{quota:,} that its quota allows {own:,} are pinned already (raise spec.cache.quota, or pin less)"
+                )
             if glob not in self.of(name):
                 await self._save({**self._globs, name: (*self.of(name), glob)})
             await self._follow(dataset)

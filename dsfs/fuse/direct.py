@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _STATE_OFFERED = "offered"
 _STATE_OPENLESS = "openless"
 _STATE_SHOWN = "shown"
 _INIT_S = 10
+_LONGEST_JOURNAL_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,10 @@ class DirectSession:
 
     def _journal(self, name: str, held: Held) -> str:
         """Where a connection's open handles are noted: of this one alone, as backing ids start anew with each."""
-        return f"{self._options.journal_dir}/{name.replace('/', '@')}.{held.dev.replace(':', '-')}"
+        flat = name.replace("/", "@")
+        if len(flat) > _LONGEST_JOURNAL_NAME:  # with what is behind it, a file's name must hold it
+            flat = f"{flat[:_LONGEST_JOURNAL_NAME]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return f"{self._options.journal_dir}/{flat}.{held.dev.replace(':', '-')}"
 
     def _forget_journal(self, name: str, held: Held) -> None:
         if os.path.exists(self._journal(name, held)):

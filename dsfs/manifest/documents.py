@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,16 @@ def parse_documents(text: str, file: str) -> Documents:
 def texts_of(paths: Sequence[str]) -> list[tuple[str, str]]:
     """The files that ``load_documents`` reads: (suffix, text) of each. Raises ConfigError."""
     return [(os.path.splitext(file)[1] or ".yaml", read_text(file)) for file in _files(paths)]
+
+
+def as_yaml(suffix: str, text: str) -> str:
+    """A text that ``texts_of`` gives, so that it can be put together with others: YAML reads most of JSON, and not all.
+
+    Raises ConfigError.
+    """
+    if suffix != ".json":
+        return text
+    return "\n---\n".join(json.dumps(document) for _number, document in parse(text, suffix))
 
 
 def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:

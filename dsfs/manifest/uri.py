@@ -65,7 +65,8 @@ def manifest_from_uri(uri: str, options: Mapping[str, str], *, base_dir: str) ->
     if not uri:
         raise ConfigError("the source URI is empty (write one such as s3://bucket/prefix or /a/directory)")
     if re.search(r"[\x00-\x1f\x7f]", uri) or not uri.isprintable():
-        raise ConfigError("the source URI holds a control character or an invisible one (write it as %XX)")
+        how = "file:///… with %XX for it" if uri.startswith(_ROOTS) else "it as %XX"
+        raise ConfigError(f"the source URI holds a control character or an invisible one (write {how})")
     if why := credential_in_uri(uri):
         raise ConfigError(f"the source URI {why}")
     if found := credential_in_options(options):

@@ -20,12 +20,12 @@ from dsfs.errors import (
     SourceRefused,
     SourceTimeout,
     SourceUnavailable,
-    UnknownOption,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, walk
+from dsfs.sources.options import UnknownOption
 from dsfs.sources.threads import Threads
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 

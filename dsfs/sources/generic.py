@@ -46,8 +46,11 @@ _LIMIT_FACTOR: Final = 6
 # What says "another version" in fsspec's many dialects. All that are there go into the tag.
 _VERSION_KEYS: Final = (
     ("etag", "ETag", "e_tag"),
-    ("md5", "md5Hash", "content_md5", "checksum", "sha256", "CRC", "generation", "version_id", "uid"),
-    ("mtime", "LastModified", "last_modified", "updated", "modified", "modificationTime", "date_time", "created"),
+    ("md5", "md5Hash", "content_md5", "checksum", "sha256", "sha", "CRC", "generation", "version_id", "uid"),
+    (
+        *("mtime", "LastModified", "last_modified", "updated", "modified", "modificationTime", "date_time"),
+        *("modify", "last_write_time", "created"),
+    ),
 )
 _TIME_KEYS: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _SECRET_OPTIONS: Final = {

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
-from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused, UnknownOption
+from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange, MiB
@@ -25,6 +25,7 @@ from dsfs.sources.git_address import Address, parse_address
 from dsfs.sources.git_objects import POINTER_MAX_BYTES, Pointer, TreeEntry, parse_pointer
 from dsfs.sources.git_repository import Once, Repository, check_revision
 from dsfs.sources.git_tree import CommitTree, Directory, Module, is_directory, is_executable, is_symlink, settings_in
+from dsfs.sources.options import UnknownOption
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 PAGE_NAMES: Final = 4096

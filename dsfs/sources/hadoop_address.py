@@ -10,8 +10,9 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
-from dsfs.errors import ConfigError, UnknownOption
+from dsfs.errors import ConfigError
 from dsfs.model import path_parts
+from dsfs.sources.options import UnknownOption
 
 HTTP_PORT: Final = 9870  # dfs.namenode.http-address since Hadoop 3; Hadoop 2 had 50070
 HTTPS_PORT: Final = 9871

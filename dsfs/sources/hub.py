@@ -30,11 +30,11 @@ from dsfs.errors import (
     SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
-    UnknownOption,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import path_parts
 from dsfs.ranges import KiB, MiB
+from dsfs.sources.options import UnknownOption
 from dsfs.sources.timeouts import Timeouts
 
 CONNECTIONS: Final = 64

@@ -25,7 +25,6 @@ from dsfs.errors import (
     SourceRefused,
     SourceTimeout,
     SourceUnavailable,
-    UnknownOption,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
@@ -33,6 +32,7 @@ from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, Source, walk
 from dsfs.sources.directory import directory_source
 from dsfs.sources.nfs_library import Attributes, Connection, NfsServer, library
+from dsfs.sources.options import UnknownOption
 from dsfs.sources.threads import Threads
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 

@@ -32,7 +32,6 @@ from dsfs.errors import (
     SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
-    UnknownOption,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
@@ -40,6 +39,7 @@ from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.answers import copy_body
 from dsfs.sources.base import Buffer, Sink, Source
 from dsfs.sources.flat_tree import FlatTree
+from dsfs.sources.options import UnknownOption
 from dsfs.sources.prefix_or_key import prefix_or_key
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 

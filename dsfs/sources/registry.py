@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import structlog
 
-from dsfs.errors import ConfigError, UnknownOption
+from dsfs.errors import ConfigError
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.sources.base import Source
+from dsfs.sources.options import UnknownOption
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,12 @@ SOURCES: Final[Mapping[SourceType, SourceKind]] = {
     SourceType.CONDA: _BUILT,
     SourceType.DATABASE: _BUILT,
 }
+
+
+def check_type(kind: SourceType) -> None:
+    """Raises ConfigError for a type that is never read, whatever else its manifest says."""
+    if SOURCES[kind] is _BUILT:
+        raise ConfigError(f"source type {kind} {_BUILT.why_not}")
 
 
 def build_source(

@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from pydantic import ValidationError
 
-from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable, UnknownOption
+from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
@@ -21,6 +21,7 @@ from dsfs.sources.base import Sink
 from dsfs.sources.digest import Digest
 from dsfs.sources.flat_tree import FlatTree
 from dsfs.sources.key_ranges import KeyPage, KeyRanges
+from dsfs.sources.options import UnknownOption
 from dsfs.sources.prefix_or_key import prefix_or_key
 from dsfs.sources.s3_client import Opened, S3Connection, S3Options, translated
 from dsfs.sources.s3_read import S3Reader, etag_in, tag_of, version_in

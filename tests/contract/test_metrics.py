@@ -196,6 +196,16 @@ def test_reads_that_wait_are_seen(mounts: Mounts, tmp_path: Path, session: str) 
         assert mount.sum_of("dsfs_oldest_request_seconds", **labels) == 0
 
 
+def test_what_is_not_visible_any_more_is_not_told(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    shared = write_manifests(tmp_path / "m.yaml", dataset("data", source, "owner", share=True))
+    mount = mounts.mount("-f", shared, "--namespace=team")
+    eventually(lambda: mount.sum_of("dsfs_dataset_info", namespace="owner") == 1, 20, "it is there")
+    write_manifests(shared, dataset("data", source, "owner"))
+    assert dsfs("dataset", "apply", "-f", shared, "-m", mount.mountpoint).returncode == 0
+    eventually(lambda: mount.sum_of("dsfs_dataset_info", namespace="owner") == 0, 20, "it is gone")
+    assert mount.sum_of("dsfs_dataset_bytes", namespace="owner") == 0
+
+
 def test_evicted_bytes_are_counted(mounts: Mounts, source: Path) -> None:
     """`--cache-size` covers all that is in the cache directory, so a small one makes room by itself."""
     for number in range(8):

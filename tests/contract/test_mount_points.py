@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.contract.conftest import one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
-from tests.mounts import HOST, Mounts, dsfs, is_mounted
+from tests.mounts import HOST, Mounts, dsfs, is_mounted, runtime_dir_of
 from tests.servers.process import free_ports
 
 
@@ -48,6 +48,28 @@ def test_behind_links(mounts: Mounts, source: Path, tmp_path: Path) -> None:
         assert dsfs("unmount", path).returncode == 0
         assert not is_mounted(place)
         assert os.listdir(path) == []
+
+
+def test_a_mount_of_somebody_else_is_left_alone(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    mount = mounts.mount(source)
+    known = runtime_dir_of(mount.mountpoint)
+    os.rename(known, tmp_path / "not known here")
+    try:
+        again = dsfs("mount", source, mount.mountpoint, f"--cache-dir={tmp_path / 'other'}")
+        one_line_failure(again, str(mount.mountpoint), "somebody else")
+        assert (mount.root / "a.txt").read_bytes() == b"first"
+    finally:
+        os.rename(tmp_path / "not known here", known)
+
+
+def test_the_longest_name(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    name = "n" * 253
+    manifest = write_manifests(tmp_path / "m.yaml", dataset(name, source), dataset("short", source))
+    mount = mounts.mount("-f", manifest)
+    with open(mount.mountpoint / "default" / name / "a.txt", "rb") as held:
+        mount.kill_server()
+        assert held.read() == b"first"
+    assert (mount.mountpoint / "default/short/a.txt").read_bytes() == b"first"
 
 
 def test_a_port_that_the_system_chooses(mounts: Mounts, source: Path) -> None:

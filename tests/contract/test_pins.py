@@ -177,3 +177,14 @@ def test_pins_that_cannot_be_read(mounts: Mounts, tmp_path: Path) -> None:
     (mount.cache_dir / "pins.json").write_text("{")
     done = dsfs("mount", source, mount.mountpoint, f"--cache-dir={mount.cache_dir}")
     one_line_failure(done, "pins.json", "damaged")
+
+
+def test_a_pin_that_its_quota_cannot_hold_is_refused(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make(source, "a", "b")
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source, cache={"quota": "250KiB"}))
+    mount = mounts.mount("-f", manifest)
+    mount.wait_phase("READY")
+    one_line_failure(dsfs("pin", "data", f"-m{mount.mountpoint}"), "default/data", "does not fit", "quota")
+    assert told(mount, "pin", "--list") == []
+    assert told(mount, "pin", "data/a")["files"] == 1

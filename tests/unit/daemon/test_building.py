@@ -11,7 +11,7 @@ from daemon.building import Builder
 from daemon.settings import Settings
 from daemon.wanted import Wanted
 from dsfs.errors import ConfigError
-from dsfs.manifest.documents import load_documents
+from dsfs.manifest.documents import load_documents, parse_documents
 from dsfs.manifest.secrets import Secrets
 from dsfs.sources.unusable import UnusableSource
 
@@ -61,3 +61,15 @@ def test_a_secret_that_has_changed_since(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     asyncio.run(use())
+
+
+def test_what_is_never_read_says_so_whatever_else_is_missing(tmp_path: Path) -> None:
+    text = """{apiVersion: dataset.baizeai.io/v1alpha1, kind: Dataset, metadata: {name: own, namespace: a},
+ spec: {secretRef: not-there, source: {type: DATABASE, uri: "database://x"}}}"""
+    (manifest,) = parse_documents(text, "m.yaml").manifests
+    known = {manifest.id: manifest}
+    builder = Builder(
+        Settings("/data", str(tmp_path), str(tmp_path)), Wanted((manifest,), known, Secrets(None, ()), single=False)
+    )
+    with pytest.raises(ConfigError, match="is built, not read"):
+        asyncio.run(builder.build(manifest))

@@ -20,6 +20,10 @@ def dataset(*, share: bool = False, selector: dict[str, Any] | None = None) -> M
     )
 
 
+def term(key: str, operator: str, *values: str) -> dict[str, Any]:
+    return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
+
+
 NAMED_AUDIO = {"matchLabels": {NAME_LABEL: "audio"}}
 
 
@@ -37,14 +41,15 @@ NAMED_AUDIO = {"matchLabels": {NAME_LABEL: "audio"}}
         (dataset(share=True, selector=NAMED_AUDIO), ("vision",), True),
         (dataset(share=True, selector=NAMED_AUDIO), ("text", "audio"), True),
         (dataset(share=False, selector=NAMED_AUDIO), ("audio",), False),
+        # what labels a namespace does not have is not known, but for its name
+        (dataset(share=True, selector=term("tier", "NotIn", "untrusted")), ("audio",), False),
+        (dataset(share=True, selector=term("tier", "DoesNotExist")), ("audio",), False),
+        (dataset(share=True, selector=term(NAME_LABEL, "NotIn", "audio")), ("audio",), False),
+        (dataset(share=True, selector=term(NAME_LABEL, "NotIn", "audio")), ("text",), True),
     ],
 )
 def test_who_sees_it(manifest: Manifest, namespaces: tuple[str, ...], seen: bool) -> None:
     assert visible(manifest, namespaces) is seen
-
-
-def term(key: str, operator: str, *values: str) -> dict[str, Any]:
-    return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
 
 
 @pytest.mark.parametrize(
