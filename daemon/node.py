@@ -152,10 +152,10 @@ class Node:
         return freed, pinned_files
 
     def _evict_others(self, name: str) -> int:
-        """What only this dataset has used and does not show any more: files of older revisions."""
+        """What this dataset alone has used, or nobody has now: files of older revisions."""
         index, freed = self._tier.index, 0
         index.flush(time.time())
-        own = [cached.key for cached in index.everything() if cached.owners == (name,)]
+        own = [cached.key for cached in index.everything() if cached.owners in ((name,), ())]
         for key in own:
             if not index.pinned(key):
                 freed += self._tier.evict(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,9 @@ from daemon.warming import Warming
 from dsfs.bridge import Bridge
 from dsfs.catalog.diff import Changes
 from dsfs.datasets.dataset import Dataset, DatasetStatus
+from dsfs.datasets.selection import left_behind
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import ConfigError
+from dsfs.errors import CatalogError, ConfigError
 from dsfs.fetch.origin import Origin
 from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import Ownership
@@ -173,6 +174,7 @@ class Shown:
         alone = self._tree is None or self._settings.session == "direct"
         files = self._files(dataset, ROOT_ID if alone else nodeid_of(slot, ROOT_ID))
         dataset.on_swap = partial(self._swapped, manifest.id)
+        dataset.on_left = lambda before: self._nursery.start_soon(self._left, dataset, before)
         return partial(self._session.add, files, come)
 
     async def _swapped(self, name: str, changed: Changes | None) -> None:
@@ -181,6 +183,19 @@ class Shown:
         for showing in self.all.values():
             if name in self._builder.refers_to(showing.dataset.manifest):
                 showing.dataset.ask_for_resync()
+
+    async def _left(self, dataset: Dataset, before: str) -> None:
+        """What is cached of an older revision alone counts no more for a dataset, nor against its quota."""
+        now = dataset.catalog.file
+
+        def keys() -> Iterator[str]:
+            for path, row in left_behind(before, now):
+                yield dataset.origin.key_of(path, row.tag)
+
+        try:
+            await self._reader.count_no_more(dataset.manifest.id, keys)
+        except CatalogError as error:  # only the count is off
+            log.warning("older revision not told apart", dataset=dataset.manifest.id, reason=str(error))
 
     def _slot_name(self, manifest: Manifest) -> str:
         """What the slot of a dataset is noted under. On one connection for all, a dataset that comes back must not get

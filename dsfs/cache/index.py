@@ -253,6 +253,20 @@ class Index:
                 self.use(key, other)
             self.flush(time.time())
 
+    def disown(self, owner: str, keys: Iterable[str]) -> None:
+        """Note that a dataset does not show these objects any more: they stay until the space is wanted. Blocks on the
+        disk; raises OSError."""
+
+        def without(owners: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(each for each in owners if each != owner)
+
+        self.flush(time.time())
+        for some in _batches(keys):
+            with self._flushing:
+                self._rewrite(
+                    some, lambda rows: {key: row._replace(owners=without(row.owners)) for key, row in rows.items()}
+                )
+
     def __contains__(self, key: str) -> bool:
         """Whether something of an object was here at the last flush, or was brought in since. Blocks on the disk."""
         with self._flushing:

@@ -87,6 +87,8 @@ class Dataset:
         """Told what another revision changed, None for "a lot", once it is shown."""
         self.on_listed: Callable[[], None] = _nobody_to_call
         """Called whenever another revision is shown, or the one that is has become whole."""
+        self.on_left: Callable[[str], None] = _nobody_asks
+        """Told the catalog of a revision that has been shown until now."""
         self.on_touch: Callable[[int], None] | None = None
         """Told the number of each file that is opened or read, as far as the kernel asks for it."""
         self.on_sampled: Callable[[Sequence[int], Samples], None] = _nobody_to_ask
@@ -302,6 +304,7 @@ class Dataset:
             remove_catalog(file)
             raise
         # No await between these lines: from here on the tree is the new one.
+        before = self.catalog.file
         self._names.show_next(file)
         log.info("revision swapped", dataset=self.manifest.id, revision=self.catalog.revision, changed=bool(found))
         self.on_listed()
@@ -309,6 +312,7 @@ class Dataset:
         swapped.set()
         await self.on_swap(found)
         await self.clean()
+        self.on_left(before)
 
     async def close_sources(self) -> None:
         """Give back the connections of sources that were replaced, and of the one in use. The last thing to call."""
@@ -393,6 +397,10 @@ def _nobody_to_call() -> None:
 
 
 async def _nothing_to_do_before(catalog_file: str) -> None:
+    return
+
+
+def _nobody_asks(catalog_file: str) -> None:
     return
 
 

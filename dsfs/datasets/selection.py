@@ -13,6 +13,7 @@ from itertools import islice
 import trio
 
 from dsfs.cache.space import map_space, space_of
+from dsfs.catalog.diff import left
 from dsfs.catalog.lookup import Catalog, Row
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.model import Kind, SourceObject
@@ -48,6 +49,16 @@ def small_below(catalog_file: str, directory: int, largest: int) -> Found:
     with closing(Catalog(catalog_file)) as catalog:
         for path, row in catalog.files_below(directory):
             if row.kind == Kind.FILE and 0 < (row.size or 0) <= largest:
+                yield path, row
+
+
+def left_behind(catalog_file: str, next_file: str) -> Found:
+    """The files of a revision that are not, or not the same, in the next one."""
+    with closing(Catalog(catalog_file)) as before, closing(Catalog(next_file)) as now:
+        for ino in left(next_file, catalog_file):
+            path, row = before.path_of(ino), before.row(ino)
+            found = now.find(path)
+            if row is not None and row.kind == Kind.FILE and (found is None or found.tag != row.tag):
                 yield path, row
 
 

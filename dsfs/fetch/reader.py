@@ -316,6 +316,13 @@ class Reader:
         except OSError as error:
             self._tier.note_trouble(error)
 
+    async def count_no_more(self, owner: str, keys: Callable[[], Iterable[str]]) -> None:
+        """What a dataset does not show any more is not its own in the node tier. ``keys`` is called in a thread."""
+        try:
+            await trio.to_thread.run_sync(lambda: self._tier.index.disown(owner, keys()), limiter=DISK)
+        except OSError as error:
+            self._tier.note_trouble(error)
+
     async def check_all(self, file: RemoteFile) -> None:
         """Check what was written under another boot, so that the object can become complete. Waits for the disk."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)

@@ -74,6 +74,44 @@ def test_a_resync_shows_the_next_revision_at_once(mounts: Mounts, source: Path, 
         assert held.read() == b"old", "an open file goes on reading the revision that it was opened in"
 
 
+def test_what_is_shown_counts_alone_and_has_the_quota(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    names = [f"f{number}" for number in range(5)]
+
+    def write(*which: str) -> None:
+        for name in which:
+            (source / name).write_bytes(os.urandom(200_000))
+
+    def read() -> None:
+        for name in names:
+            assert (mount.root / name).read_bytes() == (source / name).read_bytes()
+
+    def cached() -> int:
+        size: int = mount.dataset()["cached_bytes"]
+        return size
+
+    write(*names)
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source, cache={"quota": "1300KiB"}))
+    mount = mounts.mount("-f", manifest, dataset="default/data")
+    mount.wait_phase("READY")
+    read()
+    eventually(lambda: cached() == 1_000_000, 10, "all is cached")
+    write("f0", "f1")
+    verb(mount, "dataset", "resync", "data")
+    eventually(lambda: cached() == 600_000, 10, "what has changed is not")
+    read()
+    eventually(lambda: cached() == 1_000_000, 10, "and is again")
+    write(*names)
+    verb(mount, "dataset", "resync", "data")
+    eventually(lambda: cached() == 0, 10, "nothing of it is cached")
+    read()
+    eventually(lambda: cached() == 1_000_000, 10, "its quota is there for it")
+    mount.kill_server()
+    eventually(lambda: mount.look()["healthy"], 20, "the next server answers")
+    assert cached() == 1_000_000
+
+
 def test_evict_gives_back_what_older_revisions_have_left(mounts: Mounts, source: Path) -> None:
     mount = mounts.mount(source)
     mount.wait_phase("READY")
