@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import structlog
@@ -65,10 +65,10 @@ class Changes:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
         return await self._take_in(parse_documents(text, "applied manifest"))
 
-    async def follow_files(self) -> None:
+    async def follow_files(self, delete: Callable[[str], Awaitable[object]]) -> None:
         """Show what the manifests say that ``dsfs serve`` was started with, where a server before it has read others.
 
-        What was applied by hand stays.
+        What was applied by hand stays. ``delete`` is for what is shown, and forgets all that was asked for it.
         """
         digest, texts = self._settings.manifests_digest, self._keeper.texts
         before = json.loads(texts.get(FILES, '{"digest": "", "datasets": []}'))
@@ -77,20 +77,22 @@ class Changes:
         try:
             documents = await trio.to_thread.run_sync(load_documents, self._settings.manifest_paths)
             if HANDED_OVER in texts:  # else this one has just read them
-                await self._follow(documents, before["datasets"])
+                await self._follow(documents, before["datasets"], delete)
         except DsfsError as error:
             log.error("the manifests are not followed", reason=str(error))
             return
         names = [manifest.id for manifest in documents.manifests]
         await self._keeper.hold(FILES, json.dumps({"digest": digest, "datasets": names}))
 
-    async def _follow(self, documents: Documents, before: Sequence[str]) -> None:
+    async def _follow(
+        self, documents: Documents, before: Sequence[str], delete: Callable[[str], Awaitable[object]]
+    ) -> None:
         wanted = {manifest.id: manifest for manifest in documents.manifests}
         for name in {*before, *wanted}:
             known = self._builder.known.get(name)
             if known is not None and (name not in wanted or is_another(known, wanted[name])):
                 log.info("not shown any more: its manifest is gone, or is of another source", dataset=name)
-                await self.delete(name)
+                await (delete if name in self._shown.all else self.delete)(name)
         for line in await self._take_in(documents):
             log.info("manifests were read anew", outcome=line)
 

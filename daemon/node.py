@@ -18,6 +18,7 @@ from daemon.settings import Settings
 from daemon.shown import Shown
 from daemon.warming import Warming
 from dsfs import metrics
+from dsfs.cache.index import NOBODY
 from dsfs.cache.mapfile import stored_checksums
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import Verified, verify, verify_one
@@ -155,7 +156,7 @@ class Node:
         """What this dataset alone has used, or nobody has now: files of older revisions."""
         index, freed = self._tier.index, 0
         index.flush(time.time())
-        own = [cached.key for cached in index.everything() if cached.owners in ((name,), ())]
+        own = [cached.key for cached in index.everything() if cached.owners and {*cached.owners} <= {name, NOBODY}]
         for key in own:
             if not index.pinned(key):
                 freed += self._tier.evict(key)

@@ -101,7 +101,7 @@ class Serving:
                 if isinstance(rooms.session, DirectSession):
                     await rooms.session.drop_unserved()
             self._mounted.set()
-            await _optional("following of the manifests", rooms.changes.follow_files)
+            await _optional("following of the manifests", partial(rooms.changes.follow_files, rooms.node.delete))
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()
             await _first_answers(datasets, settings.read_timeout_s if single else _FIRST_ANSWERS_S)

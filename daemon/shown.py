@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -194,7 +195,7 @@ class Shown:
 
         try:
             await self._reader.count_no_more(dataset.manifest.id, keys)
-        except CatalogError as error:  # only the count is off
+        except (CatalogError, sqlite3.Error) as error:  # only the count is off
             log.warning("older revision not told apart", dataset=dataset.manifest.id, reason=str(error))
 
     def _slot_name(self, manifest: Manifest) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from daemon.settings import Settings
 from dsfs.datasets.access import visible
@@ -14,6 +13,7 @@ from dsfs.manifest.schema import API_VERSION, Manifest
 from dsfs.manifest.secrets import Secrets
 from dsfs.manifest.uri import manifest_from_uri
 
+_FORM = "api_version"
 HANDED_OVER = "manifests"
 CREDENTIALS = "credentials"
 SEEN = "seen"
@@ -58,18 +58,17 @@ def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
 def to_text(documents: Documents) -> str:
     return json.dumps(
         {
-            "manifests": [_dumped(manifest) for manifest in documents.manifests],
+            "manifests": [manifest.model_dump(mode="json", exclude={_FORM}) for manifest in documents.manifests],
+            # beside them, as a version that knows nothing of it must be able to take over, and refuses what is unknown
+            "forms": {each.id: each.api_version for each in documents.manifests if each.api_version != API_VERSION},
             "secrets": [[*name, dict(values)] for name, values in documents.secrets.items()],
         }
     )
 
 
-def _dumped(manifest: Manifest) -> dict[str, Any]:
-    own = manifest.api_version == API_VERSION  # a server of a version that did not know the field takes what it knows
-    return manifest.model_dump(mode="json", exclude={"api_version"} if own else None)
-
-
 def _from_text(text: str) -> Documents:
     raw = json.loads(text)
-    manifests = tuple(Manifest.model_validate(each) for each in raw["manifests"])
+    forms: Mapping[str, str] = raw.get("forms", {})
+    read = (Manifest.model_validate(each) for each in raw["manifests"])
+    manifests = tuple(each.model_copy(update={_FORM: forms.get(each.id, API_VERSION)}) for each in read)
     return Documents(manifests, {(namespace, name): values for namespace, name, values in raw["secrets"]})

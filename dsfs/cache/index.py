@@ -33,6 +33,9 @@ _FORMAT_NOTE = "#format"
 _PRIORITIES = "#priorities"
 _PINS_DONE = "#pins"
 _FORMAT = 2
+NOBODY = "-"
+"""The owner of what was shown once, and is not any more."""
+_LOWEST_PRIORITY = -(2**31)
 _PINNED = "pinned"
 _NOTED_S = 60.0
 _NOTED_USES = 200_000
@@ -187,7 +190,10 @@ class Index:
         return _PINNED if row.pins else _class_name(self._priority_of(row))
 
     def _priority_of(self, row: Row) -> int:
-        return max((self._priorities.get(owner, 0) for owner in row.owners), default=0)
+        return max((self._worth_to(owner) for owner in row.owners), default=0)
+
+    def _worth_to(self, owner: str) -> int:
+        return _LOWEST_PRIORITY if owner == NOBODY else self._priorities.get(owner, 0)
 
     def set_priority(self, owner: str, priority: int) -> None:
         """What a dataset's objects are worth from now on: those of lower priority go first. Blocks on the disk, and
@@ -254,11 +260,11 @@ class Index:
             self.flush(time.time())
 
     def disown(self, owner: str, keys: Iterable[str]) -> None:
-        """Note that a dataset does not show these objects any more: they stay until the space is wanted. Blocks on the
-        disk; raises OSError."""
+        """Note that a dataset does not show these objects any more: what nobody else uses is the first to go. Blocks on
+        the disk; raises OSError."""
 
         def without(owners: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(each for each in owners if each != owner)
+            return tuple(each for each in owners if each != owner) or (NOBODY,)
 
         self.flush(time.time())
         for some in _batches(keys):

@@ -8,6 +8,7 @@ open handles and cached bytes live on; all others get numbers that were never gi
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsfs.catalog.lookup import ROOT_INO
@@ -117,21 +118,23 @@ def changes(new_file: str, shown_file: str, at_most: int) -> Changes | None:
     return Changes(tuple((parent, name) for parent, name in names), tuple(sorted({parent for parent, _name in names})))
 
 
-def left(new_file: str, shown_file: str) -> list[int]:
+def left(new_file: str, shown_file: str) -> Iterator[int]:
     """Numbers of the first revision's files that the next one does not have. Blocks on the disk."""
     db = _open_both(new_file, shown_file)
     try:
-        found = db.execute(
-            """
-            SELECT o.ino FROM shown.entry AS o LEFT JOIN main.entry AS e ON e.ino = o.ino
-            WHERE o.kind != 1 AND e.ino IS NULL
-            """
-        ).fetchall()
+        yield from (
+            ino
+            for (ino,) in db.execute(
+                """
+                SELECT o.ino FROM shown.entry AS o LEFT JOIN main.entry AS e ON e.ino = o.ino
+                WHERE o.kind != 1 AND e.ino IS NULL
+                """
+            )
+        )
     except sqlite3.Error as error:
         raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
     finally:
         db.close()
-    return [ino for (ino,) in found]
 
 
 def _open_both(new_file: str, shown_file: str) -> sqlite3.Connection:

@@ -26,6 +26,7 @@ from dsfs.errors import (
     ConfigError,
     DsfsError,
     SourceError,
+    SourceMissing,
     SourceRefused,
     SourceUnavailable,
     SourceUnsupported,
@@ -103,7 +104,8 @@ class Dataset:
         self._phase = Phase.PENDING
         self._message = ""
         self._unusable = ""  # what kept its source from being built anew, last
-        self._failed_rounds = 0  # in a row, as its source failed
+        self._failed_rounds = 0  # in a row, as its source was not there
+        self._round_s = 0.0  # what the last of them took
         self._rounds = Rounds()
         self._interval_changed = trio.Event()
         self._asked_by_change_s = -_RESYNC_PAUSE_S
@@ -182,7 +184,9 @@ class Dataset:
     def _retry_s(self) -> float:
         """When to list anew without being asked: soon, and ever more slowly, while the source fails."""
         failed = self._failed_rounds
-        return _RETRY_CRAWL_S[min(failed, len(_RETRY_CRAWL_S)) - 1] if failed else math.inf
+        if not failed:
+            return math.inf
+        return max(_RETRY_CRAWL_S[min(failed, len(_RETRY_CRAWL_S)) - 1], self._round_s)
 
     async def renew(self) -> None:
         """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
@@ -272,6 +276,7 @@ class Dataset:
     async def _resync(self) -> None:
         """One round. What is shown stays until the next revision is whole, and for good if that fails."""
         self._rounds.begin()
+        began_s = trio.current_time()
         try:
             await self._show_next()
             self._message, self.origin.last_error = "", None
@@ -281,8 +286,10 @@ class Dataset:
             self._message = f"resync failed, revision {self.catalog.revision} stays: {error}"
             if self._failed_rounds == 0:
                 log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
-            # what does not fit into the cache is not listed again and again for that
-            self._failed_rounds += isinstance(error, SourceError)
+            # what is refused, or does not fit into the cache, is not listed again and again for that
+            gone = isinstance(error, SourceUnavailable | SourceMissing)
+            self._failed_rounds = self._failed_rounds + 1 if gone else 0
+            self._round_s = trio.current_time() - began_s
             self._rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:

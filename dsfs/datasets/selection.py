@@ -14,7 +14,7 @@ import trio
 
 from dsfs.cache.space import map_space, space_of
 from dsfs.catalog.diff import left
-from dsfs.catalog.lookup import Catalog, Row
+from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.model import Kind, SourceObject
 
@@ -56,10 +56,12 @@ def left_behind(catalog_file: str, next_file: str) -> Found:
     """The files of a revision that are not, or not the same, in the next one."""
     with closing(Catalog(catalog_file)) as before, closing(Catalog(next_file)) as now:
         for ino in left(next_file, catalog_file):
-            path, row = before.path_of(ino), before.row(ino)
-            found = now.find(path)
-            if row is not None and row.kind == Kind.FILE and (found is None or found.tag != row.tag):
-                yield path, row
+            row = before.row(ino)
+            if row is not None and row.kind == Kind.FILE:
+                path = join(before.directory_path(row.parent), row.name)
+                found = now.find(path)
+                if found is None or found.tag != row.tag:
+                    yield path, row
 
 
 def named(path: str, pattern: str) -> bool:

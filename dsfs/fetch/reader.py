@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from dsfs.sources.base import Buffer
 log = structlog.get_logger()
 T = TypeVar("T")
 
+_RECOUNT = trio.CapacityLimiter(1)  # takes minutes for a million files, and nobody waits for it
 _GRACE_S = 0.5
 _SOON_S = 1.0
 """Until what has come and is stored has been heard of."""
@@ -318,8 +319,14 @@ class Reader:
 
     async def count_no_more(self, owner: str, keys: Callable[[], Iterable[str]]) -> None:
         """What a dataset does not show any more is not its own in the node tier. ``keys`` is called in a thread."""
+
+        def until_cancelled() -> Iterator[str]:
+            for key in keys():
+                trio.from_thread.check_cancelled()
+                yield key
+
         try:
-            await trio.to_thread.run_sync(lambda: self._tier.index.disown(owner, keys()), limiter=DISK)
+            await trio.to_thread.run_sync(lambda: self._tier.index.disown(owner, until_cancelled()), limiter=_RECOUNT)
         except OSError as error:
             self._tier.note_trouble(error)
 

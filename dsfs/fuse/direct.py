@@ -149,7 +149,9 @@ class DirectSession:
 
     async def swapped(self, name: str, changed: Changes | None) -> None:
         """A dataset shows another revision: the next server is told, then the kernel."""
-        files, connection = self._files[name], self._connections[name]
+        files, connection = self._files.get(name), self._connections.get(name)
+        if files is None or connection is None:
+            return  # it is not mounted yet: then it shows this one from the start
         await self._remember(name, _STATE_SHOWN, files.dataset.shown())
         if changed is None:
             await connection.forget_all(files.all_directories)

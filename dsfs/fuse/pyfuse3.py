@@ -337,7 +337,9 @@ class PortableSession:
 
     async def swapped(self, name: str, changed: Changes | None) -> None:
         """A dataset shows another revision: the kernel is told."""
-        files = self._files[name]
+        files = self._files.get(name)
+        if files is None:
+            return  # nobody has seen it yet
         if changed is None:
             await _forget((), await trio.to_thread.run_sync(files.all_directories))
         else:

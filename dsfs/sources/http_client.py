@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import netrc
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -140,9 +141,9 @@ class HttpClient:
         answer = await self._heads.ask(request + b"\r\n")
         if answer is None or answer.status not in _REDIRECTS:
             return answer
-        followed = urljoin(url, answer.headers.get("Location", ""))
-        if urlsplit(followed).path != f"{urlsplit(url).path}/":
-            self._heads.rest()  # one that has its files elsewhere would be asked twice for each
+        with contextlib.suppress(ValueError):  # no URL: ``request`` says so
+            if urlsplit(urljoin(url, answer.headers.get("Location", ""))).path != f"{urlsplit(url).path}/":
+                self._heads.rest()  # one that has its files elsewhere would be asked twice for each
         return None
 
     def wire_head(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, int, bytes] | None:

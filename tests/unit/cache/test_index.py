@@ -168,3 +168,21 @@ def test_a_crash_forgets_what_was_not_written_and_counts_nothing_twice(tmp_path:
     assert not after.was_clean
     assert after.used_bytes == sum(row.cached_bytes for row in after.everything()) == 10
     after.close(1.0)
+
+
+def test_what_nobody_shows_any_more_goes_first_and_is_whose_who_shows_it_again(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    index.set_priority("low", -5)
+    for number, owner in enumerate(("low", "left", "left", "both")):
+        index.add(f"{number:064x}", 10, 10, owner)
+        index.flush(float(number))
+    index.use(f"{3:064x}", "left")
+    index.disown("left", iter([f"{number:064x}" for number in (1, 2, 3, 9)]))
+    assert (index.owner_bytes("left"), index.owner_bytes("both"), index.used_bytes) == (0, 10, 40)
+    order = [int(each.key, 16) for each in index.victims_first()]
+    assert order == [1, 2, 0, 3]
+    index.use(f"{1:064x}", "another")
+    index.flush(5.0)
+    assert index.owner_bytes("another") == 10
+    assert [int(each.key, 16) for each in index.victims_first()] == [2, 0, 3, 1]
+    index.close(6.0)
