@@ -324,10 +324,12 @@ def hostile() -> Iterator[Hostile]:
         ready.set()
         await server.stopping.wait()
         listener.close()
-        others: list[asyncio.Task[object]] = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # Those who serve are cancelled; not one that has just accepted a connection, which nobody else would close.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in server._tasks:
+                if task is not None:
+                    task.cancel()
+            await asyncio.wait(others, timeout=0.1)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="hostile-server")
     thread.start()
