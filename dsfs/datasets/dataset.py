@@ -26,7 +26,6 @@ from dsfs.errors import (
     ConfigError,
     DsfsError,
     SourceError,
-    SourceMissing,
     SourceRefused,
     SourceUnavailable,
     SourceUnsupported,
@@ -42,7 +41,6 @@ log = structlog.get_logger()
 _MANUAL_SYNC_S = 10.0  # how soon a file that somebody puts into a MANUAL dataset is seen
 _CLOSE_S = 2.0
 _RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
-_RETRY_CRAWL_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +102,6 @@ class Dataset:
         self._phase = Phase.PENDING
         self._message = ""
         self._unusable = ""  # what kept its source from being built anew, last
-        self._failed_rounds = 0  # in a row, as its source was not there
-        self._round_s = 0.0  # what the last of them took
         self._rounds = Rounds()
         self._interval_changed = trio.Event()
         self._asked_by_change_s = -_RESYNC_PAUSE_S
@@ -140,13 +136,12 @@ class Dataset:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ask_by_the_clock)
             while True:
-                with trio.move_on_after(self._retry_s()):
+                with trio.move_on_after(self._rounds.heals_within_s):
                     await self._rounds.asked()
                 await self._resync()
 
     async def _list_first(self) -> None:
         """Crawl until the revision is sealed; try again, ever more slowly, while the source fails."""
-        attempt = 0
         while (writer := self._names.writer) is not None:
             if self._phase is not Phase.FAILED:
                 self._phase = Phase.PROCESSING
@@ -161,15 +156,14 @@ class Dataset:
                 unreachable = isinstance(error, SourceUnavailable)
                 if unreachable and not self.answered.is_set() and await self._show_older(error):
                     return
-                if attempt == 0:
+                if self._rounds.failures == 0:
                     log.warning("listing failed", dataset=self.manifest.id, reason=str(error))
                 self._phase, self._message = Phase.FAILED, str(error)
                 self.answered.set()
                 self.settled.set()
                 self._rounds.end(error)
-                with trio.move_on_after(_RETRY_CRAWL_S[min(attempt, len(_RETRY_CRAWL_S) - 1)]):
+                with trio.move_on_after(self._rounds.pause_s):
                     await self._rounds.asked()  # who asks for a resync does not want to wait for the next try
-                attempt += 1
                 if isinstance(error, SourceRefused | SourceUnsupported):
                     await self.renew()
                 continue
@@ -180,13 +174,6 @@ class Dataset:
             self._rounds.end(None)
             self.on_listed()
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
-
-    def _retry_s(self) -> float:
-        """When to list anew without being asked: soon, and ever more slowly, while the source fails."""
-        failed = self._failed_rounds
-        if not failed:
-            return math.inf
-        return max(_RETRY_CRAWL_S[min(failed, len(_RETRY_CRAWL_S)) - 1], self._round_s)
 
     async def renew(self) -> None:
         """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
@@ -239,7 +226,7 @@ class Dataset:
             reason=str(error),
         )
         self._shown(Phase.READY, f"showing revision {self.catalog.revision}, as the source fails: {error}")
-        self._failed_rounds = 1
+        self._rounds.end(error)
         self.on_listed()
         return True
 
@@ -276,20 +263,14 @@ class Dataset:
     async def _resync(self) -> None:
         """One round. What is shown stays until the next revision is whole, and for good if that fails."""
         self._rounds.begin()
-        began_s = trio.current_time()
         try:
             await self._show_next()
             self._message, self.origin.last_error = "", None
-            self._failed_rounds = 0
             self._rounds.end(None)
         except (DsfsError, OSError) as error:
             self._message = f"resync failed, revision {self.catalog.revision} stays: {error}"
-            if self._failed_rounds == 0:
+            if self._rounds.failures == 0:
                 log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
-            # what is refused, or does not fit into the cache, is not listed again and again for that
-            gone = isinstance(error, SourceUnavailable | SourceMissing)
-            self._failed_rounds = self._failed_rounds + 1 if gone else 0
-            self._round_s = trio.current_time() - began_s
             self._rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import trio
 
-from dsfs.errors import DsfsError
+from dsfs.errors import DsfsError, SourceMissing, SourceUnavailable
+
+_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Rounds:
@@ -15,7 +19,10 @@ class Rounds:
         self._begun = self._ended = 0
         self._end_of_one = trio.Event()
         self._error: DsfsError | None = None
+        self._began_s = self._took_s = 0.0
         self._stopped = False
+        self.failures = 0
+        """In a row."""
 
     def ask(self) -> None:
         """Have a round begin, soon."""
@@ -28,13 +35,27 @@ class Rounds:
     def begin(self) -> None:
         self._asked = trio.Event()
         self._begun += 1
+        self._began_s = trio.current_time()
 
     def end(self, error: DsfsError | None) -> None:
         """The round that has begun is over; ``error`` is what those who wait for it get."""
         self._error = error
+        self.failures = 0 if error is None else self.failures + 1
+        self._took_s = trio.current_time() - self._began_s
         self._ended = self._begun
         ended, self._end_of_one = self._end_of_one, trio.Event()
         ended.set()
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait for somebody to ask before the next try, in seconds: ever longer while rounds fail."""
+        return max(_PAUSES_S[min(self.failures, len(_PAUSES_S)) - 1], self._took_s)
+
+    @property
+    def heals_within_s(self) -> float:
+        """As ``pause_s`` where the last one failed as its source was not there; infinite else. What is refused, or does
+        not fit into the cache, is not listed again and again for that."""
+        return self.pause_s if isinstance(self._error, SourceUnavailable | SourceMissing) else math.inf
 
     def stop(self, error: DsfsError) -> None:
         """There is no round any more: ``error`` is what all get who wait for one now, or later."""
