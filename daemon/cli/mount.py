@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, TypeVar
@@ -18,6 +17,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from daemon import running
+from daemon.cli.foreground import stay
 from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
@@ -43,7 +43,6 @@ PYTHON = [sys.executable, "-P", "-m"]  # -P: a folder named "daemon" in the curr
 _UNMOUNT_S = 20.0
 _RESTART_S = 90.0
 _LOOK_S = 2.0
-_NEXT_KEEPER_S = 10.0
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, NO_ANSWER)
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
@@ -145,7 +144,7 @@ def mount(
         running.forget(runtime_dir)  # or `dsfs status` would go on to show what never was
         raise MountError(str(answer["error"]))
     if foreground:
-        status = _stay(mountpoint, runtime_dir, keeper.pid)
+        status = stay(mountpoint, runtime_dir, keeper.pid)
         running.forget(runtime_dir)
         raise typer.Exit(status)
 
@@ -342,45 +341,6 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
         return keeper, {"error": "the keeper ended before it was ready", "unexpected": True}
     answer: dict[str, object] = json.loads(line)
     return keeper, answer
-
-
-def _stay(mountpoint: str, runtime_dir: str, keeper: int) -> int:
-    """Say that it is mounted, and wait for the keeper, and for the next one when it is killed; orphans of the mount are
-    reaped here."""
-    asked = False
-
-    def stop(_number: int, _frame: object) -> None:
-        nonlocal asked
-        asked = True
-        found = running.look(runtime_dir)
-        if found is not None and found.alive:
-            os.kill(found.keeper_pid, signal.SIGTERM)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    say(f"dsfs: mounted at {mountpoint}")  # now that whoever reads it may stop us
-    while True:
-        status = _reap_until(keeper)
-        if asked or status >= 0:
-            return status
-        deadline = time.monotonic() + _NEXT_KEEPER_S
-        while (found := running.look(runtime_dir)) is None or not found.alive or found.keeper_pid == keeper:
-            if time.monotonic() > deadline:
-                say(f"dsfs: the keeper (pid {keeper}) was killed, and no server was there to start another")
-                return 1
-            time.sleep(0.02)  # nothing tells when somebody takes the lock of a keeper
-        keeper = found.keeper_pid
-
-
-def _reap_until(pid: int) -> int:
-    """The exit status of one of our children, or of what we are the reaper of; negative when a signal ended it."""
-    while True:
-        try:
-            ended, status = os.waitpid(-1, 0)
-        except ChildProcessError:
-            return 0
-        if ended == pid:
-            return os.waitstatus_to_exitcode(status)
 
 
 def _options(pairs: list[str]) -> dict[str, str]:
