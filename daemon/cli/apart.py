@@ -19,10 +19,11 @@ from daemon.cli.options import CacheDir
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
 from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_MIN_FREE, DEFAULT_SCRUB_EVERY, Settings
+from daemon.wanted import to_text
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
-from dsfs.manifest.documents import load_documents, texts_of
+from dsfs.manifest.documents import load_documents
 from dsfs.manifest.durations import parse_duration
 
 _LOOK_S = 2.0
@@ -108,12 +109,11 @@ def serve(
 def _digest(paths: Sequence[str]) -> str:
     """Of what manifests say now; "" if they cannot be read: a mount that is there goes on as it is."""
     try:
-        texts = texts_of(paths)
-        load_documents(paths)
+        documents = load_documents(paths)
     except ConfigError as error:
         say(f"dsfs: {error}")
         return ""
-    return hashlib.sha256(json.dumps(texts).encode("utf-8", "surrogateescape")).hexdigest() if texts else ""
+    return hashlib.sha256(to_text(documents).encode()).hexdigest() if documents.manifests else ""
 
 
 def _prepare(settings: Settings, socket: str) -> None:
