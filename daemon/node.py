@@ -142,14 +142,14 @@ class Node:
         """Bytes that were freed, and cached files that are pinned and stay."""
         freed = pinned_files = 0
         for path, row in matching(dataset.catalog.file, glob):
-            key, before = dataset.origin.key_of(path, row.tag), freed
+            key = dataset.origin.key_of(path, row.tag)
             if not self._tier.index.pinned(key):
                 freed += self._tier.evict(key)
-                metrics.EVICTED_BYTES.inc(freed - before)
             elif key in self._tier.index:
                 pinned_files += 1
         if not glob:
             freed += self._evict_others(dataset.manifest.id)
+        metrics.EVICTED_BYTES.inc(freed)
         return freed, pinned_files
 
     def _evict_others(self, name: str) -> int:
@@ -160,7 +160,6 @@ class Node:
         for key in own:
             if not index.pinned(key):
                 freed += self._tier.evict(key)
-        metrics.EVICTED_BYTES.inc(freed)
         return freed
 
     async def pin(self, selector: str) -> dict[str, int]:
