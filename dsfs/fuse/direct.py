@@ -123,8 +123,11 @@ class DirectSession:
             return self._connections[name]
 
         self._files[name] = files
+        shown = files.dataset.shown()
         try:
-            await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: files.dataset.shown()})
+            await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: shown})
+            if files.dataset.shown() != shown:  # another revision came meanwhile, when ``swapped`` had nobody to tell
+                await self._remember(name, _STATE_SHOWN, files.dataset.shown())
         finally:
             changed = come()
             if self._root is not None:
