@@ -44,6 +44,8 @@ class Carrier:
         rest = sink.rest
         if rest.length == 0:
             return
+        if not sink.early:
+            self._bridge.soon(sink.make_place)  # once this task waits
         try:
             await self._over_wire(file, rest, sink.take_from)
         except NotForWire as reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,10 @@ class Flight:
     changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     scope: trio.CancelScope | None = None
     """Of its task, if it has one."""
+    early_bytes: int = 0
+    """How much of the block ``first`` somebody waits for; 0: for all of it, or nobody does."""
+    early: memoryview = field(default_factory=lambda: memoryview(b""))
+    """The beginning of that block, while it has not landed."""
     handed_out: bool = False
     """Whether its readers get the bytes from here, so that they need not be in the page cache of the file as well."""
     when_over: list[Callable[[], None]] = field(default_factory=list)
@@ -101,16 +106,22 @@ class Flight:
             self.bringing.landed = len(self.data)
         self.changed.unpark_all()
 
-    async def landed(self, block: int) -> None:
-        """Wait for one block. Raises the SourceError that ended the flight."""
+    def show_early(self, beginning: memoryview) -> None:
+        """As ``show``, of the beginning of the block ``first``."""
+        self.early = beginning
+        self.changed.unpark_all()
+
+    async def block(self, block: int, stop: float = math.inf) -> memoryview:
+        """Wait for one block, or for its first ``stop`` bytes at least; its bytes.
+
+        Raises the SourceError that ended the flight; DamagedObject and OSError of what was stored and cannot be read.
+        """
         while block not in self.data and self.stored is None:
+            if block == self.first and stop <= len(self.early):
+                return self.early
             if self.error is not None:
                 raise self.error
             await self.changed.park()
-
-    async def block(self, block: int) -> memoryview:
-        """As ``landed``; its bytes. Raises DamagedObject and OSError too, of what was stored and cannot be read."""
-        await self.landed(block)
         if block not in self.data:
             assert self.stored is not None
             place = block_range(block, self.file.size_bytes, self.block_bytes)

@@ -91,9 +91,18 @@ class Flights:
         return next((flight for flight in own if flight.ticket.granted and flight.group is None), None)
 
     def ensure(
-        self, file: RemoteFile, blocks: Iterable[int], priority: Priority, *, handed_out: bool = False
+        self,
+        file: RemoteFile,
+        blocks: Iterable[int],
+        priority: Priority,
+        *,
+        handed_out: bool = False,
+        early_bytes: int = 0,
     ) -> Mapping[int, Flight]:
-        """A flight for each of these blocks (ascending); those that are not on their way yet start."""
+        """A flight for each of these blocks (ascending); those that are not on their way yet start.
+
+        ``early_bytes``: so much of the first of them is shown before the rest of it has come.
+        """
         flights: dict[int, Flight] = {}
         absent: list[int] = []
         if len(file_blocks := tuple(blocks)) == 1 and file.size_bytes <= self._tier.block_bytes:
@@ -113,6 +122,7 @@ class Flights:
         for run, first in self._runs(file, absent, priority):
             flight = self._start(file, run, first, priority)
             flight.handed_out = handed_out
+            flight.early_bytes = early_bytes if first == file_blocks[0] else 0
             for block in run:
                 flights[block] = flight
         return flights
@@ -213,6 +223,8 @@ class Flights:
 
     async def _fly_on(self, flight: Flight) -> None:
         file = flight.file
+        if flight.ticket.priority is not Priority.DEMAND:
+            await trio.lowlevel.cancel_shielded_checkpoint()  # what somebody waits for is asked for first
         try:
             while True:
                 async with self._queue.turn(flight.ticket):

@@ -20,6 +20,7 @@ from dsfs.fetch.fresh import Fresh
 from dsfs.fetch.hedge import Try, hedged
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.patience import patiently
+from dsfs.fetch.place import Place
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink, WholeSink
@@ -63,7 +64,7 @@ class FromOrigin:
             if flight.is_whole:
                 await self._bring_whole(flight, keep=room)
             else:
-                await self._bring_blocks(flight, self._room.target(flight.file) if room else None)
+                await self._bring_blocks(flight, Place(partial(self._room.target, flight.file)) if room else None)
 
     async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
         file, tier = flight.file, self._tier
@@ -108,21 +109,22 @@ class FromOrigin:
         if not at_once:
             landed(sink.whole())
 
-    async def _bring_blocks(self, flight: Flight, target: BlockMap | None) -> None:
+    async def _bring_blocks(self, flight: Flight, place: Place | None) -> None:
         """As ranges, or from a stream where the server has no ranges."""
         file = flight.file
-        fits = target is not None and file.size_bytes <= self._tier.room_bytes
-        if target is not None and fits:
+        if place is not None and file.size_bytes <= self._tier.room_bytes:
             try:
                 async with self.streams.first_range(file.origin):
                     if not self.streams.rangeless(file.origin):
-                        await self._bring_ranges(flight, target, refuse_whole=True)
+                        await self._bring_ranges(flight, place, refuse_whole=True)
                         return
             except WholeAnswer:
                 self.streams.note_rangeless(file.origin)
-            if await self._from_stream(flight, target):
+            place.make()
+            target = place.made()
+            if target is not None and await self._from_stream(flight, target):
                 return
-        await self._bring_ranges(flight, target, refuse_whole=False)
+        await self._bring_ranges(flight, place, refuse_whole=False)
 
     async def _from_stream(self, flight: Flight, target: BlockMap) -> bool:
         def landed(block: int, data: memoryview) -> None:  # whose credentials brought it, the stream notes
@@ -133,7 +135,7 @@ class FromOrigin:
         self._checks.once_complete(flight.file, target)
         return brought
 
-    async def _bring_ranges(self, flight: Flight, target: BlockMap | None, *, refuse_whole: bool) -> None:
+    async def _bring_ranges(self, flight: Flight, place: Place | None, *, refuse_whole: bool) -> None:
         file = flight.file
         deadline_s = trio.current_time() + self._deadline_s - flight.waited_s
         epoch = file.origin.entitlement.epoch
@@ -144,14 +146,26 @@ class FromOrigin:
                 file.origin.count_fetched(len(data))
             if file.origin.first_range is not None:
                 file.origin.first_range.set()
-            if target is not None:
+            if place is not None and not place.refused:
                 self.fresh.add(file.key, block, data)
             flight.show({block: data})
 
+        def came(beginning: memoryview) -> None:
+            file.origin.entitlement.note(epoch)
+            flight.show_early(beginning)
+
         def sink_of(part: range) -> BlockSink:
-            wanted = range_of(file, part, self._tier.block_bytes)
             return BlockSink(
-                self._bridge, self._tier, file, wanted, target, landed, self._buffers, refuse_whole=refuse_whole
+                self._bridge,
+                self._tier,
+                file,
+                range_of(file, part, self._tier.block_bytes),
+                place,
+                landed,
+                self._buffers,
+                refuse_whole=refuse_whole,
+                early_bytes=flight.early_bytes if part.start == flight.first else 0,
+                came=came,
             )
 
         async def blocks(sink: BlockSink, begun: Callable[[], None]) -> BlockSink:
@@ -176,7 +190,9 @@ class FromOrigin:
                 await patiently(file.origin, carry, deadline_s - trio.current_time())
                 if sink.keep:
                     self._tier.note_success()
-        self._checks.once_complete(file, target)
+        if place is not None:
+            place.make()
+            self._checks.once_complete(file, place.made())
 
     async def _hedged(self, flight: Flight, first: Try[T], second: Try[T]) -> T:
         """As ``hedged``, where asking twice costs the source no more than a request."""

@@ -33,6 +33,7 @@ _RECOUNT = trio.CapacityLimiter(1)  # takes minutes for a million files, and nob
 _GRACE_S = 0.5
 _SOON_S = 1.0
 """Until what has come and is stored has been heard of."""
+_EARLY_SHARE = 8  # of a block, at least: the kernel begins with little, and comes back for more at once
 _ROUNDS = 5  # a block can be evicted between its arrival and its reading, but hardly five times in a row
 
 
@@ -72,6 +73,10 @@ class Reader:
         else:
             self._is_unproven(file, obj)  # a server before this one had no time for it
         return DiskRead(self._tier, file, wanted, obj)
+
+    def is_coming(self, file: RemoteFile, wanted: ByteRange) -> bool:
+        """Whether some of a range is on its way, so that the disk need not be asked for it."""
+        return self._flights.bring(file.key, blocks_of(wanted, self._tier.block_bytes))
 
     def try_pieces(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer] | None:
         """A range that has just been fetched, without a copy; None: ask ``try_read``."""
@@ -128,7 +133,8 @@ class Reader:
     ) -> list[Buffer] | None:
         """Missing blocks from flights, the others from ``obj``; None when one of those went away."""
         asked_s = trio.current_time()
-        flights = self._flights.ensure(file, missing, Priority.DEMAND, handed_out=True)
+        early_bytes = self._early_bytes(file, wanted, missing)
+        flights = self._flights.ensure(file, missing, Priority.DEMAND, handed_out=True, early_bytes=early_bytes)
         absent = frozenset(missing)  # a flight may bring what is here too, and nobody has to wait for that
         pieces: list[Buffer] = []
         read: list[tuple[Tier, int]] = []  # counted once it is given out: a round that fails is done again
@@ -140,7 +146,7 @@ class Reader:
                 continue  # read together with the block before
             if block in absent:
                 try:
-                    data, tier = await self._landed(file, flights[block], block, asked_s)
+                    data, tier = await self._landed(file, flights[block], block, part.stop - place.start, asked_s)
                 except (DamagedObject, OSError) as error:  # of what a courier has stored
                     log.debug("stored and not to be read", dataset=file.origin.id, reason=str(error))
                     return None
@@ -198,19 +204,29 @@ class Reader:
         if not await origin.entitlement.confirm(lambda: self._flights.from_origin.knock(file)):
             log.warning("access is refused now, nothing cached is handed out", dataset=origin.id, path=file.obj.path)
 
-    async def _landed(self, file: RemoteFile, flight: Flight, block: int, asked_s: float) -> tuple[memoryview, Tier]:
-        """One block of a flight, and where it came from.
+    def _early_bytes(self, file: RemoteFile, wanted: ByteRange, missing: Sequence[int]) -> int:
+        """How much of the first block that is missing is to be shown before all of it is here; 0: that is no gain."""
+        if not missing:
+            return 0
+        place = block_range(missing[0], file.size_bytes, self._tier.block_bytes)
+        needed = max(self._tier.block_bytes // _EARLY_SHARE, min(wanted.stop, place.stop) - place.start)
+        return needed if needed <= place.length // 2 else 0
+
+    async def _landed(
+        self, file: RemoteFile, flight: Flight, block: int, stop: int, asked_s: float
+    ) -> tuple[memoryview, Tier]:
+        """One block of a flight, up to ``stop`` in it at least, and where it came from.
 
         A flight that was on its way already when this reader came may fail at once for what was true before: the reader
         has a flight of its own then, as long as it has time.
         """
         try:
-            return await flight.block(block), flight.tier
+            return await flight.block(block, stop), flight.tier
         except SourceUnavailable:
             if flight.started_s >= asked_s or self._flights.ending:
                 raise
         again = self._flights.ensure(file, [block], Priority.DEMAND)[block]
-        return await again.block(block), again.tier
+        return await again.block(block, stop), again.tier
 
     def comes_at_once(self, file: RemoteFile) -> bool:
         """Whether a file that was just looked for in vain needs nothing but a fetch of its only block."""
@@ -266,7 +282,8 @@ class Reader:
         missing: Sequence[int]
         # What was written under another boot is checked by whoever reads it, and need not come again.
         missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.absent(wanted)
-        self._flights.ensure(file, missing, priority)
+        early_bytes = self._early_bytes(file, wanted, missing) if priority is Priority.DEMAND else 0
+        self._flights.ensure(file, missing, priority, early_bytes=early_bytes)
         return len(missing)
 
     def withdraw(self, file: RemoteFile, unread: ByteRange) -> int:

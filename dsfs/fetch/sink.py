@@ -12,11 +12,11 @@ from functools import partial
 
 from dsfs import metrics
 from dsfs.bridge import Bridge
-from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceUnavailable
 from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.place import Place
 from dsfs.ranges import ByteRange, KiB, block_range
 from dsfs.sources.answers import WholeAnswer
 from dsfs.sources.base import Buffer, Source
@@ -147,22 +147,37 @@ class BlockSink(RangeSink):
         tier: NodeTier,
         file: RemoteFile,
         wanted: ByteRange,
-        target: BlockMap | None,
+        place: Place | None,
         landed: Callable[[int, memoryview], None],
         buffers: Buffers,
         *,
         refuse_whole: bool = False,
+        early_bytes: int = 0,
+        came: Callable[[memoryview], None] = lambda _beginning: None,
     ) -> None:
+        """``came`` is called on the file side with the first ``early_bytes`` of the first block."""
         super().__init__(file, wanted)
-        self.keep = target is not None
+        self.keep = place is not None
         self.landed = landed
         """Called on the file side with each block that is whole; another one may take its place between two tries."""
         self._bridge = bridge
         self._tier = tier
-        self._target = target
+        self._place = place
         self._buffers = buffers
+        self._came = came
+        self._early_stop = wanted.start + early_bytes
         self._refuse_whole = refuse_whole
         self._buffer: memoryview | None = None  # of the block that ``position`` is in
+
+    @property
+    def early(self) -> bool:
+        """Whether somebody waits for the beginning of the first block: nothing shall come before that."""
+        return self.position < self._early_stop
+
+    def make_place(self) -> None:
+        """On the file side, which the first block to be stored waits for."""
+        if self._place is not None:
+            self._place.make()
 
     def comes_whole(self) -> None:
         """See ``ChoosySink``."""
@@ -195,27 +210,37 @@ class BlockSink(RangeSink):
                     self._cannot_keep(error)
 
     def _room(self) -> memoryview:
-        """Where the next bytes go, up to the end of their block."""
+        """Where the next bytes go, up to the end of their block, or of what somebody waits for before that."""
         block_bytes = self._tier.block_bytes
         place = block_range(self.position // block_bytes, self._file.size_bytes, block_bytes)
         if self._buffer is None:
             self._buffer = self._buffers.take()[: place.length]
-        return self._buffer[self.position - place.start :]
+        stop = self._early_stop if self.early else place.stop
+        return self._buffer[self.position - place.start : stop - place.start]
 
     def _advanced(self, count: int) -> tuple[int, memoryview] | None:
-        """So many bytes came. Those who wait for the block need not wait for the disk, so they are told here."""
+        """So many bytes came. Those who wait for them need not wait for the disk, so they are told here."""
         block_bytes = self._tier.block_bytes
         block = self.position // block_bytes
-        self.position += count
-        if self._buffer is None or self.position < block_range(block, self._file.size_bytes, block_bytes).stop:
+        before, self.position = self.position, self.position + count
+        if self._buffer is None:
+            return None
+        if self.position < block_range(block, self._file.size_bytes, block_bytes).stop:
+            if before < self._early_stop <= self.position:
+                self._bridge.soon(self._came, self._buffer[: self.position % block_bytes].toreadonly())
             return None
         data, self._buffer = self._buffer.toreadonly(), None
         self._bridge.soon(self.landed, block, data)
         return block, data
 
     def _publish(self, block: int, data: memoryview) -> None:
-        if self._target is not None:
-            self._tier.publish(self._target, block, data, self._file.origin.id)
+        if self._place is not None and not self._place.is_made:
+            self._bridge.soon(self._place.make)
+        target = None if self._place is None else self._place.made()
+        if target is None:
+            self.keep = False
+        else:
+            self._tier.publish(target, block, data, self._file.origin.id)
 
     def _cannot_keep(self, error: OSError) -> None:
         self.keep = False

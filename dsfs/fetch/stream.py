@@ -29,6 +29,7 @@ from dsfs.fetch.disk import DISK
 from dsfs.fetch.fresh import Fresh
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
+from dsfs.fetch.place import Place
 from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink
 from dsfs.ranges import ByteRange, block_range
@@ -236,7 +237,8 @@ class Streams:
             epoch = origin.entitlement.epoch
             stream.passed = 0
             whole = ByteRange(0, file.size_bytes)
-            sink = BlockSink(self._bridge, self._tier, file, whole, stream.target, landed, self._buffers)
+            place = Place(lambda: stream.target)
+            sink = BlockSink(self._bridge, self._tier, file, whole, place, landed, self._buffers)
             await self._carrier.blocks(file, sink)
 
         try:

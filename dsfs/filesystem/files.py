@@ -238,6 +238,10 @@ class DatasetFiles:
             self._was_read(nodeid, file, wanted)
         return found
 
+    def is_coming(self, nodeid: int, read: DiskRead) -> bool:
+        """Whether what ``from_disk`` would look for is on its way: noting the read has asked for it."""
+        return not read.opened and self._reader.is_coming(self.file(nodeid), read.wanted)
+
     def _was_read(self, nodeid: int, file: RemoteFile, wanted: ByteRange) -> None:
         self.opened(nodeid)
         if file.size_bytes > SMALL_BLOCKS * self._reader.block_bytes:

@@ -68,6 +68,8 @@ class ReadingConnection(NamesConnection):
         read = files.from_disk(nodeid, offset, size)
         if read is None:
             return self._wait_read(files.read, files, unique, nodeid, offset, size)
+        if files.is_coming(nodeid, read):
+            return self._wait_read(files.read_noted, files, unique, nodeid, offset, size)
         if read.now(_READ_BUFFER):
             return _READ_BUFFER[: read.wanted.length]
         asked = _Asked(files, unique, nodeid, offset, size, read, time.perf_counter() + PATIENCE_S)

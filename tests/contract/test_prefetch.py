@@ -93,6 +93,25 @@ def test_a_large_file_is_no_part_of_many_small_ones(mounts: Mounts, tmp_path: Pa
     eventually(lambda: mount.dataset()["cached_bytes"] == (6 << 20) + 3000 * 3000, 20, "now all of it is there")
 
 
+@pytest.mark.parametrize("path", ["passthrough", "openless", "daemon", "pyfuse3"])
+def test_a_look_into_a_large_file_does_not_wait_for_all_of_its_block(mounts: Mounts, path: str) -> None:
+    data, at = os.urandom(24 << 20), 20 << 20
+    session, spec = ("pyfuse3", {}) if path == "pyfuse3" else ("direct", {"readPath": path})
+    with web.hostile() as server:
+        uri = put_tree(server, {"model.bin": data})
+        manifest = write_manifests(mounts.directory / "m.yaml", dataset("data", uri, type="HTTP", **spec))
+        mount = mounts.mount("-f", manifest, session=session, dataset="default/data")
+        gate = server.gate("/data/model.bin", 300_000)
+        with (mount.root / "model.bin").open("rb", buffering=0) as file:
+            assert os.pread(file.fileno(), 1000, at) == data[at : at + 1000]
+            assert gate.reached.is_set()
+            assert mount.dataset()["cached_bytes"] == 0
+            gate.open()
+            assert os.pread(file.fileno(), 1 << 20, at) == data[at : at + (1 << 20)]
+        began = [asked.range[0] for asked in server.asked if asked.range is not None]
+        assert began.count(at) == 1, "the rest of the block came along"
+
+
 def test_a_footer_comes_with_the_open(mounts: Mounts) -> None:
     """Also: two looks into a large file are no reason to fetch it."""
     data = os.urandom(40 << 20)

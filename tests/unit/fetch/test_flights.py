@@ -98,6 +98,12 @@ async def when_let(source: FakeSource, obj: SourceObject, wanted: ByteRange, sin
     await in_full(source, obj, wanted, sink)
 
 
+async def half_a_block_at_once(source: FakeSource, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
+    middle = wanted.start + BLOCK // 2
+    await in_full(source, obj, ByteRange(wanted.start, middle), sink)
+    await when_let(source, obj, ByteRange(middle, wanted.stop), sink)
+
+
 async def never(_source: FakeSource, _obj: SourceObject, _wanted: ByteRange, _sink: Sink) -> None:
     await asyncio.Event().wait()
 
@@ -315,6 +321,50 @@ def test_a_source_that_fails_behind_its_last_byte_is_not_asked_for_nothing(run: 
         assert world.source.reads == [ByteRange(0, size)]
 
     run(test, rate=FAST)
+
+
+@pytest.mark.parametrize("start", [0, 10, 2 * BLOCK, 2 * BLOCK + 300])
+def test_who_wants_the_beginning_of_a_block_does_not_wait_for_its_end(run: Callable[..., None], start: int) -> None:
+    async def test(world: World) -> None:
+        async def wants_all() -> None:
+            await world.read(LARGE, start, start + BLOCK)
+            assert world.source.gate.is_set()
+
+        world.source.plans = [half_a_block_at_once]
+        await world.read(LARGE, start, start + 100)
+        assert not world.source.gate.is_set()
+        assert world.reader.present_bytes(world.file(LARGE)) == 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wants_all)
+            nursery.start_soon(world.read, LARGE, start, start + 100)
+            await trio.testing.wait_all_tasks_blocked()
+            await world.bridge.call(world.source.open_gate)
+        await world.landed(LARGE)
+        await world.read(LARGE, 0, LARGE)
+        assert world.source.reads[0] == ByteRange(start // BLOCK * BLOCK, start // BLOCK * BLOCK + BLOCK)
+
+    run(test)
+
+
+def test_the_beginning_of_a_block_is_served_though_its_end_does_not_come(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.source.plans = [failing(SourceChanged("other ETag"), BLOCK // 2)] * 2
+        await world.read(LARGE, 0, 100)
+        with pytest.raises(SourceChanged):
+            await world.read(LARGE, 0, BLOCK)
+
+    run(test)
+
+
+def test_the_beginning_of_a_block_proves_who_asked_for_it(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.source.plans = [half_a_block_at_once]
+        await world.read(LARGE, 0, 100)
+        assert world.origin.entitlement.proven
+        assert len(world.source.reads) == 1, "nothing is asked for only to prove it"
+        await world.bridge.call(world.source.open_gate)
+
+    run(test)
 
 
 def test_blocks_that_landed_before_an_error_are_served_and_kept(run: Callable[..., None]) -> None:
