@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 
@@ -48,6 +47,8 @@ class Ticket:
     """Called once when it is."""
     granted_s: float = 0.0
     """When it was, on trio's clock."""
+    over: bool = False
+    """Whether it has given back what it was granted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,70 +62,116 @@ class Limits:
     requests_per_slow_source: int = 4
 
 
-def grantable(
-    waiting: Sequence[Ticket],
+@dataclass(slots=True)
+class Load:
+    """What is in flight. Kept as sums, as they are asked for with every small file."""
+
+    bytes_in_flight: int = 0
+    in_flight: int = 0
+    per_source: dict[Hashable, int] = field(default_factory=dict)
+    warming: dict[Hashable, int] = field(default_factory=dict)
+    """Warm-up alone, by source."""
+    few: dict[Hashable, int] = field(default_factory=dict)
+    """Of those with an ``at_once``, by source."""
+    demand: int = 0
+    """Of what somebody waits for."""
+
+    def begin(self, ticket: Ticket) -> None:
+        self._count(ticket, 1)
+
+    def end(self, ticket: Ticket) -> None:
+        self._count(ticket, -1)
+
+    def _count(self, ticket: Ticket, by: int) -> None:
+        self.bytes_in_flight += by * ticket.size_bytes
+        self.in_flight += by
+        _count(self.per_source, ticket.source, by)
+        if ticket.at_once is not None:
+            _count(self.few, ticket.source, by)
+        if ticket.priority is Priority.DEMAND:
+            self.demand += by
+        elif ticket.priority is Priority.WARM:
+            _count(self.warming, ticket.source, by)
+
+
+def _count(counts: dict[Hashable, int], source: Hashable, by: int) -> None:
+    count = counts.get(source, 0) + by
+    if count:
+        counts[source] = count
+    else:
+        del counts[source]  # it may be a dataset that is gone by now
+
+
+def grant(
+    waiting: Iterable[Ticket],
     limits: Limits,
-    bytes_in_flight: int,
-    in_flight: int,
-    per_source: Mapping[Hashable, int],
+    load: Load,
     slow: Collection[Hashable] = (),
-    flying: Collection[Ticket] = (),
     paces: Mapping[Hashable, Pace] = MappingProxyType({}),
 ) -> list[Ticket]:
-    """Which tickets may start now, best first. Something that fits nowhere may go when nothing else is under way.
+    """Begin what may start now, best first. Something that fits nowhere may go when nothing else is under way.
 
     A ``slow`` source, one that did not answer in time, gets few slots, so that it takes none from those that answer.
-    ``flying`` are the tickets in flight: while one of those is demand, warm-up goes on with a little, and stops never;
-    with more where ``paces`` knows that readers do not feel it.
+    While demand is in flight, warm-up goes on with a little, and stops never; with more where ``paces`` knows that
+    readers do not feel it.
     """
     granted: list[Ticket] = []
-    busy = Counter(per_source)
-    warming = Counter(ticket.source for ticket in flying if ticket.priority is Priority.WARM)
-    few = Counter(ticket.source for ticket in flying if ticket.at_once is not None)
-    demand = any(ticket.priority is Priority.DEMAND for ticket in (*flying, *waiting))
-    for ticket in sorted(waiting, key=lambda t: (t.priority, t.order)):
-        share = _SHARE[ticket.priority]
+    in_order = sorted(waiting, key=_place)
+    demand = load.demand > 0 or (bool(in_order) and in_order[0].priority is Priority.DEMAND)
+    for ticket in in_order:
+        share, source = _SHARE[ticket.priority], ticket.source
         fits = (
-            bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
-            and in_flight + 1 <= limits.requests * share
+            load.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
+            and load.in_flight + 1 <= limits.requests * share
         )
-        if not fits and in_flight > 0:
+        if not fits and load.in_flight > 0:
             if ticket.priority is Priority.DEMAND:
                 break  # nobody overtakes somebody who waits by being smaller
             continue
-        pace = None if ticket.source in slow else paces.get(ticket.source)
-        most = limits.requests_per_slow_source if ticket.source in slow else limits.requests_per_source
-        at_once = pace.at_once if pace else 0
-        if busy[ticket.source] >= max(most * share, at_once):
+        busy = load.per_source.get(source, 0)
+        most = limits.requests_per_slow_source if source in slow else limits.requests_per_source
+        if busy >= most * share and busy >= _at_once(source, slow, paces):
             continue
-        if ticket.at_once is not None and few[ticket.source] >= ticket.at_once * share:
+        if ticket.at_once is not None and load.few.get(source, 0) >= ticket.at_once * share:
             continue
-        if ticket.priority is Priority.WARM:
-            others = busy[ticket.source] - warming[ticket.source]
-            if demand and warming[ticket.source] >= max(1, most * _WARM_BESIDE_DEMAND, at_once - others):
+        if demand and ticket.priority is Priority.WARM:
+            warming = load.warming.get(source, 0)
+            beside = max(1, most * _WARM_BESIDE_DEMAND)
+            if warming >= beside and busy >= _at_once(source, slow, paces):
                 continue
-            warming[ticket.source] += 1
-        few[ticket.source] += ticket.at_once is not None
         granted.append(ticket)
-        bytes_in_flight += ticket.size_bytes
-        in_flight += 1
-        busy[ticket.source] += 1
+        load.begin(ticket)
     return granted
 
 
+def _place(ticket: Ticket) -> tuple[Priority, int]:
+    return ticket.priority, ticket.order
+
+
+def _at_once(source: Hashable, slow: Collection[Hashable], paces: Mapping[Hashable, Pace]) -> int:
+    pace = None if source in slow else paces.get(source)
+    return pace.at_once if pace else 0
+
+
 class FetchQueue:
-    """Carries out ``grantable``. File side only."""
+    """Carries out ``grant``. File side only."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._waiting: list[Ticket] = []
         self._order = 0
-        self.bytes_in_flight = 0
-        self.in_flight = 0
-        self._per_source: Counter[Hashable] = Counter()
+        self._load = Load()
         self._slow: set[Hashable] = set()
-        self._flying: set[Ticket] = set()
         self._paces: LRUCache[Hashable, Pace] = LRUCache(_PACES)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        return self._load.bytes_in_flight
+
+    @property
+    def in_flight(self) -> int:
+        """Requests."""
+        return self._load.in_flight
 
     def ticket(self, priority: Priority, size_bytes: int, source: Hashable, at_once: int | None = None) -> Ticket:
         self._order += 1
@@ -133,6 +180,10 @@ class FetchQueue:
     def raise_priority(self, ticket: Ticket, priority: Priority) -> None:
         """Somebody waits now for what was only wanted ahead."""
         if priority < ticket.priority:
+            if ticket.granted and not ticket.over:
+                self._load.end(ticket)
+                ticket.priority = priority
+                self._load.begin(ticket)
             ticket.priority = priority
             self._grant()
 
@@ -140,7 +191,8 @@ class FetchQueue:
         """What was granted brought what it was to bring."""
         self._slow.discard(ticket.source)
         seconds = trio.current_time() - ticket.granted_s
-        self._pace(ticket.source).answered(ticket.size_bytes, seconds, self._per_source[ticket.source])
+        in_flight = self._load.per_source.get(ticket.source, 0)
+        self._pace(ticket.source).answered(ticket.size_bytes, seconds, in_flight)
 
     def failed(self, ticket: Ticket, error: SourceError) -> None:
         """It did not."""
@@ -197,15 +249,16 @@ class FetchQueue:
             self._grant()
 
     def _fits_at_once(self, ticket: Ticket) -> bool:
-        """What ``grantable`` would say of the only one that waits, where that takes no look at the others."""
-        share, limits = _SHARE[ticket.priority], self.limits
+        """What ``grant`` would say of the only one that waits, where that takes no look at the others."""
+        share, limits, load = _SHARE[ticket.priority], self.limits, self._load
         return (
             ticket.priority is not Priority.WARM
             and ticket.source not in self._slow
             and ticket.at_once is None
-            and self.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
-            and self.in_flight + 1 <= limits.requests * share
-            and self._per_source[ticket.source] < limits.requests_per_source * share  # or more, which is looked up then
+            and load.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
+            and load.in_flight + 1 <= limits.requests * share
+            # or more, which is looked up then
+            and load.per_source.get(ticket.source, 0) < limits.requests_per_source * share
         )
 
     def leave(self, ticket: Ticket) -> None:
@@ -216,27 +269,22 @@ class FetchQueue:
             self._waiting.remove(ticket)
 
     def _give_back(self, ticket: Ticket) -> None:
-        self.bytes_in_flight -= ticket.size_bytes
-        self.in_flight -= 1
-        self._per_source[ticket.source] -= 1
-        if not self._per_source[ticket.source]:
-            del self._per_source[ticket.source]  # it may be a dataset that is gone by now
-        self._flying.discard(ticket)
+        ticket.over = True
+        self._load.end(ticket)
         self._grant()
 
     def _grant(self) -> None:
-        if not self._waiting or self.in_flight >= self.limits.requests:
+        if not self._waiting or self._load.in_flight >= self.limits.requests:
             return
-        load = (self.bytes_in_flight, self.in_flight, self._per_source)
-        for ticket in grantable(self._waiting, self.limits, *load, self._slow, self._flying, self._paces):
+        for ticket in grant(self._waiting, self.limits, self._load, self._slow, self._paces):
             self._waiting.remove(ticket)
-            self._begin(ticket)
+            self._started(ticket)
 
     def _begin(self, ticket: Ticket) -> None:
-        self._flying.add(ticket)
-        self.bytes_in_flight += ticket.size_bytes
-        self.in_flight += 1
-        self._per_source[ticket.source] += 1
+        self._load.begin(ticket)
+        self._started(ticket)
+
+    def _started(self, ticket: Ticket) -> None:
         ticket.granted, ticket.granted_s = True, trio.current_time()
         if ticket.on_granted is not None:
             ticket.on_granted()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import random
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dsfs.errors import RetryLater
 from dsfs.fetch.pace import Pace
-from dsfs.fetch.queue import FetchQueue, Limits, Priority, Ticket, grantable
+from dsfs.fetch.queue import FetchQueue, Limits, Load, Priority, Ticket, grant
 
 SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
 
@@ -25,20 +25,21 @@ waiting_ = st.lists(
 busy_ = st.lists(st.tuples(st.integers(1, 10), st.sampled_from("xyz")), max_size=6)
 
 
-class Load:
-    """What is in flight: tickets, and the sums that ``grantable`` is told."""
+class Busy:
+    """What is in flight: tickets, and the sums that ``grant`` is told."""
 
     def __init__(self, busy: list[tuple[int, str]]) -> None:
         self.busy = [Ticket(Priority.DEMAND, size, source, -1) for size, source in busy]
 
     def grant(self, waiting: list[Ticket], limits: Limits) -> list[Ticket]:
-        return grantable(
-            waiting,
-            limits,
-            sum(ticket.size_bytes for ticket in self.busy),
-            len(self.busy),
-            Counter(ticket.source for ticket in self.busy),
-        )
+        return grant(waiting, limits, load_of(self.busy))
+
+
+def load_of(flying: list[Ticket]) -> Load:
+    load = Load()
+    for ticket in flying:
+        load.begin(ticket)
+    return load
 
 
 @given(waiting_, limits_, busy_)
@@ -46,7 +47,7 @@ class Load:
 def test_the_budget_holds_but_for_one_oversized_alone(
     waiting: list[Ticket], limits: Limits, busy: list[tuple[int, str]]
 ) -> None:
-    load = Load(busy)
+    load = Busy(busy)
     granted = load.grant(waiting, limits)
     assert len(set(map(id, granted))) == len(granted)
     assert all(any(ticket is other for other in waiting) for ticket in granted)
@@ -63,7 +64,7 @@ def test_the_budget_holds_but_for_one_oversized_alone(
 def test_demand_before_ahead_before_warm_and_first_come_first(
     waiting: list[Ticket], limits: Limits, busy: list[tuple[int, str]]
 ) -> None:
-    granted = Load(busy).grant(waiting, limits)
+    granted = Busy(busy).grant(waiting, limits)
     assert [(t.priority, t.order) for t in granted] == sorted((t.priority, t.order) for t in granted)
     left = [ticket for ticket in waiting if not any(ticket is other for other in granted)]
     for ticket in granted:
@@ -83,7 +84,7 @@ def test_demand_before_ahead_before_warm_and_first_come_first(
 @given(waiting_, limits_)
 def test_nobody_starves(waiting: list[Ticket], limits: Limits) -> None:
     """Whatever is under way ends some time; then everything that waits gets its turn, however large it is."""
-    load = Load([])
+    load = Busy([])
     left = list(waiting)
     for _round in range(len(waiting) + 1):
         granted = load.grant(left, limits)
@@ -102,13 +103,13 @@ def test_nobody_starves(waiting: list[Ticket], limits: Limits) -> None:
 def test_a_large_read_is_not_overtaken_for_ever_by_small_ones() -> None:
     large = Ticket(Priority.DEMAND, 30, "x", 0)
     small = Ticket(Priority.DEMAND, 1, "x", 1)
-    assert grantable([large, small], Limits(32, 8, 8), 10, 1, Counter(x=1)) == []
+    assert grant([large, small], Limits(32, 8, 8), Load(10, 1, {"x": 1})) == []
 
 
 def test_a_slow_source_does_not_hold_up_another() -> None:
     slow = Ticket(Priority.DEMAND, 1, "slow", 0)
     other = Ticket(Priority.DEMAND, 1, "other", 1)
-    assert grantable([slow, other], Limits(32, 8, 2), 2, 2, Counter(slow=2)) == [other]
+    assert grant([slow, other], Limits(32, 8, 2), Load(2, 2, {"slow": 2})) == [other]
 
 
 # -- carrying it out ----------------------------------------------------------------------------------
@@ -196,8 +197,8 @@ def test_a_warm_up_that_somebody_waits_for_goes_first() -> None:
 @pytest.mark.parametrize("priority", Priority)
 def test_something_that_fits_nowhere_goes_when_it_is_alone(priority: Priority) -> None:
     ticket = Ticket(priority, 1000, "x", 0)
-    assert grantable([ticket], Limits(10), 0, 0, {}) == [ticket]
-    assert grantable([ticket], Limits(10), 1, 1, {"y": 1}) == []
+    assert grant([ticket], Limits(10), Load()) == [ticket]
+    assert grant([ticket], Limits(10), Load(1, 1, {"y": 1})) == []
 
 
 # -- with what is known of a source -------------------------------------------------------------------
@@ -214,17 +215,17 @@ def test_warm_up_goes_on_beside_readers_as_far_as_they_do_not_feel_it() -> None:
     flying = [Ticket(Priority.DEMAND, 1, "x", order) for order in range(8)]
     waiting = [Ticket(Priority.WARM, 1, "x", order) for order in range(8, 100)]
     known = pace(32)
-    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, (), flying)) == 4
-    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, (), flying, {"x": known})) == known.at_once - 8
-    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, {"x"}, flying, {"x": known})) == 0, "a slow one"
-    assert len(grantable(waiting, Limits(1000), 8, 8, {"x": 8}, (), flying, {"y": known})) == 4
+    assert len(grant(waiting, Limits(1000), load_of(flying))) == 4
+    assert len(grant(waiting, Limits(1000), load_of(flying), (), {"x": known})) == known.at_once - 8
+    assert len(grant(waiting, Limits(1000), load_of(flying), {"x"}, {"x": known})) == 0, "a slow one"
+    assert len(grant(waiting, Limits(1000), load_of(flying), (), {"y": known})) == 4
 
 
 def test_readers_get_what_a_source_can_take_and_never_less_than_before() -> None:
     waiting = [Ticket(Priority.DEMAND, 1, "x", order) for order in range(100)]
-    assert len(grantable(waiting, Limits(1000), 0, 0, {})) == 32
-    assert len(grantable(waiting, Limits(1000), 0, 0, {}, (), (), {"x": pace(8)})) == 32
-    assert len(grantable(waiting, Limits(1000), 0, 0, {}, (), (), {"x": pace(64)})) == 64
+    assert len(grant(waiting, Limits(1000), Load())) == 32
+    assert len(grant(waiting, Limits(1000), Load(), (), {"x": pace(8)})) == 32
+    assert len(grant(waiting, Limits(1000), Load(), (), {"x": pace(64)})) == 64
 
 
 def test_the_queue_learns_from_answers_and_refusals() -> None:
@@ -260,13 +261,42 @@ def test_the_queue_learns_from_answers_and_refusals() -> None:
     run(main)
 
 
+def test_what_somebody_waits_for_while_it_flies_counts_as_what_it_became() -> None:
+    async def main() -> None:
+        queue = FetchQueue(Limits(1000))
+        granted: list[int] = []
+        raised = queue.ticket(Priority.WARM, 1, "x")
+        queue.enter(raised, lambda: None)
+        queue.raise_priority(raised, Priority.DEMAND)
+        for number in range(100):
+            queue.enter(queue.ticket(Priority.WARM, 1, "x"), partial(granted.append, number))
+        assert granted == [0, 1, 2, 3], "somebody waits"
+        queue.leave(raised)
+        assert granted == list(range(16)), "nobody does"
+        queue.raise_priority(raised, Priority.DEMAND)
+        assert queue.in_flight == 16
+
+    run(main)
+
+
+@given(waiting_, st.randoms())
+def test_what_has_ended_leaves_nothing_behind(tickets: list[Ticket], order: random.Random) -> None:
+    load = load_of(tickets)
+    order.shuffle(tickets)
+    for number, ticket in enumerate(tickets):
+        assert load.in_flight == len(tickets) - number
+        assert load.demand == sum(each.priority is Priority.DEMAND for each in tickets[number:])
+        load.end(ticket)
+    assert load == Load()
+
+
 def test_a_source_that_wants_few_requests_gets_few_whatever_its_pace() -> None:
     tickets = [Ticket(Priority.DEMAND, 1, "few", order, at_once=4) for order in range(10)]
     pace = Pace()
     for _ in range(200):
         pace.answered(1000, 0.01, 96)
     assert pace.at_once > 32
-    assert grantable(tickets, Limits(1000), 0, 0, Counter(), paces={"few": pace}) == tickets[:4]
+    assert grant(tickets, Limits(1000), Load(), paces={"few": pace}) == tickets[:4]
 
     async def main() -> None:
         queue = FetchQueue(Limits(1000))
