@@ -66,6 +66,8 @@ class Serving:
         """What nobody waits for, once those who do have a server again."""
         await self._mounted.wait()
         rooms, begin = self._rooms, self._rooms.background.start_soon
+        learn = partial(trio.to_thread.run_sync, rooms.tier.learn_names, limiter=DISK)
+        begin(_optional, "going through the names in the cache", learn)
         begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
         begin(_every, _GAUGES_S, "gauges", rooms.node.set_gauges)
         begin(_every, _SECRETS_S, "secrets", rooms.shown.credentials.look_at_all)

@@ -71,6 +71,11 @@ class Layout:
     def map_path(self, key: str) -> str:
         return f"{self.root}/objects/{key[:2]}/{key}.map"
 
+    def names(self) -> Iterator[str]:
+        """The names of all files of objects, of which each begins with a key. Raises OSError."""
+        for fan in _FANOUT:
+            yield from os.listdir(f"{self.objects}/{fan}")
+
     def object_space_bytes(self, key: str) -> int:
         """What data and map of an object take on the disk now. Raises FileNotFoundError, OSError."""
         return sum(os.stat(path).st_blocks * 512 for path in (self.map_path(key), self.object_path(key)))

@@ -24,6 +24,7 @@ from dsfs.cache.complete import (
 )
 from dsfs.cache.direct import DirectWrites
 from dsfs.cache.eviction import ROOM_SHARE
+from dsfs.cache.heard_of import HeardOf
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.making import Making
@@ -80,6 +81,7 @@ class NodeTier:
         """For reads that must not wait; 0 once the file system was found not to know that: tmpfs, which never waits."""
         self._boot = boot
         self._opened = Opened(open_objects)
+        self._heard_of = HeardOf()
         self._overhead_bytes = 0
         self._allowance = Allowance(layout.root, limit, least_free, lambda: self.used_bytes)
         self._making = Making(self._opened.__contains__)
@@ -174,11 +176,17 @@ class NodeTier:
         """Whether an object is open; one that ``open`` has just not found is not."""
         return key in self._opened
 
+    def never_had(self, key: str) -> bool:
+        """Whether an object is known not to be here, not even in part. Any thread; never waits for the disk."""
+        return self._heard_of.never(key)
+
     def holds_all(self, key: str, size_bytes: int, owner: str) -> bool:
         """Whether every byte of an object is here and checked; then it counts as used. Looks at the disk, without
         keeping anything open: for scans over many objects."""
         if size_bytes == 0:
             return True
+        if self.never_had(key):
+            return False
         try:
             obj = open_object(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
         except (DamagedObject, OSError):
@@ -191,6 +199,7 @@ class NodeTier:
         """A new, empty object. Raises OSError when the disk refuses."""
         with self._making.making(key):
             obj = BlockMap.create(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
+            self._heard_of.note(key)
             self._opened.keep(obj)
             return obj
 
@@ -235,6 +244,7 @@ class NodeTier:
         """An object was stored as a whole, by whomever."""
         if stored.replaced:  # what lacked a block, or its map: who holds it keeps it, who comes now gets the new one
             self._forget(key)
+        self._heard_of.note(key)
         self.index.add(key, stored.space_bytes, size_bytes, owner)
 
     def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
@@ -373,20 +383,26 @@ class NodeTier:
         """The disk took something: trouble is over."""
         self._trouble.over()
 
-    def _flush_index(self) -> None:
-        """A disk that is too full for the index is one more reason to evict, and no reason to stop."""
+    def _unless_refused(self, work: Callable[[], None]) -> None:
+        """A disk that is too full for what is noted is one more reason to evict, and no reason to stop."""
         try:
-            self.index.flush(time.time())
+            work()
         except OSError as error:
             self.note_trouble(error)
+
+    def _flush_index(self) -> None:
+        self._unless_refused(lambda: self.index.flush(time.time()))
+
+    def learn_names(self) -> None:
+        """Go through the names of all objects, if that is due. Blocks on the disk: a second or two for a million."""
+        if self._heard_of.is_stale:
+            self._unless_refused(lambda: self._heard_of.learn(self.layout.names()))
 
     def upkeep(self) -> None:
         """Write the index, measure the disk and what else lies there, set the gauges. Once a second; blocks on it."""
         self._flush_index()
-        try:
-            self.index.save_sometimes(time.time())
-        except OSError as error:
-            self.note_trouble(error)
+        self._unless_refused(lambda: self.index.save_sometimes(time.time()))
+        self.learn_names()
         self._trouble.look_again(lambda: self.layout.try_to_keep(self.block_bytes))
         self._overhead_bytes = self.layout.overhead_bytes()
         self._look_at_disk()

@@ -237,6 +237,27 @@ class Reader:
             and not file.origin.shared_area
         )
 
+    def is_absent(self, file: RemoteFile) -> bool:
+        """Whether a file is known not to be here, nor on its way, and needs nothing but a fetch of its only block."""
+        return self._tier.never_had(file.key) and self.comes_at_once(file) and not self._flights.bring(file.key, [0])
+
+    def from_flight(self, file: RemoteFile, wanted: ByteRange, into: memoryview, flight: Flight) -> bool:
+        """Fill ``into`` with what a flight of ``begin`` has brought, if it is in memory still."""
+        if not file.origin.entitlement.proven:
+            return False
+        if (data := flight.data.get(0)) is not None:
+            into[:] = data[wanted.start : wanted.stop]
+        elif flight.stored is None:
+            return False
+        else:
+            try:
+                flight.stored.read(wanted, into, self._tier.nowait)
+            except (DamagedObject, OSError):  # who reads it the long way is told
+                return False
+        file.origin.read_last = file
+        file.origin.count_read(flight.tier, wanted.length)
+        return True
+
     def begin(self, file: RemoteFile) -> Flight | None:
         """A flight for such a file; None when it has not begun, so that who waits has to look at the clock."""
         flight = self._flights.ensure(file, [0], Priority.DEMAND)[0]

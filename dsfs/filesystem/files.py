@@ -204,6 +204,25 @@ class DatasetFiles:
         self._ahead.missed(self._ino(nodeid))
         return self._reader.begin(file)
 
+    def begin_absent(self, nodeid: int) -> Flight | None:
+        """As ``begin_small``, for a read, without a look at the disk: where a file is known not to be there."""
+        file = self.file(nodeid)
+        if nodeid in self._failed or not self._reader.is_absent(file):
+            return None
+        self.opened(nodeid)
+        self._ahead.missed(self._ino(nodeid))
+        return self._reader.begin(file)
+
+    def from_flight(self, nodeid: int, offset: int, into: memoryview, flight: Flight) -> int | None:
+        """What a flight of ``begin_absent`` has brought, as ``try_read``; None: use ``read_noted``. Raises what ended
+        it."""
+        if flight.error is not None:
+            self._note_failed(nodeid, flight.error)
+            raise flight.error
+        file = self.file(nodeid)
+        wanted = ByteRange(offset, offset + len(into)).clipped(file.size_bytes)
+        return wanted.length if self._reader.from_flight(file, wanted, into[: wanted.length], flight) else None
+
     def try_pieces(self, nodeid: int, offset: int, size: int) -> list[Buffer] | None:
         """What was fetched just now of a file that has several blocks, without a copy; None: read it."""
         file = self.file(nodeid)
@@ -271,9 +290,13 @@ class DatasetFiles:
             raise failed[0]
         try:
             return await self._reader.read(file, wanted)
-        except SourceUnavailable as error:
-            self._failed[nodeid] = error, trio.current_time() + _SAME_ANSWER_S
+        except SourceError as error:
+            self._note_failed(nodeid, error)
             raise
+
+    def _note_failed(self, nodeid: int, error: SourceError) -> None:
+        if isinstance(error, SourceUnavailable):
+            self._failed[nodeid] = error, trio.current_time() + _SAME_ANSWER_S
 
     def nodeids_of_object(self, file: RemoteFile) -> list[int]:
         """The numbers under which the kernel may know an object, here or in a dataset that has the same one."""

@@ -213,7 +213,12 @@ class Connection:
         """Called from wherever the thing was awaited: nothing may come out of here but the answer."""
         with contextlib.suppress(Disconnected):  # which ``run`` sees too
             try:
-                self.device.reply(unique, later.finish())
+                answer = later.finish()
+                if type(answer) is CoroutineType:
+                    _later, pid, _started = self._running[unique]
+                    self._begin(unique, opcode, nodeid, pid, started, answer)
+                    return
+                self.device.reply(unique, answer)  # type: ignore[arg-type]  # mypy does not narrow on CoroutineType
             except Disconnected:
                 raise
             except Exception as error:

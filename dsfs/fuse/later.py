@@ -5,15 +5,19 @@ A task with its scope cost a quarter of what a cold small file cost the FUSE loo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+Finished = bytes | memoryview | Coroutine[Any, Any, None]
 
 
 class Later:
-    """What a handler returns: ``when_over`` is where a call is left for when it is time, ``finish`` answers then."""
+    """What a handler returns: ``when_over`` is where a call is left for when it is time, ``finish`` answers then, or
+    says what has to be waited for after all."""
 
     __slots__ = ("_cancelled", "finish", "over", "when_over")
 
-    def __init__(self, when_over: list[Callable[[], None]], finish: Callable[[], bytes]) -> None:
+    def __init__(self, when_over: list[Callable[[], None]], finish: Callable[[], Finished]) -> None:
         self.when_over = when_over
         self.finish = finish
         self.over = False

@@ -15,11 +15,13 @@ import trio
 
 from dsfs.errors import DsfsError
 from dsfs.fetch.disk_read import DiskRead
+from dsfs.fetch.flight import Flight
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.tree import Directories
 from dsfs.filesystem.whole import WholeTree
 from dsfs.fuse.connection import HANDED_OVER, LARGEST_READ_BYTES, Answer, Channel
 from dsfs.fuse.device import Disconnected
+from dsfs.fuse.later import Finished, Later
 from dsfs.fuse.names_connection import NamesConnection
 from dsfs.fuse.polling import LARGEST_BYTES, PATIENCE_S, Polling
 from dsfs.fuse.wire import OPEN_IN, OPEN_OUT, READ_IN, Opcode, OpenFlag
@@ -65,6 +67,9 @@ class ReadingConnection(NamesConnection):
         if pieces is not None:
             self.device.reply_pieces(unique, pieces)
             return None
+        flight = files.begin_absent(nodeid)
+        if flight is not None:
+            return Later(flight.when_over, partial(self._read_small, files, unique, nodeid, offset, size, flight))
         read = files.from_disk(nodeid, offset, size)
         if read is None:
             return self._wait_read(files.read, files, unique, nodeid, offset, size)
@@ -79,6 +84,19 @@ class ReadingConnection(NamesConnection):
         else:
             self._waiters.put(partial(self._wait_for_disk, asked))
         return HANDED_OVER
+
+    def _read_small(
+        self, files: DatasetFiles, unique: int, nodeid: int, offset: int, size: int, flight: Flight
+    ) -> Finished:
+        """What a flight of ``begin_absent`` has brought, if that is in memory still."""
+        try:
+            count = files.from_flight(nodeid, offset, _READ_BUFFER[:size], flight)
+        except DsfsError as error:
+            files.note_error(error)
+            raise
+        if count is not None:
+            return _READ_BUFFER[:count]
+        return self._wait_read(files.read_noted, files, unique, nodeid, offset, size)
 
     def poll(self) -> bool:
         now_s = time.perf_counter()

@@ -16,6 +16,7 @@ from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, dsfs, eventually
 from tests.pages import drop_pages
 from tests.servers import hostile as web
+from tests.servers.web_tree import gets, put_tree
 
 # name → labels; a histogram has _bucket, _sum and _count
 DESIGNED = {
@@ -84,6 +85,27 @@ def test_every_designed_metric_is_there_and_moves(mounts: Mounts, tmp_path: Path
     for name, wanted in DESIGNED.items():
         assert name in found, name
         assert found[name] == wanted, name
+
+
+@pytest.mark.parametrize("path", ["openless", "daemon", "pyfuse3"])
+def test_what_is_read_counts_for_where_it_came_from(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    files = {f"d{number}/f": os.urandom(30_000 + number) for number in range(6)}
+    total = sum(map(len, files.values()))
+    session, spec = ("pyfuse3", {}) if path == "pyfuse3" else ("direct", {"readPath": path})
+    with web.hostile() as server:
+        manifest = write_manifests(tmp_path / "m.yaml", dataset("data", put_tree(server, files), type="HTTP", **spec))
+        mount = mounts.mount("-f", manifest, session=session, dataset="default/data")
+        mount.wait_phase("READY")
+        for name, data in files.items():
+            assert (mount.root / name).read_bytes() == data
+        assert mount.sum_of("dsfs_read_bytes_total", tier="origin") == total
+        assert mount.sum_of("dsfs_read_bytes_total", tier="node") == 0
+        for name, data in files.items():
+            drop_pages(mount.root / name)
+            assert (mount.root / name).read_bytes() == data
+        assert mount.sum_of("dsfs_read_bytes_total", tier="origin") == total
+        assert mount.sum_of("dsfs_read_bytes_total", tier="node") == total
+        assert set(gets(server).values()) == {1}
 
 
 def mount_and_see_errors(mounts: Mounts, tmp_path: Path) -> dict[str, float]:
