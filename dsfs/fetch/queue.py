@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Hashable, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import attrgetter
 from types import MappingProxyType
 
 import trio
@@ -29,6 +30,7 @@ _SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
 # And of one source while somebody waits for any, unless that is known to have room for more: the wire is everybody's,
 # and what has begun is not interrupted.
 _WARM_BESIDE_DEMAND = 0.125
+_PLACE = attrgetter("priority", "order")
 _PACES = 256  # sources that were read from lately
 
 
@@ -116,10 +118,14 @@ def grant(
     readers do not feel it.
     """
     granted: list[Ticket] = []
-    in_order = sorted(waiting, key=_place)
+    full: set[tuple[Priority, Hashable]] = set()  # what has no slot left, however many wait for one
+    in_order = sorted(waiting, key=_PLACE)
     demand = load.demand > 0 or (bool(in_order) and in_order[0].priority is Priority.DEMAND)
     for ticket in in_order:
-        share, source = _SHARE[ticket.priority], ticket.source
+        source = ticket.source
+        if (ticket.priority, source) in full:
+            continue
+        share = _SHARE[ticket.priority]
         fits = (
             load.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
             and load.in_flight + 1 <= limits.requests * share
@@ -131,6 +137,7 @@ def grant(
         busy = load.per_source.get(source, 0)
         most = limits.requests_per_slow_source if source in slow else limits.requests_per_source
         if busy >= most * share and busy >= _at_once(source, slow, paces):
+            full.add((ticket.priority, source))
             continue
         if ticket.at_once is not None and load.few.get(source, 0) >= ticket.at_once * share:
             continue
@@ -138,14 +145,11 @@ def grant(
             warming = load.warming.get(source, 0)
             beside = max(1, most * _WARM_BESIDE_DEMAND)
             if warming >= beside and busy >= _at_once(source, slow, paces):
+                full.add((ticket.priority, source))
                 continue
         granted.append(ticket)
         load.begin(ticket)
     return granted
-
-
-def _place(ticket: Ticket) -> tuple[Priority, int]:
-    return ticket.priority, ticket.order
 
 
 def _at_once(source: Hashable, slow: Collection[Hashable], paces: Mapping[Hashable, Pace]) -> int:
