@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cachetools import LRUCache
+import trio
+from cachetools import LRUCache, TTLCache
 
 from dsfs import metrics
 from dsfs.catalog.lookup import Catalog, Row
@@ -23,6 +24,9 @@ from dsfs.prefetch.worth import Worth
 from dsfs.ranges import ByteRange
 
 _KNOWN_FILES = 8192
+_SILENT_S = 5.0
+"""A file that nobody has read from for so long is taken for one whose reader has gone elsewhere: without opens nobody
+tells, and what was brought ahead of readers that look at heads only would never be found to be wasted."""
 
 POLICIES = ("sequential", "strided", "neighbours")
 
@@ -36,6 +40,7 @@ class Ahead:
         self._cache_limit_bytes = cache_limit_bytes
         self._longest_window = longest_window
         self._streams: LRUCache[int, Streams] = LRUCache(_KNOWN_FILES)
+        self._read_lately: TTLCache[int, Streams] = TTLCache(_KNOWN_FILES, _SILENT_S, trio.current_time)
         self._strides: LRUCache[int, Strides] = LRUCache(_KNOWN_FILES)
         self._completing: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
         self._begun: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
@@ -91,6 +96,7 @@ class Ahead:
         streams = self._streams.get(ino)
         if streams is None:
             streams = self._streams[ino] = Streams(self._worth["sequential"])
+        self._note_read(ino, streams)
         ahead = streams.on_read(wanted, file.size_bytes, self._longest_window)
         if ahead is not None:
             self._reader.want(file, wanted, Priority.DEMAND)
@@ -104,13 +110,27 @@ class Ahead:
             self._completing[ino] = True
             self._reader.fill(file)
 
+    def _note_read(self, ino: int, streams: Streams) -> None:
+        with self._read_lately.timer:
+            silent = self._read_lately.expire()
+            self._read_lately[ino] = streams
+        for gone, each in silent:
+            each.settle()
+            self._end_strides(gone)
+        if silent:
+            self._count("sequential")
+
     def closed(self, ino: int, file: RemoteFile) -> None:
         """Nobody has a file open any more: what was wanted ahead and has not begun does not begin."""
         streams = self._streams.pop(ino, None)
+        self._read_lately.pop(ino, None)
         if streams is not None:
             for unread in streams.end():
                 self._withdraw(file, unread, "sequential")
             self._count("sequential")
+        self._end_strides(ino)
+
+    def _end_strides(self, ino: int) -> None:
         strides = self._strides.pop(ino, None)
         if strides is not None:
             self._worth["strided"].note(strides.used_bytes(), strides.unread_bytes())

@@ -55,6 +55,12 @@ class Streams:
         self._streams.clear()
         return unread
 
+    def settle(self) -> None:
+        """Nobody reads just now: what was asked ahead counts for what it was worth until now, and no more."""
+        self._note(self._streams)
+        for stream in self._streams:
+            stream.asked = 0
+
     def _note(self, streams: Iterable[Stream]) -> None:
         for stream in streams:
             wasted = min(stream.unread.length, stream.asked)

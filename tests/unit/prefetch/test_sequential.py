@@ -134,6 +134,21 @@ def test_several_readers_of_one_file_do_not_disturb_each_other() -> None:
     assert all(stop >= start + 64 * REQUEST for start, stop in ahead_to.items())
 
 
+def test_what_is_settled_counts_once_and_its_reader_goes_on() -> None:
+    worth = Worth()
+    streams = Streams(worth)
+    streams.on_read(ByteRange(0, REQUEST), 1000 * MiB, LONGEST)
+    for _ in range(2):
+        streams.settle()
+        assert (worth.used_bytes, worth.wasted_total) == (0, FIRST_WINDOW_BYTES - REQUEST)
+    place = ByteRange(REQUEST, FIRST_WINDOW_BYTES)
+    ahead = streams.on_read(place, 1000 * MiB, LONGEST)
+    assert ahead is not None
+    assert ahead.start == FIRST_WINDOW_BYTES
+    assert streams.end() == [ahead]
+    assert worth.wasted_total == FIRST_WINDOW_BYTES - REQUEST + ahead.length
+
+
 def test_a_reader_that_goes_on_is_believed_whatever_others_wasted() -> None:
     """Many looked at the heads of files alone."""
     worth = Worth()
