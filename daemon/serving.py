@@ -33,6 +33,7 @@ _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
 _CONFIRM_S = 3600.0  # access that was taken back at the origin: a byte each, of what was read
 _HINTS_S = 2.0  # what a server that dies forgets of how far the readers were; they are found again
+_NAMES_S = 60.0  # whether it is due; a full cache has them gone through once in half a million files
 _SECRETS_S = 5.0  # a kubelet takes a minute to update one
 
 
@@ -66,8 +67,8 @@ class Serving:
         """What nobody waits for, once those who do have a server again."""
         await self._mounted.wait()
         rooms, begin = self._rooms, self._rooms.background.start_soon
-        learn = partial(trio.to_thread.run_sync, rooms.tier.learn_names, limiter=DISK)
-        begin(_optional, "going through the names in the cache", learn)
+        begin(_optional, "going through the names in the cache", partial(_learn_names, rooms.tier))
+        begin(_every, _NAMES_S, "going through the names in the cache", partial(_learn_names, rooms.tier))
         begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
         begin(_every, _GAUGES_S, "gauges", rooms.node.set_gauges)
         begin(_every, _SECRETS_S, "secrets", rooms.shown.credentials.look_at_all)
@@ -158,6 +159,10 @@ async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
 async def _confirm(rooms: Rooms) -> None:
     for dataset in list(rooms.shown.datasets.values()):
         await rooms.reader.confirm(dataset.origin)
+
+
+async def _learn_names(tier: NodeTier) -> None:
+    await trio.to_thread.run_sync(tier.learn_names, limiter=DISK)
 
 
 async def _upkeep(tier: NodeTier) -> None:

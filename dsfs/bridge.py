@@ -120,7 +120,7 @@ class Bridge:
             callback()
 
     def soon(self, function: Callable[..., object], *args: object) -> None:
-        """From the network side: run a plain function on the file side, soon. Order is kept."""
+        """From any side: run a plain function on the file side, soon. Order is kept."""
         try:
             self._token.run_sync_soon(function, *args)
         except trio.RunFinishedError:

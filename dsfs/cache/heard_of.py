@@ -6,6 +6,8 @@ until what lies on the disk was gone through. What goes keeps its mark until tha
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,15 +22,16 @@ class HeardOf:
     def __init__(self) -> None:
         self._marks = bytearray(_SLOTS)
         self._coming: bytearray | None = None
+        self._learning = threading.Lock()
         self._knows = False
         self._noted = 0
 
     def note(self, key: str) -> None:
         """An object is here."""
         slot = _slot(key)
-        self._marks[slot] = 1
-        if (coming := self._coming) is not None:
+        if (coming := self._coming) is not None:  # first, as it may become the other one before the next line
             coming[slot] = 1
+        self._marks[slot] = 1
         self._noted += 1
 
     def never(self, key: str) -> bool:
@@ -40,16 +43,20 @@ class HeardOf:
         """Whether going through what is here would be worth it."""
         return not self._knows or self._noted > _MANY
 
-    def learn(self, keys: Iterable[str]) -> None:
-        """Go through all that is here, and forget what is gone. By one thread at a time."""
+    def learn(self, names: Iterable[str]) -> None:
+        """Go through all that is here, and forget what is gone. What does not begin with a key is nobody's."""
+        if not self._learning.acquire(blocking=False):
+            return
         coming = self._coming = bytearray(_SLOTS)
         try:
             self._noted = 0
-            for key in keys:
-                coming[_slot(key)] = 1
+            for name in names:
+                with contextlib.suppress(ValueError):
+                    coming[_slot(name)] = 1
             self._marks, self._knows = coming, True
         finally:
             self._coming = None
+            self._learning.release()
 
 
 def _slot(key: str) -> int:

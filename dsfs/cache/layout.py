@@ -72,7 +72,7 @@ class Layout:
         return f"{self.root}/objects/{key[:2]}/{key}.map"
 
     def names(self) -> Iterator[str]:
-        """The names of all files of objects, of which each begins with a key. Raises OSError."""
+        """The names of all files that lie with the objects; those of an object begin with its key. Raises OSError."""
         for fan in _FANOUT:
             yield from os.listdir(f"{self.objects}/{fan}")
 

@@ -402,7 +402,6 @@ class NodeTier:
         """Write the index, measure the disk and what else lies there, set the gauges. Once a second; blocks on it."""
         self._flush_index()
         self._unless_refused(lambda: self.index.save_sometimes(time.time()))
-        self.learn_names()
         self._trouble.look_again(lambda: self.layout.try_to_keep(self.block_bytes))
         self._overhead_bytes = self.layout.overhead_bytes()
         self._look_at_disk()

@@ -53,6 +53,7 @@ _ENDED_S: Final = 2.0
 _ERRANDS_AT_ONCE: Final = 32
 _LONGEST_REQUEST: Final = 32 * KiB  # what is longer flies by itself
 _BESIDES: Final = 2 * KiB  # of an errand, beside its request and path
+_LEFT_S: Final = 2.0
 _STANDS_STILL_S: Final = 5.0
 """Without a word, and it is ended: it never waits for anything but the disk."""
 
@@ -221,7 +222,13 @@ class ByCourier:
                 self._over(flight)
             return
         if not sent.given_up:
-            self._fly(flight)
+            self._fly_after(sent)
+
+    def _fly_after(self, sent: _Sent) -> None:
+        """By itself, in the time that is left, or a little more: an answer that is not late needs no longer."""
+        waited_s = time.perf_counter() - sent.started_s
+        sent.flight.waited_s += min(waited_s, max(0.0, self._deadline_s - _LEFT_S))
+        self._fly(sent.flight)
 
     def _take_in(self, sent: _Sent, report: Report, descriptor: int) -> None:
         flight = sent.flight
@@ -380,7 +387,7 @@ class ByCourier:
             self._tier.end_making(sent.flight.file.key)
             self._tier.release(sent.space_bytes)
             if not sent.given_up:
-                self._fly(sent.flight)
+                self._fly_after(sent)
 
 
 def _told(request: WireRequest, report: Report) -> SourceError | None:

@@ -16,6 +16,17 @@ from dsfs.ranges import ByteRange
 log = structlog.get_logger()
 
 
+def read_now(tier: NodeTier, obj: CachedObject, wanted: ByteRange, into: memoryview) -> bool:
+    """``obj.read``, if the pages are in memory. Raises BlockingIOError if not; the kernel begins to bring them in."""
+    try:
+        return obj.read(wanted, into, tier.nowait)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP or not tier.nowait:
+            raise
+    tier.nowait = 0
+    return obj.read(wanted, into)
+
+
 class DiskRead:
     """A range of an object that is likely to be here; ``obj`` if it is open. What was read is counted.
 
@@ -40,13 +51,10 @@ class DiskRead:
         if self._obj is None:
             return False
         try:
-            here = self._obj.read(self.wanted, into[: self.wanted.length], self._tier.nowait)
+            here = read_now(self._tier, self._obj, self.wanted, into[: self.wanted.length])
         except BlockingIOError:
             return False
         except (DamagedObject, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP and self._tier.nowait:
-                self._tier.nowait = 0
-                return self.now(into)
             return self._wrong(error)
         return here and self._done(self._obj)
 

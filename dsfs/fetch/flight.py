@@ -52,7 +52,7 @@ class Flight:
     tier: Tier = Tier.ORIGIN
     """Where its blocks come from."""
     waited_s: float = 0.0
-    """For other nodes."""
+    """For other nodes, or a courier."""
     patient: bool = True
     """Whether it would wait for another node."""
     data: dict[int, memoryview] = field(default_factory=dict)

@@ -114,6 +114,8 @@ class Flights:
             else:
                 flights[block] = flight
                 flight.joined = True
+                if block == flight.first == file_blocks[0] and not flight.ticket.granted:
+                    flight.early_bytes = max(flight.early_bytes, early_bytes)
                 if priority < flight.ticket.priority:
                     self._queue.raise_priority(flight.ticket, priority)
         total = block_count(file.size_bytes, self._tier.block_bytes)

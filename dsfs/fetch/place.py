@@ -1,4 +1,5 @@
-"""Where the blocks of a large object are stored: its files are made while the source is asked for the first of them.
+"""Where the blocks of a large object are stored: its files are made while the source is asked for the first of them,
+or, if somebody waits for its beginning, once that is here.
 
 Making them takes as long as a near source takes to answer.
 """

@@ -16,7 +16,7 @@ from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import is_right
 from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.fetch.disk import DISK
-from dsfs.fetch.disk_read import DiskRead
+from dsfs.fetch.disk_read import DiskRead, read_now
 from dsfs.fetch.filling import fill
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.flights import Flights
@@ -239,7 +239,7 @@ class Reader:
 
     def is_absent(self, file: RemoteFile) -> bool:
         """Whether a file is known not to be here, nor on its way, and needs nothing but a fetch of its only block."""
-        return self._tier.never_had(file.key) and self.comes_at_once(file) and not self._flights.bring(file.key, [0])
+        return self.comes_at_once(file) and self._tier.never_had(file.key) and not self._flights.bring(file.key, [0])
 
     def from_flight(self, file: RemoteFile, wanted: ByteRange, into: memoryview, flight: Flight) -> bool:
         """Fill ``into`` with what a flight of ``begin`` has brought, if it is in memory still."""
@@ -251,7 +251,7 @@ class Reader:
             return False
         else:
             try:
-                flight.stored.read(wanted, into, self._tier.nowait)
+                read_now(self._tier, flight.stored, wanted, into)
             except (DamagedObject, OSError):  # who reads it the long way is told
                 return False
         file.origin.read_last = file

@@ -139,7 +139,7 @@ class WholeSink(RangeSink):
 
 
 class BlockSink(RangeSink):
-    """Shows each block to those who wait as soon as it is whole, and publishes it into ``target``, if there is one."""
+    """Shows each block to those who wait as soon as it is whole, and publishes it in its place, if there is one."""
 
     def __init__(
         self,

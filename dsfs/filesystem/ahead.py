@@ -112,7 +112,7 @@ class Ahead:
 
     def _note_read(self, ino: int, streams: Streams) -> None:
         with self._read_lately.timer:
-            silent = self._read_lately.expire()
+            silent = [each for each in self._read_lately.expire() if each[0] != ino]
             self._read_lately[ino] = streams
         for gone, each in silent:
             each.settle()

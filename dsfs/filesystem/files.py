@@ -204,10 +204,10 @@ class DatasetFiles:
         self._ahead.missed(self._ino(nodeid))
         return self._reader.begin(file)
 
-    def begin_absent(self, nodeid: int) -> Flight | None:
+    def begin_absent(self, nodeid: int, offset: int) -> Flight | None:
         """As ``begin_small``, for a read, without a look at the disk: where a file is known not to be there."""
         file = self.file(nodeid)
-        if nodeid in self._failed or not self._reader.is_absent(file):
+        if offset >= file.size_bytes or not self._reader.is_absent(file) or self._same_answer(nodeid, file) is not None:
             return None
         self.opened(nodeid)
         self._ahead.missed(self._ino(nodeid))
@@ -216,10 +216,12 @@ class DatasetFiles:
     def from_flight(self, nodeid: int, offset: int, into: memoryview, flight: Flight) -> int | None:
         """What a flight of ``begin_absent`` has brought, as ``try_read``; None: use ``read_noted``. Raises what ended
         it."""
+        file = self.file(nodeid)
         if flight.error is not None:
+            if self._reader.has(file, range(1)):  # it was here, and not heard of: of a courier that outlived its server
+                return None
             self._note_failed(nodeid, flight.error)
             raise flight.error
-        file = self.file(nodeid)
         wanted = ByteRange(offset, offset + len(into)).clipped(file.size_bytes)
         return wanted.length if self._reader.from_flight(file, wanted, into[: wanted.length], flight) else None
 
@@ -284,15 +286,21 @@ class DatasetFiles:
             return []
         if self.is_small(nodeid) and self._reader.complete(file) is None:
             self._ahead.missed(self._ino(nodeid))
-        failed = self._failed.get(nodeid)
-        answered = file.origin.last_error is None  # it has answered somebody since
-        if failed is not None and not answered and trio.current_time() < failed[1]:
-            raise failed[0]
+        failed = self._same_answer(nodeid, file)
+        if failed is not None:
+            raise failed
         try:
             return await self._reader.read(file, wanted)
         except SourceError as error:
             self._note_failed(nodeid, error)
             raise
+
+    def _same_answer(self, nodeid: int, file: RemoteFile) -> SourceUnavailable | None:
+        """What a reader of a file was told just now, if that is still true."""
+        failed = self._failed.get(nodeid)
+        if failed is None or trio.current_time() >= failed[1] or file.origin.last_error is None:
+            return None  # or it has answered somebody since
+        return failed[0]
 
     def _note_failed(self, nodeid: int, error: SourceError) -> None:
         if isinstance(error, SourceUnavailable):

@@ -215,6 +215,9 @@ class Connection:
             try:
                 answer = later.finish()
                 if type(answer) is CoroutineType:
+                    if self._nursery is None:  # it stops, and the next server is asked again
+                        answer.close()
+                        return
                     _later, pid, _started = self._running[unique]
                     self._begin(unique, opcode, nodeid, pid, started, answer)
                     return

@@ -67,7 +67,7 @@ class ReadingConnection(NamesConnection):
         if pieces is not None:
             self.device.reply_pieces(unique, pieces)
             return None
-        flight = files.begin_absent(nodeid)
+        flight = files.begin_absent(nodeid, offset)
         if flight is not None:
             return Later(flight.when_over, partial(self._read_small, files, unique, nodeid, offset, size, flight))
         read = files.from_disk(nodeid, offset, size)

@@ -27,6 +27,8 @@ class Stream:
     window: int
     sequential: bool
     asked: int = 0
+    settled: int = 0
+    """So much of that counts as wasted already, as its reader seemed to have gone."""
 
     @property
     def unread(self) -> ByteRange:
@@ -56,20 +58,28 @@ class Streams:
         return unread
 
     def settle(self) -> None:
-        """Nobody reads just now: what was asked ahead counts for what it was worth until now, and no more."""
-        self._note(self._streams)
+        """Nobody reads just now: what was asked ahead of readers who came to none of it counts as wasted, until they
+        go on."""
         for stream in self._streams:
-            stream.asked = 0
+            if stream.asked and not stream.settled and stream.unread.length >= stream.asked:
+                self._worth.note(0, stream.asked)
+                stream.settled = stream.asked
 
     def _note(self, streams: Iterable[Stream]) -> None:
         for stream in streams:
+            self._goes_on(stream)
             wasted = min(stream.unread.length, stream.asked)
             self._worth.note(stream.asked - wasted, wasted)
+
+    def _goes_on(self, stream: Stream) -> None:
+        self._worth.take_back(stream.settled)
+        stream.settled = 0
 
     def on_read(self, wanted: ByteRange, size_bytes: int, longest_window: int) -> ByteRange | None:
         """A range was read; what to bring in ahead of the next read, if anything."""
         believed = max(LEAST_WINDOW_BYTES, self._worth.allowed(longest_window))
         stream = self._stream_of(wanted, believed)
+        self._goes_on(stream)
         stream.position = max(stream.position, wanted.stop)
         if not stream.sequential:
             return None

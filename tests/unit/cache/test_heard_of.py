@@ -54,3 +54,9 @@ def test_a_disk_that_cannot_be_gone_through_changes_nothing() -> None:
         except OSError:
             assert not heard_of.never("cd" * 32)
             assert heard_of.is_stale
+
+
+def test_names_that_are_no_keys_are_passed_over() -> None:
+    heard_of = HeardOf()
+    heard_of.learn([".nfs000000000001", "lost+found", "", "ab" * 32])
+    assert (heard_of.never("ab" * 32), heard_of.never("cd" * 32)) == (False, True)

@@ -446,6 +446,19 @@ def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(run: Run, dead
     run(test, deadline_s=deadline_s)
 
 
+def test_what_a_courier_has_waited_for_in_vain_is_waited_for_no_longer_than_is_left(run: Run) -> None:
+    async def test(there: World) -> None:
+        file = there.file("f")
+        there.server.behave("/bucket/f", h.stall_at_once)
+        flight = there.reader.begin(file)
+        assert flight is not None
+        await there.idle()
+        assert flight.error is None
+        assert flight.waited_s >= SHORT.idle_s
+
+    run(test)
+
+
 def test_a_disk_that_refuses_costs_the_copy_and_not_the_read(run: Run) -> None:
     async def test(there: World) -> None:
         file, before = there.file("f"), otherwise()

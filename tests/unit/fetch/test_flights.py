@@ -346,6 +346,17 @@ def test_who_wants_the_beginning_of_a_block_does_not_wait_for_its_end(run: Calla
     run(test)
 
 
+def test_who_wants_the_beginning_of_what_was_wanted_ahead_gets_it_as_soon(run: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.source.plans = [half_a_block_at_once]
+        world.reader.want(world.file(LARGE), ByteRange(0, BLOCK), Priority.AHEAD)
+        await world.read(LARGE, 0, 100)
+        assert not world.source.gate.is_set()
+        await world.bridge.call(world.source.open_gate)
+
+    run(test)
+
+
 def test_the_beginning_of_a_block_is_served_though_its_end_does_not_come(run: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         world.source.plans = [failing(SourceChanged("other ETag"), BLOCK // 2)] * 2

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import trio
 import trio.testing
 
 from dsfs.fetch.queue import Priority
+from dsfs.fetch.reader import Reader
 from dsfs.filesystem.ahead import Ahead
 from dsfs.ranges import ByteRange, KiB, MiB, blocks_of
 
@@ -34,19 +36,43 @@ class Asked:
         return 0
 
 
-def test_without_opens_who_looks_at_heads_only_gets_less_ahead() -> None:
+def a_file(name: str) -> Any:
+    origin = SimpleNamespace(namespace="test", dataset="ahead")
+    return SimpleNamespace(origin=origin, obj=SimpleNamespace(path=name), size_bytes=SIZE)
+
+
+def run(test: Callable[[Ahead, Asked], Awaitable[None]]) -> None:
     async def main() -> None:
-        origin = SimpleNamespace(namespace="test", dataset="ahead")
         asked = Asked()
-        ahead = Ahead(SimpleNamespace(origin=origin), asked, 1 << 40, LONGEST)  # type: ignore[arg-type]
+        dataset: Any = SimpleNamespace(origin=SimpleNamespace(namespace="test", dataset="ahead"))
+        await test(Ahead(dataset, cast("Reader", asked), 1 << 40, LONGEST), asked)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_without_opens_who_looks_at_heads_only_gets_less_ahead() -> None:
+    async def heads(ahead: Ahead, asked: Asked) -> None:
         by_file: list[int] = []
         for ino in range(60):
             before = asked.ahead_bytes
-            file: Any = SimpleNamespace(origin=origin, obj=SimpleNamespace(path=f"{ino}.bin"), size_bytes=SIZE)
-            ahead.on_read(ino, file, ByteRange(0, 16 * KiB))
+            ahead.on_read(ino, a_file(f"{ino}.bin"), ByteRange(0, 16 * KiB))
             by_file.append(asked.ahead_bytes - before)
             await trio.sleep(1)
         assert by_file[0] >= 8 * MiB
         assert by_file[-1] <= 2 * MiB
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    run(heads)
+
+
+def test_who_reads_slowly_gets_no_less_ahead() -> None:
+    async def slowly(ahead: Ahead, asked: Asked) -> None:
+        for place in range(0, SIZE, MiB):
+            for ino in (1, 2):
+                ahead.on_read(ino, a_file(f"{ino}.bin"), ByteRange(place, place + MiB))
+                await trio.sleep(6)
+        before = asked.ahead_bytes
+        assert before >= 2 * (SIZE - LONGEST)
+        ahead.on_read(3, a_file("3.bin"), ByteRange(0, MiB))
+        assert asked.ahead_bytes - before >= 8 * MiB
+
+    run(slowly)

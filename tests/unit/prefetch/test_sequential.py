@@ -134,19 +134,31 @@ def test_several_readers_of_one_file_do_not_disturb_each_other() -> None:
     assert all(stop >= start + 64 * REQUEST for start, stop in ahead_to.items())
 
 
-def test_what_is_settled_counts_once_and_its_reader_goes_on() -> None:
+def test_what_is_settled_counts_once_and_not_if_its_reader_goes_on() -> None:
     worth = Worth()
     streams = Streams(worth)
     streams.on_read(ByteRange(0, REQUEST), 1000 * MiB, LONGEST)
+    first = FIRST_WINDOW_BYTES - REQUEST
     for _ in range(2):
         streams.settle()
-        assert (worth.used_bytes, worth.wasted_total) == (0, FIRST_WINDOW_BYTES - REQUEST)
-    place = ByteRange(REQUEST, FIRST_WINDOW_BYTES)
-    ahead = streams.on_read(place, 1000 * MiB, LONGEST)
+        assert (worth.used_bytes, worth.wasted_total) == (0, first)
+    ahead = streams.on_read(ByteRange(REQUEST, FIRST_WINDOW_BYTES), 1000 * MiB, LONGEST)
     assert ahead is not None
     assert ahead.start == FIRST_WINDOW_BYTES
+    assert (worth.used_bytes, worth.wasted_total) == (0, 0)
+    streams.settle()
+    assert worth.wasted_total == 0, "it came to some of it, and may come again"
     assert streams.end() == [ahead]
-    assert worth.wasted_total == FIRST_WINDOW_BYTES - REQUEST + ahead.length
+    assert (worth.used_bytes, worth.wasted_total) == (first, ahead.length)
+
+
+def test_what_was_settled_is_withdrawn_when_its_file_is_closed() -> None:
+    worth = Worth()
+    streams = Streams(worth)
+    ahead = streams.on_read(ByteRange(0, REQUEST), 1000 * MiB, LONGEST)
+    streams.settle()
+    assert streams.end() == [ahead]
+    assert (worth.used_bytes, worth.wasted_total) == (0, FIRST_WINDOW_BYTES - REQUEST)
 
 
 def test_a_reader_that_goes_on_is_believed_whatever_others_wasted() -> None:
