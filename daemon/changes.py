@@ -26,13 +26,18 @@ from dsfs.manifest.schema import Manifest
 
 log = structlog.get_logger()
 
-_IDENTITY = ("source", "secret_ref", "mount_options", "read_path", "cache")
+_IDENTITY = ("source", "secret_ref", "mount_options", "read_path")
 """What is another dataset when it has changed; the rest of a manifest is followed by the one that is shown."""
 
 
 def is_another(before: Manifest, after: Manifest) -> bool:
     """Whether two manifests of one name are of two datasets: the source of one cannot be changed."""
     return before.source.type != after.source.type or before.source.uri != after.source.uri
+
+
+def concerns_others(before: Manifest | None, after: Manifest) -> bool:
+    """Whether a change may concern what refers to a dataset: what the cache may hold of it does not."""
+    return before is None or before.model_copy(update={"cache": after.cache}) != after
 
 
 class Changes:
@@ -102,7 +107,7 @@ class Changes:
             for manifest in documents.manifests:
                 self._check_source(manifest)
             known = self._builder.known
-            changed = {manifest.id for manifest in documents.manifests if known.get(manifest.id) != manifest}
+            changed = {each.id for each in documents.manifests if concerns_others(known.get(each.id), each)}
             self._builder.secrets.add(documents.secrets)
             self._builder.known.update({manifest.id: manifest for manifest in documents.manifests})
             try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions
 
 from daemon import running
 from daemon.dead import DeadMount, dead_mounts
 from daemon.settings import DEFAULT_MIN_FREE, DEFAULT_READ_TIMEOUT_S, Settings, default_cache_dir
+from dsfs.errors import ConfigError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import TAKE_OVER_S, kernel_patience_s, within_patience
 from dsfs.manifest.sizes import Percent
+from dsfs.sources.nfs_library import library
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ def examine() -> list[Check]:
     checks.append(kernel_patience(kernel_patience_s(), _longest_read()))
     checks.append(_cache_directory(default_cache_dir()))
     checks.append(_import_clash())
+    checks += [_program("git", "git", "Git datasets"), _program("ssh", "openssh-client", "Git datasets over SSH")]
+    checks.append(_libnfs())
     checks += [_dead_mount(each) for each in dead_mounts()]
     return checks
 
@@ -99,7 +104,7 @@ def kernel_patience(patience_s: float | None, read_timeout_s: float) -> Check:
 
 
 def _cache_directory(path: str) -> Check:
-    there = path
+    there = os.path.abspath(path)
     while not os.path.isdir(there):
         there = os.path.dirname(there)
     if not os.access(there, os.W_OK):
@@ -117,6 +122,19 @@ def _cache_directory(path: str) -> Check:
         result,
         "" if ok else "nothing more is cached there: make room on that disk, or --min-free less",
     )
+
+
+def _program(name: str, package: str, what: str) -> Check:
+    there = shutil.which(name)
+    return Check(name, there is not None, there or f"not here: no {what}", "" if there else f"apt install {package}")
+
+
+def _libnfs() -> Check:
+    try:
+        library()
+    except ConfigError as error:
+        return Check("libnfs", False, "not here: no NFS datasets without a mount of the export", str(error))
+    return Check("libnfs", True, "is here")
 
 
 def _import_clash() -> Check:

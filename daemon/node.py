@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 import trio
 
+from daemon.bad_pages import BadPages
 from daemon.cache_device import CacheDevice
 from daemon.changes import Changes
 from daemon.hints import Hints
@@ -52,6 +53,7 @@ class Node:
         warming: Warming,
         pins: Pins,
         hints: Hints,
+        bad_pages: BadPages,
         shared: SharedDisk | None = None,
     ) -> None:
         self._settings = settings
@@ -67,6 +69,7 @@ class Node:
         self._pins = pins
         shown.on_prepared = self._prepared
         self._hints = hints
+        self._bad_pages = bad_pages
         self._last_info: dict[str, tuple[str, ...]] = {}
         self._device = CacheDevice(settings.cache_dir)
 
@@ -305,6 +308,7 @@ class Node:
         """Check what is cached of one file; what is wrong is dropped."""
         dataset = self._select_whole(selector)
         await trio.to_thread.run_sync(self._verify_file, dataset, path, limiter=CATALOG)
+        await self._bad_pages.forget()
         return {"verified": path}
 
     def _verify_file(self, dataset: Dataset, path: str) -> None:
@@ -318,7 +322,9 @@ class Node:
 
     async def verify(self) -> Verified:
         """Check every cached block."""
-        return await trio.to_thread.run_sync(verify, self._tier, self._boot, limiter=DISK)
+        found = await trio.to_thread.run_sync(verify, self._tier, self._boot, limiter=DISK)
+        await self._bad_pages.forget()
+        return found
 
     async def set_gauges(self) -> None:
         """What a dataset is and how much of it is here, and what the disk did, for /metrics."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from daemon.bad_pages import BadPages
 from daemon.building import Builder
 from daemon.changes import Changes
 from daemon.completing import Completing
@@ -77,6 +78,7 @@ class Rooms:
     changes: Changes
     warming: Warming
     hints: Hints
+    bad_pages: BadPages
     node: Node
 
 
@@ -118,7 +120,8 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
         lambda: Room(memory_limit_bytes(), settings.cache_limit()),
         lambda dataset: settings.mountpoint if wanted.single else f"{settings.mountpoint}/{dataset.manifest.id}",
     )
-    node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, disk)
+    bad_pages = BadPages(tier, session)
+    node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, bad_pages, disk)
     return Rooms(
         settings=settings,
         wanted=wanted,
@@ -136,6 +139,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
         changes=changes,
         warming=warming,
         hints=hints,
+        bad_pages=bad_pages,
         node=node,
     )
 

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _FIRST_ANSWERS_S = 0.5  # how long a mount of many datasets waits for their sources before it says "ready"
 _SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "ready" means it
+_BAD_PAGES_S = 1.0
 _UPKEEP_S = 1.0
 _GAUGES_S = 5.0
 _CONFIRM_S = 3600.0  # access that was taken back at the origin: a byte each, of what was read
@@ -69,6 +70,7 @@ class Serving:
         rooms, begin = self._rooms, self._rooms.background.start_soon
         begin(_optional, "going through the names in the cache", partial(_learn_names, rooms.tier))
         begin(_every, _NAMES_S, "going through the names in the cache", partial(_learn_names, rooms.tier))
+        begin(_every, _BAD_PAGES_S, "forgetting of bad pages", rooms.bad_pages.forget)
         begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
         begin(_every, _GAUGES_S, "gauges", rooms.node.set_gauges)
         begin(_every, _SECRETS_S, "secrets", rooms.shown.credentials.look_at_all)

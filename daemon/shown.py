@@ -220,6 +220,9 @@ class Shown:
         dataset, before = showing.dataset, showing.dataset.manifest
         dataset.follow(manifest)
         dataset.origin.shared_area = self._builder.shared_area(manifest, dataset.origin.source)
+        if before.cache != manifest.cache:
+            dataset.origin.quota_bytes = manifest.cache.quota
+            self.on_prepared(dataset)
         if before.preheat is not manifest.preheat:
             self._preheating.follow(showing)
             if manifest.preheat is not Preheat.REQUIRED:

@@ -90,7 +90,9 @@ def verify(
             + (", dropped" if found["bad"] else "")
         )
     if found["bad"]:
-        raise typer.Exit(1)
+        raise MountError(
+            f"bad blocks were found and dropped: {found['bad']} (they are fetched again; look at the cache's disk)"
+        )
 
 
 def _user_of(cache_dir: str | None) -> running.Running | None:

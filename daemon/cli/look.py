@@ -123,8 +123,9 @@ def doctor(
         show_json({"checks": [check.as_dict() for check in checks]})
     else:
         show_table(("CHECK", "RESULT", "WHAT TO DO"), [(check.name, check.result, check.remedy) for check in checks])
-    if any(check.fatal for check in checks):
-        raise typer.Exit(1)
+    fatal = [f"{check.name} {check.result} ({check.remedy})" for check in checks if check.fatal]
+    if fatal:
+        raise MountError(f"nothing can be mounted here: {'; '.join(fatal)}")
 
 
 def probe(

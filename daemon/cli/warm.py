@@ -58,18 +58,18 @@ def warm(
             job = _follow(found, wanted, show)
     if as_json:
         show_json(job)
-    elif job["state"] in _RUNNING:
-        typer.echo(f"warming {job['dataset']} (dsfs status shows how far it is)")
-    elif job["state"] != "done":
+    if job["state"] not in (*_RUNNING, "done"):
         raise MountError(f"{job['dataset']}: warm-up {job['state']}: {job['message']}")
+    if as_json:
+        return
+    if job["state"] in _RUNNING:
+        typer.echo(f"warming {job['dataset']} (dsfs status shows how far it is)")
     else:
         there = job["bytes"] - job["fetched_bytes"]
         typer.echo(
             f"{job['dataset']}: {job['files']} files, {size(job['bytes'])} are warm"
             + (f"; {size(there)} were already" if there > 0 else "")
         )
-    if job["state"] in ("failed", "cancelled"):
-        raise typer.Exit(1)
 
 
 def hint(

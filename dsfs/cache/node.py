@@ -79,6 +79,8 @@ class NodeTier:
         self.unproven = Unproven(layout.unproven)
         self.nowait = os.RWF_NOWAIT
         """For reads that must not wait; 0 once the file system was found not to know that: tmpfs, which never waits."""
+        self.on_bad: Callable[[str], object] = lambda _key: None
+        """Told in any thread of an object that has lost a block, as that was not what had been written."""
         self._boot = boot
         self._opened = Opened(open_objects)
         self._heard_of = HeardOf()
@@ -365,6 +367,7 @@ class NodeTier:
                 self.note_trouble(error)
         if freed is None:
             self.drop(obj.key)
+        self.on_bad(obj.key)
 
     def _count_retracted(self, obj: BlockMap, freed: int) -> None:
         self.index.shrink(obj.key, -obj.grown_bytes(), freed)

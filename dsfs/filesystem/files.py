@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 
 import trio
 from cachetools import LRUCache
@@ -313,6 +314,15 @@ class DatasetFiles:
         if row is not None and self.dataset.origin.key_of(file.obj.path, row.tag) == file.key:
             found.add(self._nodeid(row.ino))
         return sorted(found)
+
+    def nodeids_of_keys(self, keys: Collection[str]) -> list[int]:
+        """The numbers of objects in what is shown. Scans the catalog: not for the loop."""
+        catalog, origin = Catalog(self.dataset.catalog.file), self.dataset.origin
+        try:
+            found = catalog.files_below(ROOT_INO)
+            return [self._nodeid(row.ino) for path, row in found if origin.key_of(path, row.tag) in keys]
+        finally:
+            catalog.close()
 
     def note_use(self, nodeid: int) -> None:
         """A file was read out of the kernel's cache: what is in use is evicted last."""

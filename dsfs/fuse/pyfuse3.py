@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -334,6 +334,11 @@ class PortableSession:
     async def forget_pages(self, file: RemoteFile) -> None:
         """An object was not what its source says: the kernel is not to keep its bytes."""
         await _forget((), [nodeid for files in self._files.values() for nodeid in files.nodeids_of_object(file)])
+
+    async def forget_objects(self, keys: Collection[str]) -> None:
+        """As ``forget_pages``, of objects that the cache had wrong bytes of, whatever their files are called."""
+        for files in list(self._files.values()):
+            await _forget((), await trio.to_thread.run_sync(files.nodeids_of_keys, keys))
 
     async def swapped(self, name: str, changed: Changes | None) -> None:
         """A dataset shows another revision: the kernel is told."""

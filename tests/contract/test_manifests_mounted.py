@@ -14,6 +14,7 @@ import pytest
 from tests.contract.conftest import contents_below
 from tests.manifests import dataset, write_manifests
 from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, runtime_dir_of
+from tests.pages import drop_pages
 from tests.servers import hostile as web
 from tests.servers.process import free_ports
 
@@ -266,6 +267,39 @@ def test_a_claim_belongs_to_its_namespace(mounts: Mounts, tmp_path: Path) -> Non
     alone = write_manifests(tmp_path / "one.yaml", dataset("loose", "pvc://loose", "green"))
     single = mounts.mount("-f", alone, f"--pvc-root={root}", dataset="green/loose")
     assert (single.root / "f").read_bytes() == b"inside"
+
+
+def test_what_the_cache_may_hold_changes_without_a_mount_of_its_own(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in "ab":
+        (source / name).write_bytes(os.urandom(200_000))
+
+    def applied(quota: str) -> None:
+        documents = (
+            dataset("own", source, "one", share=True, cache={"quota": quota}),
+            dataset("ref", "dataset://one/own", "two", type="REFERENCE"),
+        )
+        manifest = write_manifests(tmp_path / "n.yaml", *documents)
+        done = dsfs("dataset", "apply", "-f", manifest, f"-m{mount.mountpoint}")
+        assert done.returncode == 0, done.stderr
+
+    mount = mounts.mount("-f", write_manifests(tmp_path / "m.yaml", dataset("other", source)))
+    applied("250KiB")
+    mount.wait_phase("READY", "own")
+    own, ref = mount.mountpoint / "one/own", mount.mountpoint / "two/ref"
+    devices = [os.stat(path).st_dev for path in (own, ref)]
+    with (own / "a").open("rb") as held:
+        for name in "ab":
+            assert (own / name).read_bytes() == (source / name).read_bytes()
+        eventually(lambda: mount.dataset("own")["cached_bytes"] == 200_000, 10, "one of them is kept")
+        applied("1MiB")
+        assert [os.stat(path).st_dev for path in (own, ref)] == devices
+        for name in "ab":
+            drop_pages(own / name)
+            assert (own / name).read_bytes() == (source / name).read_bytes()
+        eventually(lambda: mount.dataset("own")["cached_bytes"] == 400_000, 10, "both of them are kept")
+        assert held.read() == (source / "a").read_bytes()
 
 
 def test_references_follow_what_they_refer_to_however_far_away(mounts: Mounts, source: Path, tmp_path: Path) -> None:

@@ -169,6 +169,27 @@ def test_a_file_that_is_open_survives_its_eviction(mounts: Mounts, source: Path)
         os.close(fd)
 
 
+@pytest.mark.parametrize("path", ["openless", "daemon", "pyfuse3"])
+def test_what_verify_finds_bad_is_not_in_the_kernel_either(
+    mounts: Mounts, source: Path, tmp_path: Path, path: str
+) -> None:
+    session, spec = ("pyfuse3", {}) if path == "pyfuse3" else ("direct", {"readPath": path})
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source, **spec))
+    mount = mounts.mount("-f", manifest, session=session, dataset="default/data")
+    mount.expect_log("corrupt block dropped")
+    file, data = mount.root / "sub/b.bin", (source / "sub/b.bin").read_bytes()
+    assert file.read_bytes() == data
+    eventually(lambda: mount.dataset()["cached_bytes"] == len(data), 10, "it is cached")
+    flip_byte(mount.cache_dir, len(data))
+    drop_pages(file)
+    assert file.read_bytes() != data, "nobody has looked yet"
+    done = dsfs("verify", f"--cache-dir={mount.cache_dir}", "--json")
+    assert (done.returncode, json.loads(done.stdout)["bad"]) == (1, 1)
+    assert len(done.stderr.splitlines()) == 1
+    assert "bad blocks" in done.stderr
+    assert file.read_bytes() == data
+
+
 def test_verify(mounts: Mounts, source: Path) -> None:
     mount = mounts.mount(source)
     data = (source / "sub/b.bin").read_bytes()
