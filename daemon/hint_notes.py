@@ -64,6 +64,9 @@ class HintNotes:
         found: list[tuple[int, Noted, array[int]]] = []
         for hint_id in sorted({name.partition(".")[0] for name in os.listdir(self._directory)}):
             path = f"{self._directory}/{hint_id}.json"
+            if not os.path.exists(path):  # its server ended before it was written, or while it was removed
+                self.remove(hint_id)
+                continue
             try:
                 found.append((os.stat(path).st_mtime_ns, *_read(path)))
             except (OSError, ValueError, TypeError, KeyError) as error:

@@ -199,7 +199,9 @@ class Hints:
 
     async def resume(self, datasets: Mapping[str, Dataset]) -> None:
         """Go on with what the server before was told."""
-        for noted, inos in await trio.to_thread.run_sync(self._notes.read, limiter=DISK):
+        async with self._writing:  # what is half written, or goes just now, would look like what cannot be read
+            found = await trio.to_thread.run_sync(self._notes.read, limiter=DISK)
+        for noted, inos in found:
             dataset = datasets.get(noted.dataset)
             if dataset is None or noted.dataset in self._hints:  # deleted; somebody was quicker with a newer one
                 await self._remove(noted.id)

@@ -248,11 +248,33 @@ class Warming:
             raise ConfigError(f"no file matches {glob}")
         self._check_room(job, dataset)
         job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error), State.WARMING
-        batches = Batches(found(), dataset.origin)
+        batches, evicted_bytes = Batches(found(), dataset.origin), self._tier.evicted_bytes
         try:
             await job.warm.run(next_batch)
         finally:
             batches.close()
+        if job.what == WARM_UP and self._tier.evicted_bytes > evicted_bytes:
+            await self._check_kept(job, Batches(found(), dataset.origin))
+
+    async def _check_kept(self, job: Job, batches: Batches) -> None:
+        """What was brought may have gone again, for what others use more. Raises CacheFull with the numbers."""
+
+        def count_gone() -> int:
+            gone = 0
+            while batch := batches.next(_BATCH_FILES):
+                gone += len(self._reader.incomplete(batch))
+            return gone
+
+        failed = job.warm.progress().failed_files if job.warm else 0
+        try:
+            gone = await trio.to_thread.run_sync(count_gone, limiter=CATALOG)
+        finally:
+            batches.close()
+        if gone > failed:
+            raise CacheFull(
+                f"{gone - failed} of {job.totals.files} files were evicted again, for what is used more "
+                "(dsfs warm --pin holds them; or name less, or raise --cache-size)"
+            )
 
     # -- preheat --------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -17,6 +18,8 @@ from urllib.parse import quote
 from dsfs.errors import MountError
 
 _LINKS_MAX = 40  # as the kernel's MAXSYMLINKS
+_SERVER_START_S = 3.0
+_LOOK_AGAIN_S = 0.05  # nothing tells when it listens
 _PART_PATHS = 20_000  # a request: small enough to be taken in between reads
 
 Ask = Callable[[str, str, dict[str, Any]], dict[str, Any]]
@@ -80,8 +83,35 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _socket_of(mountpoint: str | None) -> str:
-    """The control socket of a mount, or of the only one there is."""
-    found = {}
+    """The control socket of a mount, or of the only one there is; of one whose next server is just starting too."""
+    deadline_s = time.monotonic() + _SERVER_START_S
+    while True:
+        answering, silent = _sockets()
+        try:
+            return _chosen(answering, mountpoint)
+        except MountError:
+            awaited = silent if mountpoint is None else silent & {place_of(mountpoint)}
+            if not awaited or (mountpoint is None and answering) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _chosen(answering: Mapping[str, str], mountpoint: str | None) -> str:
+    if mountpoint is not None:
+        place = place_of(mountpoint)
+        if place not in answering:
+            raise MountError(f"{place}: no dsfs mount of this user answers there")
+        return answering[place]
+    if len(answering) != 1:
+        many = f"several dsfs mounts are running: name one with mountpoint= ({', '.join(sorted(answering))})"
+        raise MountError(many if answering else "no dsfs mount of this user is running (start one with dsfs mount)")
+    return next(iter(answering.values()))
+
+
+def _sockets() -> tuple[dict[str, str], set[str]]:
+    """By mount point, the control sockets of the servers that answer; and the mount points of those that do not."""
+    answering: dict[str, str] = {}
+    silent: set[str] = set()
     root = runtime_root()
     try:
         names = os.listdir(root)
@@ -92,32 +122,41 @@ def _socket_of(mountpoint: str | None) -> str:
         try:
             with open(f"{path}/keeper.json", encoding="utf-8") as file:
                 place = str(json.load(file)["mountpoint"])
+        except (OSError, ValueError, KeyError):
+            continue  # not one that runs
+        try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.settimeout(5)
                 probe.connect(f"{path}/control.sock")
-        except (OSError, ValueError, KeyError):
-            continue  # not one that runs
-        found[place] = f"{path}/control.sock"
-    if mountpoint is not None:
-        place = place_of(mountpoint)
-        if place not in found:
-            raise MountError(f"{place}: no dsfs mount of this user answers there")
-        return found[place]
-    if len(found) != 1:
-        many = f"several dsfs mounts are running: name one with mountpoint= ({', '.join(sorted(found))})"
-        raise MountError(many if found else "no dsfs mount of this user is running (start one with dsfs mount)")
-    return next(iter(found.values()))
+        except OSError:
+            silent.add(place)
+        else:
+            answering[place] = f"{path}/control.sock"
+    return answering, silent
 
 
 def _ask(place: str, method: str, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """What is asked may be asked again: of the next server, if that is just starting."""
+    deadline_s = time.monotonic() + _SERVER_START_S
+    while True:
+        try:
+            answer = _asked(place, method, path, body, timeout_s)
+            break
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if not isinstance(error, FileNotFoundError | ConnectionError) or time.monotonic() > deadline_s:
+                reason = error or type(error).__name__
+                raise MountError(f"the dsfs server at {place} does not answer: {reason}") from error
+        time.sleep(_LOOK_AGAIN_S)
+    if "error" in answer:
+        raise MountError(str(answer["error"]))
+    return answer
+
+
+def _asked(place: str, method: str, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     connection = _UnixConnection(place, timeout_s)
     try:
         connection.request(method, quote(path), json.dumps(body), {"Content-Type": "application/json"})
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise MountError(f"the dsfs server at {place} does not answer: {error or type(error).__name__}") from error
+        return answer
     finally:
         connection.close()
-    if "error" in answer:
-        raise MountError(str(answer["error"]))
-    return answer

@@ -79,6 +79,8 @@ class NodeTier:
         self.unproven = Unproven(layout.unproven)
         self.nowait = os.RWF_NOWAIT
         """For reads that must not wait; 0 once the file system was found not to know that: tmpfs, which never waits."""
+        self.evicted_bytes = 0
+        """Since it was opened, to make room."""
         self.on_bad: Callable[[str], object] = lambda _key: None
         """Told in any thread of an object that has lost a block, as that was not what had been written."""
         self._boot = boot
@@ -309,7 +311,9 @@ class NodeTier:
                 self._flush_index()
                 for victim in self.index.choose_victims(need, key):
                     if not self.index.pinned(victim.key):  # nor since it was chosen
-                        metrics.EVICTED_BYTES.inc(self.evict(victim.key))
+                        freed = self.evict(victim.key)
+                        self.evicted_bytes += freed
+                        metrics.EVICTED_BYTES.inc(freed)
                 self._flush_index()
             if not self.reserve(size_bytes):
                 raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")

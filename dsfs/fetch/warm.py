@@ -142,7 +142,9 @@ class WarmUp:
             try:
                 await self._reader.bring(file, run, self._priority)
                 if not self._reader.has(file, run):
-                    raise CacheFull("it came but could not be kept: the cache has no room for it, or its disk refuses")
+                    raise CacheFull(
+                        "it came but could not be kept: the cache or its quota has no room, or its disk refuses"
+                    )
             except (SourceError, CacheFull) as error:
                 self._failed(wanted, error)
                 return

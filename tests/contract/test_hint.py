@@ -123,6 +123,15 @@ assert not {{"trio", "pyfuse3", "aiohttp", "pydantic", "structlog"}} & set(sys.m
         package.hint("nosuch", [], mountpoint=str(mount.mountpoint))
 
 
+def test_a_server_that_is_just_starting_is_waited_for(mounts: Mounts, server: web.Hostile) -> None:
+    files = some_files(3)
+    mount = mount_tree(mounts, put_tree(server, files))
+    mount.wait_phase("READY")
+    for _ in range(3):
+        mount.kill_server()
+        assert package.hint("data", files, mountpoint=str(mount.mountpoint))["files"] == 3
+
+
 def test_what_can_be_said_and_what_not(mounts: Mounts, server: web.Hostile, tmp_path: Path) -> None:
     files = some_files(3)
     mount = mount_tree(mounts, put_tree(server, files))

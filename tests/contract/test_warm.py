@@ -15,6 +15,7 @@ import pytest
 from tests.contract.conftest import one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually
+from tests.pages import drop_pages
 from tests.servers import hostile as web
 from tests.servers.web_tree import gets, put_tree, some_files
 
@@ -105,6 +106,24 @@ def test_more_than_fits_is_refused_with_the_numbers(mounts: Mounts, server: web.
     assert "--cache-size" in line
     one_line_failure(dsfs("warm", "data/small", "-m", mount.mountpoint), "quota", "4.0 KiB", "8.0 KiB")
     assert not gets(server)
+
+
+def test_what_others_use_more_is_not_said_to_be_warm(mounts: Mounts, server: web.Hostile) -> None:
+    uri = put_tree(server, some_files(60, 100_000, "used") | some_files(20, 100_000, "wanted"))
+    mount = mount_tree(mounts, uri, "--cache-size=8MiB")
+    mount.wait_phase("READY")
+    for _ in range(2):
+        for path in sorted((mount.root / "used").iterdir()):
+            drop_pages(path)
+            path.read_bytes()
+    done = dsfs("warm", "data/wanted", "-m", mount.mountpoint)
+    before = gets(server)
+    for path in sorted((mount.root / "wanted").iterdir()):
+        path.read_bytes()
+    fetched_again = sum(count for name, count in (gets(server) - before).items() if name.startswith("wanted"))
+    if done.returncode:
+        assert "were evicted again" in done.stderr
+    assert (fetched_again == 0) == (done.returncode == 0), (fetched_again, done)
 
 
 def test_wrong_flags() -> None:

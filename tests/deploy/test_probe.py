@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs
+from tests.servers import hostile as web
 
 DATASET = """\
 apiVersion: dsfs.dev/v1alpha1
@@ -90,3 +92,18 @@ def test_alive_is_not_healthy(mount: Mount) -> None:
         assert code("/livez") == 200
     finally:
         subprocess.run(["umount", objects], check=True)
+
+
+def test_an_origin_that_is_silent_is_not_the_nodes_fault(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.bin").write_bytes(os.urandom(70_000))
+    with web.hostile() as server:
+        server.always("/silent/", web.silence)
+        silent = dataset("silent", f"{server.url}silent/", "vision", type="HTTP")
+        manifest = write_manifests(tmp_path / "sets.yaml", silent, dataset("well", source, "vision"))
+        made = mounts.mount("-f", manifest)
+        made.expect_log("listing failed")
+        assert (made.mountpoint / "vision/well/a.bin").read_bytes()
+        done = dsfs("probe", made.mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
