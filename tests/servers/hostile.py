@@ -137,7 +137,10 @@ class Hostile:
         except asyncio.CancelledError:
             return  # the server stops; asyncio.streams would log what is raised here
         finally:
-            writer.close()
+            if self.stopping.is_set():
+                writer.transport.abort()  # what nobody takes any more would keep it open
+            else:
+                writer.close()
             self._tasks.discard(task)
 
     async def _send(self, asked: Asked, answer: Answer, writer: asyncio.StreamWriter) -> bool:
@@ -330,6 +333,7 @@ def hostile() -> Iterator[Hostile]:
                 if task is not None:
                     task.cancel()
             await asyncio.wait(others, timeout=0.1)
+        await asyncio.sleep(0)  # the last connections close in the next round of the loop
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="hostile-server")
     thread.start()
