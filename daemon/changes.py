@@ -65,7 +65,8 @@ class Changes:
 
     async def apply(self, text: str) -> list[str]:
         """Take in manifests while running: new datasets are added, a higher or lower dataSyncRound asks for a resync,
-        anything else that changed is shown anew. What was done, a line each. Raises ConfigError before anything is."""
+        what makes another dataset of one has it shown anew. What was done, a line each. Raises ConfigError before
+        anything is."""
         if not self._shown.is_many:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
         return await self._take_in(parse_documents(text, "applied manifest"))

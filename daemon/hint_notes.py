@@ -58,7 +58,7 @@ class HintNotes:
                 os.unlink(path)
 
     def read(self) -> list[tuple[Noted, array[int]]]:
-        """All of them, the latest first. What cannot be read is removed, and said."""
+        """All of them, the latest first. What cannot be read is removed, and said; what was never whole, removed."""
         if not os.path.isdir(self._directory):
             return []
         found: list[tuple[int, Noted, array[int]]] = []

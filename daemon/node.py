@@ -206,7 +206,8 @@ class Node:
         self._pins.ask(name)
 
     async def keep_pins(self) -> None:
-        """Look priority and pins up again when a dataset is shown, pins whenever it has another revision."""
+        """Look priority and pins up again when a dataset is shown or its manifest says otherwise, pins whenever it has
+        another revision."""
         while True:
             name = await self._pins.next_asked()
             dataset = self._shown.datasets.get(name)

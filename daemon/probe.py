@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from daemon.keeping.mounting import TYPES, mount_table
 
 _DEEPEST, _MOST_NAMES = 4, 64
+_GONE_S = 0.1
 _SHARE_OF_SEARCHING = 0.5
 """Of the time, of all mounts together, for files that need no origin."""
 
@@ -67,11 +68,13 @@ def _look(path: str, tell: int, search_s: float) -> None:
             places = _mounts_below(path)
             if not places:
                 _tell(tell, f"!{path}: no dsfs mount there")
-            for place in places:
+            until_s = time.monotonic() + search_s
+            for number, place in enumerate(places):
                 _tell(tell, f"?{place}")
                 try:
                     os.statvfs(place)  # never answered from the kernel's caches
-                    cached = _found_within(search_s / len(places), place)
+                    left_s = max(0.0, until_s - time.monotonic())
+                    cached = _found_within(left_s / (len(places) - number), place, tell)
                     if cached is not None:
                         _tell(tell, f"?{cached}")
                         _read_byte(cached)
@@ -107,21 +110,24 @@ def _read_byte(path: str) -> None:
         os.close(fd)
 
 
-def _found_within(seconds: float, place: str) -> str | None:
+def _found_within(seconds: float, place: str, tell: int) -> str | None:
     """As ``_a_cached_file``, by a child of its own: a directory that was never listed waits for its origin."""
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writes, os.fsencode(_a_cached_file(place) or ""))
-        os._exit(0)
+        try:
+            os.close(tell)  # whose end says that all was looked at
+            os.write(writes, os.fsencode(_a_cached_file(place) or ""))
+        finally:
+            os._exit(0)
     os.close(writes)
     ready, _w, _x = select.select([reads], [], [], seconds)
     found = os.read(reads, 65536) if ready else b""
+    os.kill(child, signal.SIGKILL)
     os.close(reads)
-    if ready:
-        os.waitpid(child, 0)
-    else:
-        os.kill(child, signal.SIGKILL)  # and not waited for: it may be in the kernel until the origin answers
+    until_s = time.monotonic() + _GONE_S
+    while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < until_s:
+        time.sleep(0.001)  # longer, and it stays in the kernel until the origin answers: init waits for it then
     return os.fsdecode(found) or None
 
 

@@ -223,7 +223,7 @@ class Shown:
         if before.cache != manifest.cache:
             dataset.origin.quota_bytes = manifest.cache.quota
             self.on_prepared(dataset)
-        if before.preheat is not manifest.preheat:
+        if before.preheat is not manifest.preheat or before.cache != manifest.cache:
             self._preheating.follow(showing)
             if manifest.preheat is not Preheat.REQUIRED:
                 await self._preheating.unhide(showing)

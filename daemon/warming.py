@@ -253,27 +253,23 @@ class Warming:
             await job.warm.run(next_batch)
         finally:
             batches.close()
-        if job.what == WARM_UP and self._tier.evicted_bytes > evicted_bytes:
+        if job.what == WARM_UP and is_shown() and self._tier.evicted_bytes > evicted_bytes:
             await self._check_kept(job, Batches(found(), dataset.origin))
 
     async def _check_kept(self, job: Job, batches: Batches) -> None:
         """What was brought may have gone again, for what others use more. Raises CacheFull with the numbers."""
-
-        def count_gone() -> int:
-            gone = 0
-            while batch := batches.next(_BATCH_FILES):
-                gone += len(self._reader.incomplete(batch))
-            return gone
-
-        failed = job.warm.progress().failed_files if job.warm else 0
+        gone = 0 if job.warm is None else -job.warm.progress().failed_files
+        look = partial(self._reader.incomplete, uses=False)
         try:
-            gone = await trio.to_thread.run_sync(count_gone, limiter=CATALOG)
+            while batch := await trio.to_thread.run_sync(batches.next, _BATCH_FILES, limiter=CATALOG):
+                gone += len(await trio.to_thread.run_sync(look, batch, limiter=DISK))
         finally:
             batches.close()
-        if gone > failed:
+        if gone > 0:
+            failures = job.failures()
             raise CacheFull(
-                f"{gone - failed} of {job.totals.files} files were evicted again, for what is used more "
-                "(dsfs warm --pin holds them; or name less, or raise --cache-size)"
+                f"{gone} of {job.totals.files} files were evicted again, for what is used more (dsfs warm --pin holds "
+                f"them; or name less, or raise --cache-size){'; ' if failures else ''}{failures}"
             )
 
     # -- preheat --------------------------------------------------------------------------------------------------

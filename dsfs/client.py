@@ -136,20 +136,28 @@ def _sockets() -> tuple[dict[str, str], set[str]]:
 
 
 def _ask(place: str, method: str, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """What is asked may be asked again: of the next server, if that is just starting."""
-    deadline_s = time.monotonic() + _SERVER_START_S
+    """Of the next server, if that is just starting."""
+    until_s: float | None = None
     while True:
         try:
             answer = _asked(place, method, path, body, timeout_s)
             break
         except (OSError, ValueError, http.client.HTTPException) as error:
-            if not isinstance(error, FileNotFoundError | ConnectionError) or time.monotonic() > deadline_s:
+            until_s = until_s or time.monotonic() + _SERVER_START_S
+            if not _may_be_repeated(error, body) or time.monotonic() > until_s:
                 reason = error or type(error).__name__
                 raise MountError(f"the dsfs server at {place} does not answer: {reason}") from error
         time.sleep(_LOOK_AGAIN_S)
     if "error" in answer:
         raise MountError(str(answer["error"]))
     return answer
+
+
+def _may_be_repeated(error: Exception, body: dict[str, Any]) -> bool:
+    """Whether the server is not there, or has gone without taking in more of what it has a part of already."""
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return True
+    return isinstance(error, ConnectionError) and "id" not in body
 
 
 def _asked(place: str, method: str, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:

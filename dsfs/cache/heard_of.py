@@ -48,12 +48,13 @@ class HeardOf:
         if not self._learning.acquire(blocking=False):
             return
         coming = self._coming = bytearray(_SLOTS)
+        noted = self._noted
         try:
-            self._noted = 0
             for name in names:
                 with contextlib.suppress(ValueError):
                     coming[_slot(name)] = 1
             self._marks, self._knows = coming, True
+            self._noted -= noted
         finally:
             self._coming = None
             self._learning.release()

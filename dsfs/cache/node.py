@@ -28,6 +28,7 @@ from dsfs.cache.heard_of import HeardOf
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
 from dsfs.cache.making import Making
+from dsfs.cache.mapfile import State
 from dsfs.cache.opened import Opened
 from dsfs.cache.trouble import Trouble
 from dsfs.cache.unproven import Unproven
@@ -82,7 +83,8 @@ class NodeTier:
         self.evicted_bytes = 0
         """Since it was opened, to make room."""
         self.on_bad: Callable[[str], object] = lambda _key: None
-        """Told in any thread of an object that has lost a block, as that was not what had been written."""
+        """Told in any thread of an object that has lost a block which readers may have been given, and which was not
+        what had been written."""
         self._boot = boot
         self._opened = Opened(open_objects)
         self._heard_of = HeardOf()
@@ -184,9 +186,9 @@ class NodeTier:
         """Whether an object is known not to be here, not even in part. Any thread; never waits for the disk."""
         return self._heard_of.never(key)
 
-    def holds_all(self, key: str, size_bytes: int, owner: str) -> bool:
-        """Whether every byte of an object is here and checked; then it counts as used. Looks at the disk, without
-        keeping anything open: for scans over many objects."""
+    def holds_all(self, key: str, size_bytes: int, owner: str | None) -> bool:
+        """Whether every byte of an object is here and checked; then it counts as used by ``owner``. Looks at the disk,
+        without keeping anything open: for scans over many objects."""
         if size_bytes == 0:
             return True
         if self.never_had(key):
@@ -195,7 +197,7 @@ class NodeTier:
             obj = open_object(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
         except (DamagedObject, OSError):
             return False  # whoever opens it to bring it in is told
-        if obj.complete:
+        if obj.complete and owner is not None:
             self.index.use(key, owner)
         return obj.complete
 
@@ -362,6 +364,7 @@ class NodeTier:
         metrics.CORRUPT_BLOCKS.inc()
         log.warning("corrupt block dropped", key=obj.key, block=block)
         freed = None
+        was_read = not isinstance(obj, BlockMap) or obj.state(block) == State.PRESENT
         if not obj.unlinked:  # space is counted by the one that others write through, if there is one
             obj = self._opened.get(obj.key) or obj
         if isinstance(obj, BlockMap) and not obj.complete:
@@ -371,7 +374,8 @@ class NodeTier:
                 self.note_trouble(error)
         if freed is None:
             self.drop(obj.key)
-        self.on_bad(obj.key)
+        if was_read:
+            self.on_bad(obj.key)
 
     def _count_retracted(self, obj: BlockMap, freed: int) -> None:
         self.index.shrink(obj.key, -obj.grown_bytes(), freed)

@@ -53,7 +53,7 @@ _ENDED_S: Final = 2.0
 _ERRANDS_AT_ONCE: Final = 32
 _LONGEST_REQUEST: Final = 32 * KiB  # what is longer flies by itself
 _BESIDES: Final = 2 * KiB  # of an errand, beside its request and path
-_LEFT_S: Final = 2.0
+_LEFT_S: Final = 2.0  # of its time, for a flight by itself, however late it was that the courier was missed
 _STANDS_STILL_S: Final = 5.0
 """Without a word, and it is ended: it never waits for anything but the disk."""
 

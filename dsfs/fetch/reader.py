@@ -251,7 +251,8 @@ class Reader:
             return False
         else:
             try:
-                read_now(self._tier, flight.stored, wanted, into)
+                if not read_now(self._tier, flight.stored, wanted, into):
+                    return False
             except (DamagedObject, OSError):  # who reads it the long way is told
                 return False
         file.origin.read_last = file
@@ -293,9 +294,14 @@ class Reader:
         size = self._tier.block_bytes
         return obj is not None and not obj.missing(ByteRange(blocks.start * size, blocks.stop * size))
 
-    def incomplete(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
-        """Those of which something is missing; the others count as used. For any thread; waits for the disk."""
-        return [file for file in files if not self._tier.holds_all(file.key, file.size_bytes, file.origin.id)]
+    def incomplete(self, files: Iterable[RemoteFile], *, uses: bool = True) -> list[RemoteFile]:
+        """Those of which something is missing; the others count as used, unless not. For any thread; waits for the
+        disk."""
+        return [
+            file
+            for file in files
+            if not self._tier.holds_all(file.key, file.size_bytes, file.origin.id if uses else None)
+        ]
 
     def want(self, file: RemoteFile, wanted: ByteRange, priority: Priority) -> int:
         """Have a range brought in; nobody waits for it. How many blocks of it were missing."""

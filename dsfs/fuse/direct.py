@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from dsfs.catalog.diff import Changes
+from dsfs.datasets.selection import CATALOG
 from dsfs.errors import MountError
 from dsfs.fetch.origin import RemoteFile
 from dsfs.filesystem.files import DatasetFiles
@@ -173,7 +174,9 @@ class DirectSession:
         for name, files in list(self._files.items()):
             connection = self._connections.get(name)
             if connection is not None:
-                await connection.forget_pages(await trio.to_thread.run_sync(files.nodeids_of_keys, keys))
+                await connection.forget_pages(
+                    await trio.to_thread.run_sync(files.nodeids_of_keys, keys, limiter=CATALOG)
+                )
 
     async def _start(
         self,

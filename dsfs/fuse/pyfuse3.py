@@ -18,6 +18,7 @@ import trio
 
 from dsfs import metrics
 from dsfs.catalog.diff import Changes
+from dsfs.datasets.selection import CATALOG
 from dsfs.errors import DsfsError, MountError
 from dsfs.fetch.origin import RemoteFile
 from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
@@ -338,7 +339,7 @@ class PortableSession:
     async def forget_objects(self, keys: Collection[str]) -> None:
         """As ``forget_pages``, of objects that the cache had wrong bytes of, whatever their files are called."""
         for files in list(self._files.values()):
-            await _forget((), await trio.to_thread.run_sync(files.nodeids_of_keys, keys))
+            await _forget((), await trio.to_thread.run_sync(files.nodeids_of_keys, keys, limiter=CATALOG))
 
     async def swapped(self, name: str, changed: Changes | None) -> None:
         """A dataset shows another revision: the kernel is told."""

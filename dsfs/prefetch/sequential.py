@@ -58,12 +58,13 @@ class Streams:
         return unread
 
     def settle(self) -> None:
-        """Nobody reads just now: what was asked ahead of readers who came to none of it counts as wasted, until they
-        go on."""
+        """Nobody reads just now: what was asked ahead of readers who have seen a beginning only counts as wasted, until
+        they go on."""
         for stream in self._streams:
-            if stream.asked and not stream.settled and stream.unread.length >= stream.asked:
-                self._worth.note(0, stream.asked)
-                stream.settled = stream.asked
+            unread = min(stream.unread.length, stream.asked)
+            if unread and not stream.settled and stream.position - stream.begin <= LEAST_WINDOW_BYTES:
+                self._worth.note(0, unread)
+                stream.settled = unread
 
     def _note(self, streams: Iterable[Stream]) -> None:
         for stream in streams:

@@ -108,7 +108,7 @@ def library() -> Any:
     for name in _SONAMES:
         try:
             return _declared(ctypes.CDLL(name))
-        except OSError:
+        except (OSError, AttributeError):  # not here, or one that lacks a function
             continue
     raise ConfigError(
         "NFS: libnfs is not on this machine (apt install libnfs13, or libnfs14 on newer systems; "

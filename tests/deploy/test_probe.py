@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.manifests import dataset, write_manifests
-from tests.mounts import Mount, Mounts, dsfs
+from tests.mounts import Mount, Mounts, dsfs, eventually
 from tests.servers import hostile as web
 
 DATASET = """\
@@ -94,7 +94,8 @@ def test_alive_is_not_healthy(mount: Mount) -> None:
         subprocess.run(["umount", objects], check=True)
 
 
-def test_an_origin_that_is_silent_is_not_the_nodes_fault(mounts: Mounts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+def test_an_origin_that_is_silent_is_not_the_nodes_fault(mounts: Mounts, tmp_path: Path, session: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.bin").write_bytes(os.urandom(70_000))
@@ -102,8 +103,9 @@ def test_an_origin_that_is_silent_is_not_the_nodes_fault(mounts: Mounts, tmp_pat
         server.always("/silent/", web.silence)
         silent = dataset("silent", f"{server.url}silent/", "vision", type="HTTP")
         manifest = write_manifests(tmp_path / "sets.yaml", silent, dataset("well", source, "vision"))
-        made = mounts.mount("-f", manifest)
+        made = mounts.mount("-f", manifest, "--read-timeout=4s", session=session)
         made.expect_log("listing failed")
         assert (made.mountpoint / "vision/well/a.bin").read_bytes()
         done = dsfs("probe", made.mountpoint)
         assert (done.returncode, done.stderr) == (0, "")
+        eventually(lambda: made.unmount().returncode == 0, 20, "whoever looked there has gone")

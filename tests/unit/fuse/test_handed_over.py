@@ -59,6 +59,12 @@ class OneFile:
     def try_pieces(self, nodeid: int, offset: int, size: int) -> None:
         return None
 
+    def begin_absent(self, nodeid: int, offset: int) -> None:
+        return None
+
+    def is_coming(self, nodeid: int, read: DiskRead) -> bool:
+        return False
+
     def from_disk(self, nodeid: int, offset: int, size: int) -> DiskRead:
         return self._disk
 
