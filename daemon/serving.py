@@ -68,8 +68,7 @@ class Serving:
         """What nobody waits for, once those who do have a server again."""
         await self._mounted.wait()
         rooms, begin = self._rooms, self._rooms.background.start_soon
-        begin(_optional, "going through the names in the cache", partial(_learn_names, rooms.tier))
-        begin(_every, _NAMES_S, "going through the names in the cache", partial(_learn_names, rooms.tier))
+        begin(_keep_names, rooms.tier)
         begin(_every, _BAD_PAGES_S, "forgetting of bad pages", rooms.bad_pages.forget)
         begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
         begin(_every, _GAUGES_S, "gauges", rooms.node.set_gauges)
@@ -163,8 +162,11 @@ async def _confirm(rooms: Rooms) -> None:
         await rooms.reader.confirm(dataset.origin)
 
 
-async def _learn_names(tier: NodeTier) -> None:
-    await trio.to_thread.run_sync(tier.learn_names, limiter=DISK)
+async def _keep_names(tier: NodeTier) -> None:
+    learn = partial(trio.to_thread.run_sync, tier.learn_names, limiter=DISK)
+    while True:
+        await _optional("going through the names in the cache", learn)
+        await trio.sleep(_NAMES_S)
 
 
 async def _upkeep(tier: NodeTier) -> None:

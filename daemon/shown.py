@@ -81,7 +81,7 @@ class Shown:
         if whole is not None:
             OlderRevisions(store, whole, lambda name: self.datasets.get(name), self._revision_files).attach()
         self.on_prepared: Callable[[Dataset], None] = _nobody_to_tell
-        """Told of every dataset that is shown from then on."""
+        """Told of every dataset that is shown from then on, and when the cache is to hold it otherwise."""
         self.all: dict[str, Showing] = {}
         """By the ids of datasets."""
         self.changing = trio.Lock()

@@ -7,7 +7,6 @@ until what lies on the disk was gone through. What goes keeps its mark until tha
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterable
 from typing import Final
 
@@ -22,7 +21,6 @@ class HeardOf:
     def __init__(self) -> None:
         self._marks = bytearray(_SLOTS)
         self._coming: bytearray | None = None
-        self._learning = threading.Lock()
         self._knows = False
         self._noted = 0
 
@@ -44,9 +42,8 @@ class HeardOf:
         return not self._knows or self._noted > _MANY
 
     def learn(self, names: Iterable[str]) -> None:
-        """Go through all that is here, and forget what is gone. What does not begin with a key is nobody's."""
-        if not self._learning.acquire(blocking=False):
-            return
+        """Go through all that is here, and forget what is gone. What does not begin with a key is nobody's. By one
+        thread at a time."""
         coming = self._coming = bytearray(_SLOTS)
         noted = self._noted
         try:
@@ -57,7 +54,6 @@ class HeardOf:
             self._noted -= noted
         finally:
             self._coming = None
-            self._learning.release()
 
 
 def _slot(key: str) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 
 import structlog
+import trio
 
-from dsfs.cache.blockmap import DamagedObject
+from dsfs.cache.blockmap import DamagedObject, is_of_the_object
 from dsfs.cache.complete import CachedObject
 from dsfs.cache.node import NodeTier
+from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
 from dsfs.model import Tier
 from dsfs.ranges import ByteRange
@@ -25,6 +27,19 @@ def read_now(tier: NodeTier, obj: CachedObject, wanted: ByteRange, into: memoryv
             raise
     tier.nowait = 0
     return obj.read(wanted, into)
+
+
+async def read_waiting(tier: NodeTier, obj: CachedObject, wanted: ByteRange, into: memoryview) -> bool:
+    """``obj.read``, by a thread that waits. What cannot be read is dropped: then False, as for what is not here."""
+    try:
+        return await trio.to_thread.run_sync(obj.read, wanted, into, limiter=DISK)
+    except DamagedObject:
+        tier.drop(obj.key)
+    except OSError as error:
+        tier.note_trouble(error)
+        if is_of_the_object(error):
+            tier.drop(obj.key)  # a block that cannot be read is a block that is not here
+    return False
 
 
 class DiskRead:

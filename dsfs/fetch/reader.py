@@ -9,19 +9,18 @@ from typing import TypeVar
 import structlog
 import trio
 
-from dsfs.cache.blockmap import BlockMap, DamagedObject, is_of_the_object
+from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import CachedObject
-from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
-from dsfs.cache.verify import is_right
 from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.fetch.disk import DISK
-from dsfs.fetch.disk_read import DiskRead, read_now
+from dsfs.fetch.disk_read import DiskRead, read_now, read_waiting
 from dsfs.fetch.filling import fill
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.flights import Flights
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.queue import Priority
+from dsfs.fetch.unchecked import check, to_fetch
 from dsfs.model import Tier
 from dsfs.ranges import ByteRange, block_range, blocks_of
 from dsfs.sources.base import Buffer
@@ -116,7 +115,7 @@ class Reader:
         blocks = blocks_of(wanted, self._tier.block_bytes)
         for _round in range(_ROUNDS):
             obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-            missing = list(blocks) if obj is None else await self._missing(obj, wanted)
+            missing = list(blocks) if obj is None else await to_fetch(self._tier, obj, wanted)
             if obj is not None:
                 self._is_unproven(file, obj)
             pieces = await self._pieces(file, obj, wanted, missing)
@@ -165,7 +164,7 @@ class Reader:
                 else:
                     part = ByteRange(part.start, following * self._tier.block_bytes)
                 buffer = bytearray(part.length)
-                if not await self._read_node(obj, part, memoryview(buffer)):
+                if not await read_waiting(self._tier, obj, part, memoryview(buffer)):
                     return None
                 pieces.append(buffer)
                 read.append((Tier.NODE, part.length))
@@ -279,7 +278,7 @@ class Reader:
         """The blocks of an object that are not here. Checks what another boot wrote, so it may wait for the disk."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         whole = ByteRange(0, file.size_bytes)
-        return blocks_of(whole, self._tier.block_bytes) if obj is None else await self._missing(obj, whole)
+        return blocks_of(whole, self._tier.block_bytes) if obj is None else await to_fetch(self._tier, obj, whole)
 
     async def bring(self, file: RemoteFile, blocks: Sequence[int], priority: Priority) -> None:
         """Have blocks fetched, and wait until they are stored, if there is room. Raises the SourceError that ended
@@ -378,40 +377,6 @@ class Reader:
         """Check what was written under another boot, so that the object can become complete. Waits for the disk."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if isinstance(obj, BlockMap):
-            await self._check(obj, obj.unchecked())
+            await check(self._tier, obj, obj.unchecked())
         if obj is not None and obj.complete:
             await self._prove(file, ByteRange(0, file.size_bytes))
-
-    async def _missing(self, obj: CachedObject, wanted: ByteRange) -> list[int]:
-        missing = obj.missing(wanted)
-        if isinstance(obj, BlockMap):
-            unchecked = [block for block in missing if obj.state(block) == State.UNCHECKED]
-            if unchecked:
-                await self._check(obj, unchecked)
-                missing = obj.missing(wanted)
-        return missing
-
-    async def _check(self, obj: BlockMap, blocks: list[int]) -> None:
-        for block in blocks:
-            try:
-                for _round in range(_ROUNDS):
-                    right = await trio.to_thread.run_sync(is_right, obj, block, limiter=DISK)
-                    if obj.state(block) != State.UNCHECKED:
-                        break  # found right, here or by another reader, or taken back
-                    if not right:
-                        self._tier.drop_bad_block(obj, block)
-                        break
-                    # else another block was punched meanwhile, and this one has to be looked at again
-            except OSError as error:
-                self._tier.note_trouble(error)
-
-    async def _read_node(self, obj: CachedObject, wanted: ByteRange, into: memoryview) -> bool:
-        try:
-            return await trio.to_thread.run_sync(obj.read, wanted, into, limiter=DISK)
-        except DamagedObject:
-            self._tier.drop(obj.key)
-        except OSError as error:
-            self._tier.note_trouble(error)
-            if is_of_the_object(error):
-                self._tier.drop(obj.key)  # a block that cannot be read is a block that is not here
-        return False

@@ -99,7 +99,7 @@ def test_two_that_find_one_bad_block_fetch_it_once(
             fetched.wait(10)
         return right
 
-    monkeypatch.setattr("dsfs.fetch.reader.is_right", check)
+    monkeypatch.setattr("dsfs.fetch.unchecked.is_right", check)
 
     async def test(there: World) -> None:
         obj = await of_another_boot(there, blocks=2)
@@ -140,7 +140,7 @@ def test_a_block_that_is_checked_while_another_is_dropped_is_not_fetched(
 
         return read
 
-    monkeypatch.setattr("dsfs.fetch.reader.is_right", check)
+    monkeypatch.setattr("dsfs.fetch.unchecked.is_right", check)
 
     async def test(there: World) -> None:
         await of_another_boot(there, blocks=3)
