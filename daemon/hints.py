@@ -196,9 +196,16 @@ class Hints:
         self._notes = HintNotes(f"{directory}/hints")
         self._writing = trio.Lock()
         self._written: dict[str, Noted] = {}  # by id
+        self._resumed = trio.Event()
 
     async def resume(self, datasets: Mapping[str, Dataset]) -> None:
         """Go on with what the server before was told."""
+        try:
+            await self._resume(datasets)
+        finally:
+            self._resumed.set()
+
+    async def _resume(self, datasets: Mapping[str, Dataset]) -> None:
         async with self._writing:  # what is half written, or goes just now, would look like what cannot be read
             found = await trio.to_thread.run_sync(self._notes.read, limiter=DISK)
         for noted, inos in found:
@@ -233,6 +240,8 @@ class Hints:
             hint = Hint(dataset, self._reader, self._room())
             self._begin(name, hint)
         else:
+            if name not in self._hints:
+                await self._resumed.wait()  # the server before this one was told of it
             hint = self._hints.get(name) or _no_hint(name)
             if hint.id != hint_id:
                 raise ConfigError(f"{name}: a newer hint has taken the place of this one")

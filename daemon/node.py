@@ -27,7 +27,7 @@ from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.selection import CATALOG, matching
-from dsfs.errors import ConfigError, DsfsError, PinRefused
+from dsfs.errors import ConfigError, DsfsError, MountError, PinRefused
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
@@ -37,6 +37,7 @@ from dsfs.manifest.schema import Manifest
 log = structlog.get_logger()
 
 _NEWS_S = 0.5
+_START_S = 3.0
 
 
 class Node:
@@ -76,6 +77,11 @@ class Node:
     @property
     def mountpoint(self) -> str:
         return self._settings.mountpoint
+
+    async def once_complete(self) -> None:
+        """Soon: what this server has not come to yet is not missing. Who asks then is told that it is starting."""
+        with trio.move_on_after(_START_S):
+            await self._shown.complete.wait()
 
     async def status(self) -> dict[str, Any]:
         """One element of ``mounts`` in ``dsfs status --json`` (DESIGN section 7)."""
@@ -376,6 +382,8 @@ class Node:
         alone = [dataset for dataset in datasets.values() if dataset.manifest.name == parts[0]]
         if len(alone) == 1:
             return alone[0], "/".join(parts[1:])
+        if not self._shown.complete.is_set():
+            raise MountError(f"{selector}: the server is just starting, and has not come to all datasets (try again)")
         known = ", ".join(sorted(datasets)) or "none"
         raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
 

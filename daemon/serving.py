@@ -44,7 +44,6 @@ class Serving:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self._listening = trio.Event()
-        self._mounted = trio.Event()
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         """Until the mounts are gone or the server is told to stop."""
@@ -66,7 +65,7 @@ class Serving:
 
     async def _look_after(self) -> None:
         """What nobody waits for, once those who do have a server again."""
-        await self._mounted.wait()
+        await self._rooms.shown.complete.wait()
         rooms, begin = self._rooms, self._rooms.background.start_soon
         begin(_keep_names, rooms.tier)
         begin(_every, _BAD_PAGES_S, "forgetting of bad pages", rooms.bad_pages.forget)
@@ -104,7 +103,7 @@ class Serving:
                         log.error("dataset cannot be mounted", reason=str(error))
                 if isinstance(rooms.session, DirectSession):
                     await rooms.session.drop_unserved()
-            self._mounted.set()
+            rooms.shown.complete.set()
             await _optional("following of the manifests", partial(rooms.changes.follow_files, rooms.node.delete))
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()

@@ -84,6 +84,8 @@ class Shown:
         """Told of every dataset that is shown from then on, and when the cache is to hold it otherwise."""
         self.all: dict[str, Showing] = {}
         """By the ids of datasets."""
+        self.complete = trio.Event()
+        """Whether all is shown that this server has begun with."""
         self.changing = trio.Lock()
         """Held by whoever changes what is shown: one change at a time."""
         self.credentials = Credentials(builder, bridge, store, keeper, nursery, lambda: self.all, self.changing)

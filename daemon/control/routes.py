@@ -36,7 +36,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def public_app(node: Node, bridge: Bridge) -> web.Application:
     """Read-only: metrics, health, status."""
     routes = Routes(node, bridge)
-    app = web.Application(middlewares=[errors_as_json], client_max_size=_LARGEST_BODY_BYTES)
+    middlewares = [errors_as_json, routes.once_complete]
+    app = web.Application(middlewares=middlewares, client_max_size=_LARGEST_BODY_BYTES)
     app.router.add_get("/", routes.page)
     app.router.add_get("/metrics", routes.metrics)
     app.router.add_get("/livez", routes.livez)
@@ -97,6 +98,13 @@ class Routes:
     def __init__(self, node: Node, bridge: Bridge) -> None:
         self._node = node
         self._bridge = bridge
+
+    @web.middleware
+    async def once_complete(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Who asks a server that is just starting hears of all datasets, not of those that it has come to."""
+        if request.path.startswith("/api/"):
+            await self._bridge.await_on_file_side(self._node.once_complete)
+        return await handler(request)
 
     async def page(self, request: web.Request) -> web.Response:
         return web.Response(body=_page(), content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)

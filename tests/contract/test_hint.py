@@ -132,6 +132,17 @@ def test_a_server_that_is_just_starting_is_waited_for(mounts: Mounts, server: we
         assert package.hint("data", files, mountpoint=str(mount.mountpoint))["files"] == 3
 
 
+def test_a_server_that_is_just_starting_knows_all_its_datasets(mounts: Mounts, server: web.Hostile) -> None:
+    """It listens before it has come to the last of them."""
+    files = some_files(3)
+    documents = [dataset(f"data-{number}", put_tree(server, files), "team", type="HTTP") for number in range(30)]
+    mount = mounts.mount("-f", write_manifests(mounts.directory / "m.yaml", *documents), dataset="team/data-29")
+    mount.kill_server()
+    assert package.hint("data-29", files, mountpoint=str(mount.mountpoint))["files"] == 3
+    mount.kill_server()
+    assert len(to_mount(str(mount.mountpoint), 10)("GET", "/api/v1/status", {})["datasets"]) == 30
+
+
 def test_what_can_be_said_and_what_not(mounts: Mounts, server: web.Hostile, tmp_path: Path) -> None:
     files = some_files(3)
     mount = mount_tree(mounts, put_tree(server, files))

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from tests.servers.process import HOST
+from tests.servers.streams import Connections
 
 _PIECE_BYTES = 64 * 1024
 _DRIP_BYTES, _DRIP_S = 2048, 0.05
@@ -37,6 +38,7 @@ class Wire:
         self._passing = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._connections = Connections(self._accept)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -62,7 +64,7 @@ class Wire:
                 self._server = None
             await self._cut()
         elif self._server is None:
-            self._server = await asyncio.start_server(self._accept, HOST, self.port, reuse_address=True)
+            self._server = await asyncio.start_server(self._connections.take, HOST, self.port, reuse_address=True)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def _cut(self) -> None:
@@ -75,6 +77,7 @@ class Wire:
             await self._passing.wait()
             up_reader, up_writer = await asyncio.open_connection(HOST, self._upstream_port)
             self._open.add(up_writer)
+            self._connections.keep(up_writer)
             try:
                 async with asyncio.TaskGroup() as both:
                     both.create_task(self._relay(reader, up_writer))
@@ -86,7 +89,6 @@ class Wire:
             pass  # either side may go at any time; the other is closed then
         finally:
             self._open.discard(writer)
-            writer.close()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_DRIP_BYTES if self._mode is Mode.DRIP else _PIECE_BYTES):
@@ -109,11 +111,7 @@ class Wire:
 
     async def _end(self) -> None:
         await self._set(Mode.REFUSE)
-        mine = asyncio.current_task()
-        others = [task for task in asyncio.all_tasks() if task is not mine]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await self._connections.end()
 
 
 @contextlib.contextmanager

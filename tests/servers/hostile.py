@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from tests.servers.process import HOST
+from tests.servers.streams import Connections, listening
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 LAST_MODIFIED = "Tue, 03 Mar 2026 10:00:00 GMT"
@@ -85,9 +86,10 @@ class Hostile:
     sent_bytes: Counter[str] = field(default_factory=Counter)
     asked: list[Asked] = field(default_factory=list)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _tasks: set[asyncio.Task[object] | None] = field(default_factory=set)  # the loop itself holds them weakly
+    connections: Connections = field(init=False)
     _behaviours: defaultdict[str, deque[Behaviour]] = field(default_factory=lambda: defaultdict(deque))
     _always: dict[str, Behaviour] = field(default_factory=dict)
+    gates: list[Gate] = field(default_factory=list)
     _gates: defaultdict[str, deque[Gate]] = field(default_factory=lambda: defaultdict(deque))
 
     def behave(self, path: str, *behaviours: Behaviour) -> None:
@@ -100,13 +102,13 @@ class Hostile:
 
     def hang_up(self) -> None:
         """Close every connection, which its other side may think idle."""
-        for task in list(self._tasks):
-            if task is not None:
-                task.get_loop().call_soon_threadsafe(task.cancel)
+        for task in list(self.connections.tasks):
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
     def gate(self, path: str, after_bytes: int) -> Gate:
         """For the next GET of this path."""
         gate = Gate(after_bytes)
+        self.gates.append(gate)
         self._gates[path].append(gate)
         return gate
 
@@ -124,8 +126,6 @@ class Hostile:
         return answer
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        self._tasks.add(task)
         try:
             while (asked := await _request(reader)) is not None:
                 self.requests[asked.path] += 1
@@ -134,14 +134,6 @@ class Hostile:
                     return
         except (ConnectionError, asyncio.IncompleteReadError):
             return  # the other side went; that is its right
-        except asyncio.CancelledError:
-            return  # the server stops; asyncio.streams would log what is raised here
-        finally:
-            if self.stopping.is_set():
-                writer.transport.abort()  # what nobody takes any more would keep it open
-            else:
-                writer.close()
-            self._tasks.discard(task)
 
     async def _send(self, asked: Asked, answer: Answer, writer: asyncio.StreamWriter) -> bool:
         """False when the connection is of no use any more."""
@@ -321,19 +313,11 @@ def hostile() -> Iterator[Hostile]:
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        listener = await asyncio.start_server(server.serve, HOST, 0, limit=2**20)
-        server.url = f"http://{HOST}:{listener.sockets[0].getsockname()[1]}/"
-        stop.append(lambda: loop.call_soon_threadsafe(server.stopping.set))
-        ready.set()
-        await server.stopping.wait()
-        listener.close()
-        # Those who serve are cancelled; not one that has just accepted a connection, which nobody else would close.
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in server._tasks:
-                if task is not None:
-                    task.cancel()
-            await asyncio.wait(others, timeout=0.1)
-        await asyncio.sleep(0)  # the last connections close in the next round of the loop
+        async with listening(server.serve, 2**20) as (port, server.connections):
+            server.url = f"http://{HOST}:{port}/"
+            stop.append(lambda: loop.call_soon_threadsafe(server.stopping.set))
+            ready.set()
+            await server.stopping.wait()
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="hostile-server")
     thread.start()
@@ -341,6 +325,9 @@ def hostile() -> Iterator[Hostile]:
         assert ready.wait(10)
         yield server
     finally:
+        for gate in server.gates:
+            gate.open()
         for call in stop:
             call()
         thread.join(10)
+        assert not thread.is_alive()

@@ -40,6 +40,7 @@ from tests.servers.git_server import (
     ssh_git,
 )
 from tests.servers.process import HOST
+from tests.servers.streams import listening
 from tests.sources.sinks import names_in, read_range, tree_of
 
 T = TypeVar("T")
@@ -481,25 +482,22 @@ def test_a_server_that_says_nothing_is_a_timeout_and_leaves_no_process() -> None
     before = _children()
 
     async def run() -> None:
-        server = await asyncio.start_server(_says_nothing, HOST, 0)
-        port = server.sockets[0].getsockname()[1]
-        for scheme in ("http", "git"):
-            access = Access(parse_address(f"{scheme}://{HOST}:{port}/x.git"), {})
-            source = GitSource(access, timeouts=Timeouts(1.0, 0.5))
-            started = time.monotonic()
-            with pytest.raises(SourceTimeout):
-                await tree_of(source)
-            assert time.monotonic() - started < 15
-            await source.close()
-        assert _children() == before
-        server.close()
+        async with listening(_says_nothing) as (port, _connections):
+            for scheme in ("http", "git"):
+                access = Access(parse_address(f"{scheme}://{HOST}:{port}/x.git"), {})
+                source = GitSource(access, timeouts=Timeouts(1.0, 0.5))
+                started = time.monotonic()
+                with pytest.raises(SourceTimeout):
+                    await tree_of(source)
+                assert time.monotonic() - started < 15
+                await source.close()
+            assert _children() == before
 
     asyncio.run(run())
 
 
 async def _says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
-    writer.close()
 
 
 def _children() -> list[str]:

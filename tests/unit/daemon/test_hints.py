@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from daemon import hints as module
 from daemon.hint_notes import HintNotes, Noted
@@ -96,6 +97,23 @@ def test_parts_that_come_at_once_are_all_written_down(tmp_path: Path) -> None:
 
     served(tmp_path, use)
     assert sorted(order_after(tmp_path)) == [1, 2, 3, 4, 5]
+
+
+def test_a_part_that_comes_before_its_hint_was_taken_up_again_waits_for_that(tmp_path: Path) -> None:
+    ids: list[str] = []
+
+    async def begin(hints: Hints, dataset: Dataset) -> None:
+        ids.append((await hints.add(dataset, ["11"], None, last=False)).id)
+
+    async def go_on(hints: Hints, dataset: Dataset) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: hints.add(dataset, ["12"], ids[0], last=True))
+            await trio.testing.wait_all_tasks_blocked()
+            await hints.resume({NAME: dataset})
+
+    served(tmp_path, begin)
+    served(tmp_path, go_on)
+    assert order_after(tmp_path) == [11, 12]
 
 
 def test_the_newest_of_two_is_gone_on_with(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.wire_head import Head
+from tests.servers.process import HOST
+from tests.servers.streams import listening
 
-HOST = "127.0.0.1"
 NAMES = 200
 Answering = Callable[[int, int], bytes | None]
 """What a server says to the request for a number, the how manieth on its connection; None: nothing any more."""
@@ -65,15 +66,10 @@ async def origin(
                         return
         except ConnectionError:
             return
-        finally:
-            writer.close()
 
-    server = await asyncio.start_server(serve, HOST, 0)
-    seen = Origin(server.sockets[0].getsockname()[1])
-    try:
+    async with listening(serve) as (port, _connections):
+        seen = Origin(port)
         yield seen
-    finally:
-        server.close()
 
 
 def plain(number: int, _count: int = 0) -> bytes:
