@@ -247,13 +247,14 @@ class Warming:
         if glob and not job.totals.files:
             raise ConfigError(f"no file matches {glob}")
         self._check_room(job, dataset)
-        job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error), State.WARMING
+        stays = job.what != COMPLETION
+        job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error, stays=stays), State.WARMING
         batches, evicted_bytes = Batches(found(), dataset.origin), self._tier.evicted_bytes
         try:
             await job.warm.run(next_batch)
         finally:
             batches.close()
-        if job.what == WARM_UP and is_shown() and self._tier.evicted_bytes > evicted_bytes:
+        if stays and is_shown() and self._tier.evicted_bytes > evicted_bytes:
             await self._check_kept(job, Batches(found(), dataset.origin))
 
     async def _check_kept(self, job: Job, batches: Batches) -> None:

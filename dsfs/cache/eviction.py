@@ -4,7 +4,9 @@ W-TinyLFU (Einziger, Friedman, Manes 2017), for the way in which training reads.
 small window, in order of last use. What leaves the window stays only if it was used more often lately than those that
 would have to go for it, least recently used first; a tie is lost. So a scan pushes out nothing that is used again, and
 of a dataset that is larger than its share, read in a new order each epoch, a part stays, which is hit as often as it is
-large. A dataset that nobody uses any more loses against everything. ``benchmarks/eviction.py`` has the alternatives.
+large. A dataset that nobody uses any more loses against everything. What somebody asked to have here (a warm-up) does
+not have to be used first: it takes the places of all but what has a higher priority. ``benchmarks/eviction.py`` has the
+alternatives.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ FULL_SHARE = 63 / 64
 """A cache that holds less than this is not full: what leaves the window need not fight for its place."""
 IDLE_SHARE = 1 / 2
 """A dataset is idle once so much of the cache has been brought in since somebody used it last."""
+
+
+ASKED_FOR_USES = 2**31
+"""As if it had been used so often: what came because somebody asked to have it here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ class Window:
 
     def __init__(self) -> None:
         self._keys: OrderedDict[str, int] = OrderedDict()
+        self._asked_for: set[str] = set()
         self.size_bytes = 0
 
     def __contains__(self, key: object) -> bool:
@@ -113,13 +120,19 @@ class Window:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def put(self, key: str, size_bytes: int) -> None:
+    def put(self, key: str, size_bytes: int, *, asked_for: bool = False) -> None:
         """A new object, or one that has grown or was used again: now the latest."""
         self.size_bytes += size_bytes - self._keys.pop(key, 0)
         self._keys[key] = size_bytes
+        if asked_for:
+            self._asked_for.add(key)
+
+    def asked_for(self, key: str) -> bool:
+        return key in self._asked_for
 
     def drop(self, key: str) -> None:
         self.size_bytes -= self._keys.pop(key, 0)
+        self._asked_for.discard(key)
 
     def settle(self, used_bytes: int, limit_bytes: int) -> None:
         """While there is room for all: what the window has no room for stays without a fight."""

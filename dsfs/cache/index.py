@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -57,6 +58,7 @@ class Index:
         self._flushing = threading.Lock()  # whoever writes rows; taken before _lock, never under it
         self._pending: dict[str, Change] = {}
         self._unflushed_bytes: Counter[str] = Counter()  # by owner: added since the last flush
+        self._asked_for: Counter[str] = Counter()  # keys that are being brought because somebody wants them here
         self._noted: dict[str, tuple[str, ...]] = {}  # who used it in this minute, which need not be noted again
         self._noted_before: dict[str, tuple[str, ...]] = {}  # and in the one before
         self._noted_since_s = 0.0
@@ -120,6 +122,20 @@ class Index:
                 self._noted.clear()
             self._noted[key] = (*noted, owner)
 
+    @contextmanager
+    def asked_for(self, key: str) -> Iterator[None]:
+        """What comes of an object meanwhile is wanted here, though nobody has used it yet."""
+        with self._lock:
+            self._asked_for[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked_for[key] -= 1
+                if not self._asked_for[key]:
+                    del self._asked_for[key]
+                self._pending.setdefault(key, Change()).asked_for = True
+
     def remove(self, key: str) -> None:
         """Note that an object is gone. What is pinned stays so, and is kept when it comes again."""
         with self._lock:
@@ -139,6 +155,7 @@ class Index:
                     self._noted_before, self._noted = self._noted, {}
                     self._noted_since_s = now_s
                 pending, self._pending = self._pending, {}
+                asked_for = {key for key, change in pending.items() if change.asked_for or key in self._asked_for}
                 unflushed_bytes = self._unflushed_bytes.copy()
             if not pending:
                 return
@@ -152,7 +169,7 @@ class Index:
                 with self._lock:
                     self._pending = joined(pending, self._pending)
                 raise
-            self._uses.observe(pending, before, after, objects, self._totals.all, self.limit_bytes)
+            self._uses.observe(pending, before, after, objects, self._totals.all, self.limit_bytes, asked_for)
             counted_bytes = sum(change.lost_bytes + change.added_bytes for change in pending.values())
             counted_bytes += sum(row.space_bytes for row in before.values())
             with self._lock:
@@ -233,12 +250,15 @@ class Index:
         with self._flushing:
             keys = self._uses.newcomers(self.limit_bytes)
             rows = self._rows.get([*keys, growing] if growing else keys)
+            with self._lock:
+                asked_for = set(self._asked_for)
             return self._uses.choose_victims(
                 (self._cached(key, rows[key]) for key in keys if key in rows and key != growing),
                 (entry for entry in self.victims_first() if entry.key != growing),
                 need_bytes,
                 self._cached(growing, rows[growing]) if growing in rows else None,
                 self.limit_bytes,
+                asked_for,
             )
 
     def _cached(self, key: str, row: Row) -> Cached:

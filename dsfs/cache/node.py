@@ -304,21 +304,24 @@ class NodeTier:
         """
         with self._evicting:
             self._look_at_disk()
-            if self.reserve(size_bytes):
-                return
-            limit = self._allowance.limit_bytes
-            # a little more than asked for, or every block of a full cache would pay for an eviction of its own
-            need = self.used_bytes + self._allowance.reserved_bytes + size_bytes - limit + int(limit * ROOM_SHARE)
-            if size_bytes <= limit:
-                self._flush_index()
-                for victim in self.index.choose_victims(need, key):
-                    if not self.index.pinned(victim.key):  # nor since it was chosen
-                        freed = self.evict(victim.key)
-                        self.evicted_bytes += freed
-                        metrics.EVICTED_BYTES.inc(freed)
-                self._flush_index()
-            if not self.reserve(size_bytes):
-                raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")
+            while not self.reserve(size_bytes):  # again where others were quicker to take what became free
+                limit = self._allowance.limit_bytes
+                # a little more than asked for, or every block of a full cache would pay for an eviction of its own
+                need = self.used_bytes + self._allowance.reserved_bytes + size_bytes - limit + int(limit * ROOM_SHARE)
+                if size_bytes > limit or not self._evict_some(need, key):
+                    raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")
+
+    def _evict_some(self, need_bytes: int, key: str) -> int:
+        """Evict until so much is free, as far as that may be; the bytes that were freed."""
+        before_bytes = self.evicted_bytes
+        self._flush_index()
+        for victim in self.index.choose_victims(need_bytes, key):
+            if not self.index.pinned(victim.key):  # nor since it was chosen
+                freed = self.evict(victim.key)
+                self.evicted_bytes += freed
+                metrics.EVICTED_BYTES.inc(freed)
+        self._flush_index()
+        return self.evicted_bytes - before_bytes
 
     def evict(self, key: str) -> int:
         """Give back one object's space; the bytes that were freed, 0 when it is being written just now.

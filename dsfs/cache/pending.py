@@ -17,6 +17,7 @@ class Change:
     content_bytes: int = 0  # of files, without what a disk and a map add
     owners: set[str] = field(default_factory=set)
     fresh: bool = False  # used, and not a minute ago too: a file that is read for an hour is used once
+    asked_for: bool = False  # brought because somebody wants to have it here
 
 
 def joined(first: dict[str, Change], then: dict[str, Change]) -> dict[str, Change]:
@@ -37,13 +38,14 @@ def joined(first: dict[str, Change], then: dict[str, Change]) -> dict[str, Chang
                     before.content_bytes + change.content_bytes,
                     before.owners | change.owners,
                     before.fresh or change.fresh,
+                    before.asked_for or change.asked_for,
                 )
         both[key] = change
     return both
 
 
-def _rest(change: Change) -> tuple[int, int, set[str], bool]:
-    return change.added_bytes, change.content_bytes, change.owners, change.fresh
+def _rest(change: Change) -> tuple[int, int, set[str], bool, bool]:
+    return change.added_bytes, change.content_bytes, change.owners, change.fresh, change.asked_for
 
 
 def merged(row: Row, change: Change, now_s: float) -> Row | None:

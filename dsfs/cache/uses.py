@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from dsfs.cache.eviction import WINDOW_SHARE, Activity, Cached, Window, Worth, choose_victims
+from dsfs.cache.eviction import ASKED_FOR_USES, WINDOW_SHARE, Activity, Cached, Window, Worth, choose_victims
 from dsfs.cache.frequency import Frequencies
 from dsfs.cache.pending import Change
 from dsfs.cache.rows import Row
@@ -31,8 +31,10 @@ class Uses:
         objects: int,
         here_bytes: int,
         limit_bytes: int,
+        asked_for: Collection[str] = (),
     ) -> None:
-        """What happened, and the rows of that before and after; of how many ``objects`` that take ``here_bytes``."""
+        """What happened, and the rows of that before and after; of how many ``objects`` that take ``here_bytes``. Those
+        that were ``asked_for`` are wanted here before anybody uses them."""
         share_bytes = limit_bytes * WINDOW_SHARE
         for key, change in pending.items():
             if change.fresh:
@@ -45,7 +47,7 @@ class Uses:
             if row is None or row.pins or not 0 < row.space_bytes <= share_bytes:
                 self._window.drop(key)
             elif new or key in self._window:
-                self._window.put(key, row.space_bytes)
+                self._window.put(key, row.space_bytes, asked_for=key in asked_for)
         self._window.settle(here_bytes, limit_bytes)
 
     def pinned(self, keys: Iterable[str]) -> None:
@@ -64,11 +66,15 @@ class Uses:
         need_bytes: int,
         growing: Cached | None,
         limit_bytes: int,
+        asked_for: Collection[str] = (),
     ) -> list[Cached]:
         """Objects to give up until ``need_bytes`` are covered. ``others`` may have what is in the window among them;
-        ``growing`` is the object that wants the room, if it is here."""
+        ``growing`` is the object that wants the room, if it is here. ``asked_for`` are those of them that are just
+        coming."""
 
         def worth(entry: Cached) -> Worth:
+            if entry.key in asked_for or self._window.asked_for(entry.key):
+                return Worth(entry.priority, active=True, uses=ASKED_FOR_USES)
             active = not self._activity.idle(entry.owners, limit_bytes)
             return Worth(entry.priority, active, self._frequencies.of(entry.key))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
@@ -279,6 +280,10 @@ class Reader:
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         whole = ByteRange(0, file.size_bytes)
         return blocks_of(whole, self._tier.block_bytes) if obj is None else await to_fetch(self._tier, obj, whole)
+
+    def asked_for(self, file: RemoteFile) -> AbstractContextManager[None]:
+        """What is brought of a file meanwhile is to stay here, before somebody reads it too."""
+        return self._tier.index.asked_for(file.key)
 
     async def bring(self, file: RemoteFile, blocks: Sequence[int], priority: Priority) -> None:
         """Have blocks fetched, and wait until they are stored, if there is room. Raises the SourceError that ended

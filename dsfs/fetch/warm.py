@@ -7,6 +7,7 @@ here already costs a look at its map, in a thread.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,7 +63,8 @@ class _File:
 
 
 class WarmUp:
-    """File side only. ``on_error`` hears of each file that cannot be brought in."""
+    """File side only. ``on_error`` hears of each file that cannot be brought in. What ``stays`` takes the places of
+    what is used; else it has to be used itself, or goes first."""
 
     def __init__(
         self,
@@ -70,8 +72,11 @@ class WarmUp:
         bytes_per_s: float | None,
         on_error: Callable[[RemoteFile, DsfsError], None],
         priority: Priority = Priority.WARM,
+        *,
+        stays: bool = False,
     ) -> None:
         self._reader = reader
+        self._stays = stays
         self._priority = priority
         self._on_error = on_error
         self._throttle = Throttle(bytes_per_s) if bytes_per_s else None
@@ -140,7 +145,8 @@ class WarmUp:
             if self._throttle is not None:
                 await self._throttle.take(size)
             try:
-                await self._reader.bring(file, run, self._priority)
+                with self._reader.asked_for(file) if self._stays else nullcontext():
+                    await self._reader.bring(file, run, self._priority)
                 if not self._reader.has(file, run):
                     raise CacheFull(
                         "it came but could not be kept: the cache or its quota has no room, or its disk refuses"

@@ -108,6 +108,27 @@ def test_more_than_fits_is_refused_with_the_numbers(mounts: Mounts, server: web.
     assert not gets(server)
 
 
+@pytest.mark.parametrize("sizes", [(20, 100_000), (1, 2_000_000)], ids=["small", "large"])
+def test_a_full_cache_makes_room_for_what_is_warmed(
+    mounts: Mounts, server: web.Hostile, sizes: tuple[int, int]
+) -> None:
+    """Though what is in it was used more, and nobody has used this yet."""
+    uri = put_tree(server, some_files(60, 100_000, "used") | some_files(*sizes, "wanted"))
+    mount = mount_tree(mounts, uri, "--cache-size=8MiB")
+    mount.wait_phase("READY")
+    for _ in range(3):
+        for path in sorted((mount.root / "used").iterdir()):
+            drop_pages(path)
+            path.read_bytes()
+    assert warm(mount, "data/wanted")["fetched_bytes"] == sizes[0] * sizes[1]
+    for path in sorted((mount.root / "used").iterdir()):
+        path.read_bytes()
+    before = gets(server)
+    for path in sorted((mount.root / "wanted").iterdir()):
+        path.read_bytes()
+    assert gets(server) == before
+
+
 def test_what_others_use_more_is_not_said_to_be_warm(mounts: Mounts, server: web.Hostile) -> None:
     uri = put_tree(server, some_files(60, 100_000, "used") | some_files(20, 100_000, "wanted"))
     mount = mount_tree(mounts, uri, "--cache-size=8MiB")

@@ -186,3 +186,48 @@ def test_what_nobody_shows_any_more_goes_first_and_is_whose_who_shows_it_again(t
     assert index.owner_bytes("another") == 10
     assert [int(each.key, 16) for each in index.victims_first()] == [2, 0, 3, 1]
     index.close(6.0)
+
+
+@pytest.mark.parametrize("priority", [0, 1])
+def test_what_was_asked_for_takes_the_places_of_what_is_used_but_not_of_a_higher_priority(
+    tmp_path: Path, priority: int
+) -> None:
+    index = Index(str(tmp_path))
+    index.limit_bytes = 640
+    index.set_priority("others", priority)
+    for number in range(62):  # there is room for all of them
+        index.add(f"{number:064x}", 10, 10, "others")
+    for minute in range(3):  # a use is noted to the minute
+        index.flush(120.0 * minute)
+        for number in range(62):
+            index.use(f"{number:064x}", "others")
+    index.flush(500.0)
+    wanted = [f"{number:064x}" for number in range(100, 104)]
+    for key in wanted:
+        with index.asked_for(key):
+            index.add(key, 10, 10, "own")
+            index.flush(501.0)  # before it is all here, and after
+    index.flush(502.0)
+    gone = {each.key for each in index.choose_victims(30)}
+    assert len(gone) == 3
+    assert len(gone & set(wanted)) == (0 if priority == 0 else 2), "one of the others is in the window still"
+    index.close(503.0)
+
+
+def test_a_large_object_that_was_asked_for_grows(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    index.limit_bytes = 640
+    index.set_priority("high", 1)
+    for number in range(26):
+        index.add(f"{number:064x}", 10, 10, "others")
+        index.add(f"{number + 32:064x}", 10, 10, "high")
+    large = f"{100:064x}"
+    index.add(large, 100, 100, "own")
+    index.flush(0.0)
+    assert index.choose_victims(50, large) == [], "it was used no more than others"
+    with index.asked_for(large):
+        gone = index.choose_victims(500, large)
+    assert {each.owners for each in gone} == {("others",)}
+    assert len(gone) == 26
+    assert index.choose_victims(50, large) == [], "it is as others again"
+    index.close(101.0)
