@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from tests.servers.process import HOST
-from tests.servers.streams import Connections
+from tests.servers.streams import Connections, stop_listening
 
 _PIECE_BYTES = 64 * 1024
 _DRIP_BYTES, _DRIP_S = 2048, 0.05
@@ -60,8 +60,8 @@ class Wire:
             self._passing.set()
         if mode is Mode.REFUSE:
             if self._server is not None:
-                self._server.close()
-                self._server = None
+                server, self._server = self._server, None
+                await stop_listening(server)
             await self._cut()
         elif self._server is None:
             self._server = await asyncio.start_server(self._connections.take, HOST, self.port, reuse_address=True)

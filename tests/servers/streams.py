@@ -33,8 +33,6 @@ class Connections:
 
     async def end(self) -> None:
         """Called when no more are accepted."""
-        for _round in range(_ACCEPTED_ROUNDS):
-            await asyncio.sleep(0)
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -49,6 +47,16 @@ class Connections:
             writer.close()
 
 
+async def stop_listening(server: asyncio.Server) -> None:
+    """As ``server.close()``, which alone would leave a connection open that was accepted just now: its transport cannot
+    be attached to a server that is closed (``Server._attach``), and nobody closes its socket."""
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _round in range(_ACCEPTED_ROUNDS):
+        await asyncio.sleep(0)
+    server.close()
+
+
 @asynccontextmanager
 async def listening(serve: Serve, limit: int = 2**16) -> AsyncIterator[tuple[int, Connections]]:
     """A server on a free port for as long as the block lasts; ``limit`` bytes of a line that is read."""
@@ -57,5 +65,5 @@ async def listening(serve: Serve, limit: int = 2**16) -> AsyncIterator[tuple[int
     try:
         yield server.sockets[0].getsockname()[1], connections
     finally:
-        server.close()
+        await stop_listening(server)
         await connections.end()
