@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import trio
@@ -29,6 +30,7 @@ class OlderRevisions:
         self._whole = whole
         self._dataset = dataset
         self._open = open
+        self._slots: dict[str, list[int]] = {}  # by the ids of their datasets
 
     def attach(self) -> None:
         """Have the tree ask here."""
@@ -57,4 +59,13 @@ class OlderRevisions:
     def _put(self, dataset: Dataset, revision: str, file: str) -> int:
         slot = self._store.number(f"dataset {dataset.manifest.id}@{revision}")
         self._whole.put(self._open(dataset, slot, file))
+        self._slots.setdefault(dataset.manifest.id, []).append(slot)
         return slot
+
+    def drop(self, dataset: str) -> list[bytes]:
+        """Show none of a dataset's any more; their names."""
+        names = []
+        for slot in self._slots.pop(dataset, ()):
+            self._whole.drop(slot)
+            names.append(os.fsencode((self._store.what_has(slot) or "").rpartition("/")[2]))
+        return names

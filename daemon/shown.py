@@ -20,7 +20,7 @@ from daemon.showing import Showing
 from daemon.wanted import HANDED_OVER, to_text
 from daemon.warming import Warming
 from dsfs.bridge import Bridge
-from dsfs.catalog.diff import Changes
+from dsfs.catalog.diff import Changes, ManyChanges
 from dsfs.datasets.dataset import Dataset, DatasetStatus
 from dsfs.datasets.selection import left_behind
 from dsfs.datasets.store import DatasetStore
@@ -79,7 +79,8 @@ class Shown:
         self._whole = whole
         self._tree = whole.tree if whole else None
         if whole is not None:
-            OlderRevisions(store, whole, lambda name: self.datasets.get(name), self._revision_files).attach()
+            self._older = OlderRevisions(store, whole, lambda name: self.datasets.get(name), self._revision_files)
+            self._older.attach()
         self.on_prepared: Callable[[Dataset], None] = _nobody_to_tell
         """Told of every dataset that is shown from then on, and when the cache is to hold it otherwise."""
         self.all: dict[str, Showing] = {}
@@ -180,7 +181,7 @@ class Shown:
         dataset.on_left = lambda before: self._nursery.start_soon(self._left, dataset, before)
         return partial(self._session.add, files, come)
 
-    async def _swapped(self, name: str, changed: Changes | None) -> None:
+    async def _swapped(self, name: str, changed: Changes | ManyChanges) -> None:
         """A dataset shows another revision: the kernel is told, and what refers to it looks too."""
         await self._session.swapped(name, changed)
         for showing in self.all.values():
@@ -246,8 +247,10 @@ class Shown:
         showing.preheating.cancel()
         await self._preheating.forget(name)
         if showing.unhide is None:
+            older = self._older.drop(name)
             gone, changed = self._tree.remove(manifest.namespace, manifest.name)
-            await self._session.remove(name, gone, changed)
+            namespace, _name = gone[0]
+            await self._session.remove(name, [*((namespace, each) for each in older), *gone], changed)
         showing.scope.cancel()
         showing.dataset.fail("not shown any more")  # who waits for its listing must not wait for ever
         self._removed.append(showing.dataset)

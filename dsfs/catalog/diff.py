@@ -45,6 +45,24 @@ class Changes:
         return bool(self.names)
 
 
+@dataclass(frozen=True, slots=True)
+class ManyChanges:
+    """As ``Changes``, of more names than are held in memory."""
+
+    new_file: str
+    shown_file: str
+
+    def names(self) -> Iterator[tuple[int, bytes]]:
+        """(directory, name) of each. Blocks on the disk; raises CatalogError."""
+        db = _open_both(self.new_file, self.shown_file)
+        try:
+            yield from db.execute(_DIFFERENT)
+        except sqlite3.Error as error:
+            raise CatalogError(f"{self.new_file}: cannot be compared with {self.shown_file}: {error}") from error
+        finally:
+            db.close()
+
+
 def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
     """Renumber a sealed catalog after the one that is shown. Blocks on the disk.
 
@@ -104,8 +122,8 @@ def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
     return next_ino
 
 
-def changes(new_file: str, shown_file: str, at_most: int) -> Changes | None:
-    """What differs between two catalogs with common numbers; None when it is more than ``at_most`` names."""
+def changes(new_file: str, shown_file: str, at_most: int) -> Changes | ManyChanges:
+    """What differs between two catalogs with common numbers; at most so many names are held in memory."""
     db = _open_both(new_file, shown_file)
     try:
         names = db.execute(f"{_DIFFERENT} LIMIT ?", (at_most + 1,)).fetchall()
@@ -114,7 +132,7 @@ def changes(new_file: str, shown_file: str, at_most: int) -> Changes | None:
     finally:
         db.close()
     if len(names) > at_most:
-        return None
+        return ManyChanges(new_file, shown_file)
     return Changes(tuple((parent, name) for parent, name in names), tuple(sorted({parent for parent, _name in names})))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import structlog
 import trio
 
 from dsfs.bridge import Bridge
-from dsfs.catalog.diff import Changes
+from dsfs.catalog.diff import Changes, ManyChanges
 from dsfs.catalog.lookup import Catalog, Row
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.listing import list_all, list_beside, new_catalog
@@ -82,7 +83,7 @@ class Dataset:
         """Set once the source has answered, well or badly, or an older revision is shown in its place."""
         self.settled = trio.Event()
         """Set once the revision is sealed, or the first crawl has failed."""
-        self.on_swap: Callable[[Changes | None], Awaitable[None]] = _nobody_to_tell
+        self.on_swap: Callable[[Changes | ManyChanges], Awaitable[None]] = _nobody_to_tell
         """Told what another revision changed, None for "a lot", once it is shown."""
         self.on_listed: Callable[[], None] = _nobody_to_call
         """Called whenever another revision is shown, or the one that is has become whole."""
@@ -283,7 +284,7 @@ class Dataset:
                 await self._bridge.call(source.close)
             raise
         await self._sources.use(source)
-        if found is not None and not found:
+        if not found:
             await trio.to_thread.run_sync(remove_catalog, file, limiter=CATALOG)
             return  # nothing has changed: what is shown is the next revision
         try:
@@ -294,7 +295,7 @@ class Dataset:
         # No await between these lines: from here on the tree is the new one.
         before = self.catalog.file
         self._names.show_next(file)
-        log.info("revision swapped", dataset=self.manifest.id, revision=self.catalog.revision, changed=bool(found))
+        log.info("revision swapped", dataset=self.manifest.id, revision=self.catalog.revision)
         self.on_listed()
         swapped, self.swapped = self.swapped, trio.Event()
         swapped.set()
@@ -324,10 +325,13 @@ class Dataset:
 
     async def status(self) -> DatasetStatus:
         catalog = self.catalog
-        if catalog.sealed:
-            files, size, skipped = catalog.totals()
-        else:
-            files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=CATALOG)
+        try:
+            if catalog.sealed:
+                files, size, skipped = catalog.totals()
+            else:
+                files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=CATALOG)
+        except (CatalogError, sqlite3.Error) as error:  # of one dataset: what there is to say of others is said
+            return DatasetStatus(catalog.revision, Phase.FAILED, f"its catalog cannot be read: {error}", 0, 0, 0)
         message = self._message
         if not message and self.origin.last_error is not None:
             message = str(self.origin.last_error.error)
@@ -392,5 +396,5 @@ def _nobody_asks(catalog_file: str) -> None:
     return
 
 
-async def _nobody_to_tell(found: Changes | None) -> None:
+async def _nobody_to_tell(found: Changes | ManyChanges) -> None:
     return

@@ -10,7 +10,7 @@ import trio
 
 from dsfs.bridge import Bridge
 from dsfs.catalog.crawl import crawl
-from dsfs.catalog.diff import Changes, adopt_numbers, changes
+from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes
 from dsfs.catalog.lookup import Catalog
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.selection import CATALOG
@@ -20,7 +20,7 @@ from dsfs.sources.base import Source
 
 log = structlog.get_logger()
 
-_TOLD_NAMES = 10_000  # more changes than that are told as "a lot"
+_TOLD_NAMES = 10_000  # more changes than that stay on the disk
 
 
 def new_catalog(directory: str) -> CatalogWriter:
@@ -49,8 +49,8 @@ async def list_all(
 
 async def list_beside(
     bridge: Bridge, dataset: str, source: Source, directory: str, known: Sequence[Catalog]
-) -> tuple[str, Changes | None]:
-    """The catalog of the next revision, sealed, and what it changes in the one that is shown; None for "a lot".
+) -> tuple[str, Changes | ManyChanges]:
+    """The catalog of the next revision, sealed, and what it changes in the one that is shown.
 
     ``known`` are the revisions whose numbers readers may know, the one that is shown first: what is unchanged keeps its
     number, and none is given a second time. Raises DsfsError; then nothing of it stays behind.

@@ -15,7 +15,7 @@ FOREVER_S = 30 * 86400
 BLOCK_SIZE = 4096
 DIRECTORY_BYTES = 4096
 
-_TYPE = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
+TYPES = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
 
 
 class Attributes(NamedTuple):
@@ -89,4 +89,4 @@ def attributes_of(row: Row, nodeid: int, owner: Ownership) -> Attributes:
         mode |= (mode & 0o444) >> 2
     if row.kind == Kind.SYMLINK:
         mode, size = 0o777, len(row.target or b"")  # lstat(2): the length of the path that it holds
-    return Attributes(nodeid, size, row.mtime_ns, _TYPE[Kind(row.kind)] | mode, 1, owner.uid, owner.gid)
+    return Attributes(nodeid, size, row.mtime_ns, TYPES[Kind(row.kind)] | mode, 1, owner.uid, owner.gid)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
 
 import trio
 from cachetools import LRUCache
 
 from dsfs.cache.complete import CachedObject
-from dsfs.catalog.diff import Changes
+from dsfs.catalog.diff import Changes, ManyChanges
 from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
 from dsfs.datasets.dataset import Dataset
-from dsfs.errors import DsfsError, SourceChanged, SourceError, SourceUnavailable
+from dsfs.errors import DsfsError, SourceChanged, SourceError, SourceUnavailable, SourceUnsupported
 from dsfs.fetch.disk_read import DiskRead
 from dsfs.fetch.flight import SMALL_BLOCKS, Flight
 from dsfs.fetch.origin import RemoteFile
@@ -91,6 +92,10 @@ class DatasetFiles:
         names = [(self._nodeid(parent), name) for parent, name in changed.names]
         return names, [self._nodeid(ino) for ino in changed.directories]
 
+    def names_of(self, changed: ManyChanges) -> Iterator[tuple[int, bytes]]:
+        """As ``nodeids_of``, the names alone. Scans catalogs: not for the loop."""
+        return ((self._nodeid(parent), name) for parent, name in changed.names())
+
     def all_directories(self) -> list[int]:
         """The nodeids of every directory that is shown. Scans the catalog: not for the loop."""
         catalog = Catalog(self.dataset.catalog.file)
@@ -115,6 +120,8 @@ class DatasetFiles:
         row = await self.dataset.find(self._ino(parent), name)
         if row is None:
             return _NEVER_SHOWN  # the directory may be listed later, and then has it
+        if row.size is None and row.kind == Kind.FILE:
+            raise SourceUnsupported(f"{self.dataset.manifest.id}: nobody knows how long {os.fsdecode(name)!r} is")
         return self._entry(row)
 
     def _entry(self, row: Row) -> Entry:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -47,6 +47,9 @@ log = structlog.get_logger()
 _NOTIFICATIONS = trio.CapacityLimiter(2)
 LARGEST_READ_BYTES = 1 * MiB
 PAGE = 4096
+_MAX_BACKGROUND = 512
+"""Read-ahead requests that the kernel keeps in flight: with fewer, those of cold files hold up the cached ones."""
+_LOOK_AGAIN_S = 0.5  # whether who was interrupted is to end by now
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
 
@@ -90,6 +93,7 @@ class Connection:
         # unique → (scope, pid, since), oldest first
         self._running: dict[int, tuple[trio.CancelScope | Later, int, float]] = {}
         self._handed_over: dict[int, tuple[int, float]] = {}  # unique → pid, since: what other threads answer
+        self._interrupted: set[int] = set()  # uniques of what goes on all the same
         self._pid = 0  # who asks for what is being handled
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -135,8 +139,10 @@ class Connection:
         """Have the kernel ask anew for names and listings that changed, in nodeids."""
         await self.notify(lambda: self._forget(names, directories))
 
-    async def forget_all(self, directories: Callable[[], Sequence[int]]) -> None:
-        """As ``forget``, for more than can be listed; a kernel without epochs is told ``directories`` one by one."""
+    async def forget_all(
+        self, names: Callable[[], Iterable[tuple[int, bytes]]], directories: Callable[[], Sequence[int]]
+    ) -> None:
+        """As ``forget``, for more names than are held in memory: a kernel that knows epochs needs not be told each."""
 
         def work() -> None:
             try:
@@ -144,7 +150,9 @@ class Connection:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                self._forget((), directories())
+                self._forget(names(), directories())
+            else:
+                self._forget((), directories())  # listings, and attributes of the root, which is never looked up
 
         await self.notify(work)
 
@@ -158,7 +166,7 @@ class Connection:
 
         await trio.to_thread.run_sync(while_held, limiter=_NOTIFICATIONS)
 
-    def _forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
+    def _forget(self, names: Iterable[tuple[int, bytes]], directories: Sequence[int]) -> None:
         for directory in directories:
             self.device.forget_inode(directory)
         for parent, name in names:
@@ -340,8 +348,8 @@ class Connection:
             min(minor, KERNEL_MINOR_VERSION),
             16 * MiB,  # max_readahead: the mount's bdi decides
             chosen & 0xFFFFFFFF,
-            64,  # max_background: read-ahead requests that the kernel keeps in flight
-            48,  # congestion_threshold
+            _MAX_BACKGROUND,
+            _MAX_BACKGROUND * 3 // 4,  # congestion_threshold
             PAGE,  # max_write: nothing is written
             1,  # time_gran, ns
             LARGEST_READ_BYTES // PAGE,
@@ -364,11 +372,30 @@ class Connection:
 
     def on_interrupt(self, unique: int, nodeid: int, body: memoryview) -> None:
         (target,) = INTERRUPT_IN.unpack_from(body)
+        if self._goes_on(target):
+            self._interrupted.add(target)
+            if len(self._interrupted) == 1 and self._nursery is not None:
+                self._nursery.start_soon(self._look_again)
+
+    def _goes_on(self, target: int) -> bool:
+        """Whether a request is waited for though it was interrupted; if it need not be, it is answered."""
         running, handed_over = self._running.get(target), self._handed_over.get(target)
-        if running is not None and wants_out(running[1]):
+        if running is not None:
+            if not wants_out(running[1]):
+                return True
             running[0].cancel()
-        elif handed_over is not None and wants_out(handed_over[0]) and self.take_back(target) is not None:
-            self.device.reply_error(target, errno.EINTR)
+        elif handed_over is not None:
+            if not wants_out(handed_over[0]):
+                return True
+            if self.take_back(target) is not None:
+                self.device.reply_error(target, errno.EINTR)
+        return False
+
+    async def _look_again(self) -> None:
+        """The kernel tells of the first signal only, and who waits can then not even be killed."""
+        while self._interrupted:
+            await trio.sleep(_LOOK_AGAIN_S)
+            self._interrupted = {target for target in self._interrupted if self._goes_on(target)}
 
     def on_destroy(self, unique: int, nodeid: int, body: memoryview) -> bytes:
         return b""

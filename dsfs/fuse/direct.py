@@ -7,12 +7,13 @@ import hashlib
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
 import trio
 
-from dsfs.catalog.diff import Changes
+from dsfs.catalog.diff import Changes, ManyChanges
 from dsfs.datasets.selection import CATALOG
 from dsfs.errors import MountError
 from dsfs.fetch.origin import RemoteFile
@@ -151,15 +152,15 @@ class DirectSession:
         if self._root is not None:
             await self._root.forget(gone, changed)
 
-    async def swapped(self, name: str, changed: Changes | None) -> None:
+    async def swapped(self, name: str, changed: Changes | ManyChanges) -> None:
         """A dataset shows another revision: the next server is told, then the kernel."""
         files, connection = self._files.get(name), self._connections.get(name)
         if files is None or connection is None:
             return  # it is not mounted yet: then it shows this one from the start
         await self._remember(name, _STATE_SHOWN, files.dataset.shown())
-        if changed is None:
-            await connection.forget_all(files.all_directories)
-        elif changed:
+        if isinstance(changed, ManyChanges):
+            await connection.forget_all(partial(files.names_of, changed), files.all_directories)
+        else:
             await connection.forget(*files.nodeids_of(changed))
 
     async def forget_pages(self, file: RemoteFile) -> None:

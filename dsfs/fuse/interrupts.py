@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-_ENDS = {signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+_ENDS = {signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT}
 
 
 def wants_out(pid: int) -> bool:

@@ -9,7 +9,11 @@ from dsfs.filesystem.attributes import BLOCK_SIZE, Listed
 from dsfs.filesystem.tree import Directories
 from dsfs.fuse.connection import PAGE, Answer, Channel, Connection
 from dsfs.fuse.packing import pack_attributes, pack_entry, pack_names, pack_names_plus, pack_sized
-from dsfs.fuse.wire import ATTR_OUT, DIRENT, GETXATTR_IN, KSTATFS, READ_IN, Opcode
+from dsfs.fuse.wire import ATTR, ATTR_OUT, DIRENT, ENTRY_OUT, GETXATTR_IN, KSTATFS, READ_IN, Opcode
+
+_SHORTEST = DIRENT.size + 8
+"""Bytes of a name in a listing, at least; more of them than fit are not looked up."""
+_SHORTEST_PLUS = ENTRY_OUT.size + ATTR.size + _SHORTEST
 
 
 class NamesConnection(Connection):
@@ -44,14 +48,16 @@ class NamesConnection(Connection):
 
     def on_readdir(self, unique: int, nodeid: int, body: memoryview) -> Answer:
         _fh, offset, size, *_rest = READ_IN.unpack_from(body)
-        return self._readdir(nodeid, offset, size, pack_names)
+        return self._readdir(nodeid, offset, size, _SHORTEST, pack_names)
 
     def on_readdirplus(self, unique: int, nodeid: int, body: memoryview) -> Answer:
         _fh, offset, size, *_rest = READ_IN.unpack_from(body)
-        return self._readdir(nodeid, offset, size, pack_names_plus)
+        return self._readdir(nodeid, offset, size, _SHORTEST_PLUS, pack_names_plus)
 
-    def _readdir(self, nodeid: int, offset: int, size: int, pack: Callable[[list[Listed], int], bytes]) -> Answer:
-        limit = size // (DIRENT.size + 8) + 1
+    def _readdir(
+        self, nodeid: int, offset: int, size: int, shortest: int, pack: Callable[[list[Listed], int], bytes]
+    ) -> Answer:
+        limit = size // shortest + 1
         names = self._tree.try_readdir(nodeid, offset, limit)
         return self._wait_readdir(nodeid, offset, size, limit, pack) if names is None else pack(names, size)
 

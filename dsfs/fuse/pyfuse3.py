@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -17,17 +17,17 @@ import structlog
 import trio
 
 from dsfs import metrics
-from dsfs.catalog.diff import Changes
+from dsfs.catalog.diff import Changes, ManyChanges
 from dsfs.datasets.selection import CATALOG
 from dsfs.errors import DsfsError, MountError
 from dsfs.fetch.origin import RemoteFile
-from dsfs.filesystem.attributes import BLOCK_SIZE, Attributes, Entry, Listed
+from dsfs.filesystem.attributes import BLOCK_SIZE, TYPES, Attributes, Entry, Listed
 from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID
 from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
-from dsfs.model import ReadPath
+from dsfs.model import Kind, ReadPath
 from dsfs.ranges import ByteRange
 
 log = structlog.get_logger()
@@ -107,7 +107,7 @@ class Operations(pyfuse3.Operations):
                     await tree.ensure_listed(fh)
                     names = tree.try_readdir(fh, cookie, _NAMES_AT_ONCE) or []
                 for listed in names:
-                    if not await self._show(fh, listed, token):
+                    if not self._show(fh, listed, token):
                         return
                     cookie = listed.cookie
                 if not names:
@@ -115,17 +115,16 @@ class Operations(pyfuse3.Operations):
 
         await self._run("readdir", fh, answer)
 
-    async def _show(self, directory: int, listed: Listed, token: Any) -> bool:
-        tree = self._tree
+    def _show(self, directory: int, listed: Listed, token: Any) -> bool:
         if listed.name in (b".", b".."):
-            entry = Entry(directory, tree.try_getattr(directory))  # the kernel takes nothing but the number
+            entry = _entry(Entry(directory, self._tree.try_getattr(directory)))  # the kernel takes only the number
         elif listed.attributes is not None:
-            entry = Entry(listed.nodeid, listed.attributes)
-        else:
-            entry = tree.try_lookup(directory, listed.name) or await tree.lookup(directory, listed.name)
-            if entry.attributes is None:
-                return True
-        shown: bool = pyfuse3.readdir_reply(token, listed.name, _entry(entry), listed.cookie)
+            entry = _entry(Entry(listed.nodeid, listed.attributes))
+        else:  # its size has to be asked for: by who looks at it, not by who lists the others
+            entry = pyfuse3.EntryAttributes()
+            entry.st_ino, entry.st_mode = listed.nodeid, TYPES[Kind(listed.kind)]
+            entry.entry_timeout = entry.attr_timeout = 0
+        shown: bool = pyfuse3.readdir_reply(token, listed.name, entry, listed.cookie)
         return shown
 
     async def releasedir(self, fh: int) -> None:
@@ -341,18 +340,18 @@ class PortableSession:
         for files in list(self._files.values()):
             await _forget((), await trio.to_thread.run_sync(files.nodeids_of_keys, keys, limiter=CATALOG))
 
-    async def swapped(self, name: str, changed: Changes | None) -> None:
+    async def swapped(self, name: str, changed: Changes | ManyChanges) -> None:
         """A dataset shows another revision: the kernel is told."""
         files = self._files.get(name)
         if files is None:
             return  # nobody has seen it yet
-        if changed is None:
-            await _forget((), await trio.to_thread.run_sync(files.all_directories))
+        if isinstance(changed, ManyChanges):
+            await _forget(files.names_of(changed), await trio.to_thread.run_sync(files.all_directories))
         else:
             await _forget(*files.nodeids_of(changed))
 
 
-async def _forget(names: Sequence[tuple[int, bytes]], nodeids: Sequence[int]) -> None:
+async def _forget(names: Iterable[tuple[int, bytes]], nodeids: Sequence[int]) -> None:
     """Have the kernel ask anew for names, and for listings or pages of inodes. In a thread: it may wait there for what
     this loop has to answer."""
 

@@ -120,6 +120,8 @@ class FsspecSource:
             found: SourceObject | None = await self._call(self._stat, path)
         except SourceMissing:
             return None
+        if found is not None and found.size is None:
+            raise SourceUnsupported(f"{self.uri}: {path!r}: the file system does not say how long it is")
         return found
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -83,12 +84,14 @@ def test_it_gets_few_connections_at_once(mounts: Mounts, server: _Server, source
     assert server.most <= 2 * AT_ONCE_IF_CLOSING  # names and bytes
 
 
-def test_a_name_that_is_refused_keeps_no_other(mounts: Mounts, server: _Server, source: Path) -> None:
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+def test_a_name_that_is_refused_keeps_no_other(mounts: Mounts, server: _Server, source: Path, session: str) -> None:
     files = files_of(source)
     refused = files[len(files) // 2]
     server.refused = f"/{refused}"
-    mount = mounts.mount(f"http://{HOST}:{server.server_port}/")
+    mount = mounts.mount(f"http://{HOST}:{server.server_port}/", session=session)
     mount.expect_log("listing failed")
+    assert sorted(os.listdir(mount.root / refused.parent)) == sorted(os.listdir(source / refused.parent))
     for path in files:
         if path == refused:
             with pytest.raises(PermissionError):

@@ -162,6 +162,48 @@ def test_a_reader_that_waits_can_be_ended(mounts: Mounts, path: str, number: sig
         assert (mount.root / "file").read_bytes() == server.files["/file"]
 
 
+@pytest.mark.parametrize("path", DIRECT)
+def test_a_reader_that_was_stopped_before_can_be_ended_too(mounts: Mounts, path: str) -> None:
+    """The kernel tells of the first signal alone, and that one is none that ends it."""
+    with web.hostile() as server:
+        server.files["/file"] = os.urandom(100_000)
+        mount = mount_path(mounts, path, f"{server.url}file", "--read-timeout=40s", type="HTTP")
+        mount.expect_log("fetch failed")
+        gate = server.gate("/file", 10)
+        with subprocess.Popen(["cat", mount.root / "file"], stdout=subprocess.DEVNULL) as reader:
+            try:
+                assert gate.reached.wait(20), "the reader waits for the origin"
+                reader.send_signal(signal.SIGTSTP)
+                time.sleep(0.3)
+                reader.kill()
+                assert reader.wait(20) == -signal.SIGKILL
+            finally:
+                gate.open()
+        assert (mount.root / "file").read_bytes() == server.files["/file"]
+
+
+def test_cold_readers_that_wait_do_not_hold_up_cached_ones(mounts: Mounts) -> None:
+    """Read-ahead is asked for in the background, and the kernel lets only so much of that be under way."""
+    cold = [f"cold{number:03d}" for number in range(100)]
+    with web.hostile() as server:
+        cached = os.urandom(4 * MIB)
+        uri = put_tree(server, {**dict.fromkeys(cold, bytes(2 * MIB)), "cached": cached})
+        mount = mount_path(mounts, "openless", uri, "--read-timeout=20s", type="HTTP")
+        mount.expect_log("fetch failed")
+        mount.wait_phase("READY")
+        assert (mount.root / "cached").read_bytes() == cached
+        eventually(lambda: mount.dataset()["cached_bytes"] == len(cached), 20, "it is cached")
+        drop_pages(mount.root / "cached")
+        for name in cold:
+            server.always(f"/data/{name}", web.stall_at_once)
+        with ThreadPoolExecutor(len(cold)) as pool:
+            waiting = [pool.submit(errno_of_read, mount.root / name) for name in cold]
+            eventually(lambda: mount.sum_of("dsfs_waiting_requests") >= 64, 20, "they wait")
+            assert (mount.root / "cached").read_bytes() == cached
+            assert not any(reader.done() for reader in waiting)
+            assert {reader.result() for reader in waiting} == {errno.ETIMEDOUT}
+
+
 def test_a_reader_that_waits_through_pyfuse3_ends_with_the_read_timeout(mounts: Mounts) -> None:
     """pyfuse3 does not tell of INTERRUPT, and the kernel lets nobody go whose request is being answered: who was killed
     is gone when the time for the answer is over."""

@@ -196,6 +196,56 @@ def test_an_older_revision_is_read_by_its_name(mounts: Mounts, source: Path, ses
 
 
 @pytest.mark.parametrize("session", SESSIONS)
+def test_an_older_revision_goes_with_its_dataset(mounts: Mounts, source: Path, session: str, tmp_path: Path) -> None:
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source, "team"), dataset("other", source, "team"))
+    mount = mounts.mount("-f", manifest, session=session, dataset="team/data")
+    older = mount.mountpoint / f"team/data@{mount.wait_phase('READY', 'data')['revision']}"
+    assert (mount.root / "changes").read_bytes() == b"old"
+    assert (mount.root / "sub/goes").read_bytes() == b"still here"
+    change(source)
+    verb(mount, "dataset", "resync", "team/data")
+    assert (older / "changes").read_bytes() == b"old"
+    with open(older / "sub/goes", "rb", buffering=0) as held:
+        verb(mount, "dataset", "delete", "team/data")
+        assert not older.exists()
+        assert read_or_errno(held.fileno(), 0) in (errno.ESTALE, b"stil")  # what the kernel holds of an open file
+    with pytest.raises(OSError, match=r"No such file|Stale"):
+        (older / "same").read_bytes()
+    verb(mount, "dataset", "apply", "-f", manifest)
+    eventually(lambda: (mount.root / "sub/comes").exists(), 20, "it is there again")
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_more_changes_than_are_held_in_memory_are_shown_at_once(mounts: Mounts, tmp_path: Path, session: str) -> None:
+    source = tmp_path / "many"
+    (source / "sub").mkdir(parents=True)
+    paths = [source / f"{directory}f{number}" for number in range(5_200) for directory in ("", "sub/")]
+    for path in paths:
+        path.write_bytes(b"old")
+    mount = mounts.mount(source, session=session)
+    mount.wait_phase("READY")
+    root = mount.root
+    for directory in (root, root / "sub"):
+        assert (directory / "f1").read_bytes() == b"old"
+        assert (directory / "f2").stat().st_size == 3
+        assert not (directory / "new").exists()
+        assert len([name for name in os.listdir(directory) if name.startswith("f")]) == 5_200
+    for path in paths:
+        path.write_bytes(b"newer")
+    for directory in (source, source / "sub"):
+        (directory / "f2").unlink()
+        (directory / "new").write_bytes(b"x")
+    verb(mount, "dataset", "resync", "many")
+    for directory in (root, root / "sub"):
+        assert (directory / "f1").read_bytes() == b"newer"
+        assert (directory / "new").read_bytes() == b"x"
+        assert not (directory / "f2").exists()
+        names = os.listdir(directory)
+        assert "new" in names
+        assert "f2" not in names
+
+
+@pytest.mark.parametrize("session", SESSIONS)
 def test_datasets_come_and_go(mounts: Mounts, source: Path, session: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
-from dsfs.errors import ConfigError, SourceMissing
+from dsfs.errors import ConfigError, SourceMissing, SourceUnsupported
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind
 from dsfs.sources.base import Source
@@ -88,3 +89,18 @@ def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
 def test_protocols_that_are_not_here(uri: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build_source(SourceSpec(type=SourceType.FSSPEC, uri=uri), {})
+
+
+def test_a_file_of_which_nobody_says_how_long_it_is_is_none_that_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fsspec's own HTTP file system has it of a server that tells no Content-Length."""
+    (tmp_path / "x").write_bytes(b"something")
+    info = LocalFileSystem.info
+    monkeypatch.setattr(LocalFileSystem, "info", lambda self, path, **more: {**info(self, path, **more), "size": None})
+
+    async def use(source: Source) -> None:
+        with pytest.raises(SourceUnsupported, match="how long"):
+            await source.stat("x")
+
+    using(f"file://{tmp_path}", use)

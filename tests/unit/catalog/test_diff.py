@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsfs.catalog.diff import adopt_numbers, changes
+from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes
 from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.model import Kind, ListingPage, SourceObject
@@ -83,7 +83,7 @@ def _check_changes(
     new: str, shown: str, known: dict[str, tuple[int, int, str]], now: dict[str, tuple[int, int, str]]
 ) -> None:
     found = changes(new, shown, 1000)
-    assert found is not None
+    assert isinstance(found, Changes)
 
     def names(tree: dict[str, tuple[int, int, str]]) -> dict[tuple[int, bytes], int]:
         return {
@@ -99,12 +99,13 @@ def _check_changes(
     assert bool(found) == bool(differing)
 
 
-def test_more_changes_than_can_be_told_are_a_lot(tmp_path: Path) -> None:
+def test_more_changes_than_are_held_in_memory_are_the_same_ones(tmp_path: Path) -> None:
     first, second = sealed(tmp_path, {}), sealed(tmp_path, {f"{number:02}": 1 for number in range(20)})
     adopt_numbers(second, first, 2)
-    assert changes(second, first, 19) is None
-    found = changes(second, first, 20)
-    assert found is not None
+    found, many = changes(second, first, 20), changes(second, first, 19)
+    assert isinstance(found, Changes)
+    assert isinstance(many, ManyChanges)
+    assert sorted(many.names()) == sorted(found.names)
     assert len(found.names) == 20
 
 
