@@ -21,11 +21,16 @@ NO_ANSWER = -1
 
 @dataclass(frozen=True, slots=True)
 class DeadMount:
-    """``connection`` is its id below /sys/fs/fuse/connections. ``hangs``: somebody holds it who does not answer."""
+    """``dev`` is its "major:minor". ``hangs``: somebody holds it who does not answer."""
 
     path: str
-    connection: int
+    dev: str
     hangs: bool
+
+    @property
+    def connection(self) -> int:
+        """Its id below /sys/fs/fuse/connections."""
+        return int(self.dev.partition(":")[2])
 
     @property
     def abort(self) -> str:
@@ -46,7 +51,7 @@ def dead_mounts() -> list[DeadMount]:
             break  # who was not looked at may well be alive; once these are cleared, the next look comes to it
         code = errno_of_look(path, min(_ANSWER_S, deadline - time.monotonic()))
         if code in (errno.ENOTCONN, errno.ECONNABORTED, NO_ANSWER):
-            found.append(DeadMount(path, int(mounted.dev.partition(":")[2]), code == NO_ANSWER))
+            found.append(DeadMount(path, mounted.dev, code == NO_ANSWER))
     return found
 
 
@@ -80,7 +85,10 @@ def clear() -> list[str]:
         if dead.hangs:
             _abort(dead)
         detach(dead.path)
-        done.append(f"{dead.path}: detached" + (f", connection {dead.connection} aborted" if dead.hangs else ""))
+        if any(mounted.path == dead.path and mounted.dev == dead.dev for mounted in mount_table()):
+            done.append(f"{dead.path}: cannot be detached (run this as the user who mounted it, or as root)")
+        else:
+            done.append(f"{dead.path}: detached" + (f", connection {dead.connection} aborted" if dead.hangs else ""))
     still = {mounted.path for mounted in mount_table() if mounted.type in TYPES}
     for left in running.all_mounts():
         if not left.alive and not running.server_answers(left) and left.mountpoint not in still:

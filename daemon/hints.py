@@ -209,8 +209,10 @@ class Hints:
         async with self._writing:  # what is half written, or goes just now, would look like what cannot be read
             found = await trio.to_thread.run_sync(self._notes.read, limiter=DISK)
         for noted, inos in found:
-            dataset = datasets.get(noted.dataset)
-            if dataset is None or noted.dataset in self._hints:  # deleted; somebody was quicker with a newer one
+            dataset, newer = datasets.get(noted.dataset), self._hints.get(noted.dataset)
+            if newer is not None and newer.id == noted.id:
+                continue
+            if dataset is None or newer is not None:  # deleted; somebody was quicker with a newer one
                 await self._remove(noted.id)
                 continue
             self._written[noted.id] = noted
@@ -230,7 +232,10 @@ class Hints:
         self._nursery.start_soon(self._run, hint)
 
     async def add(self, dataset: Dataset, paths: Sequence[str], hint_id: str | None, *, last: bool) -> Hint:
-        """Begin with a new order, or go on with one (``hint_id``). Raises ConfigError."""
+        """Begin with a new order, or go on with one (``hint_id``): "replaced" if a newer one has taken its place.
+
+        Raises ConfigError.
+        """
         name = dataset.manifest.id
         await dataset.settled.wait()
         place = self._place_of(dataset)
@@ -240,11 +245,10 @@ class Hints:
             hint = Hint(dataset, self._reader, self._room())
             self._begin(name, hint)
         else:
-            if name not in self._hints:
-                await self._resumed.wait()  # the server before this one was told of it
-            hint = self._hints.get(name) or _no_hint(name)
+            hint = await self.get(name)
             if hint.id != hint_id:
-                raise ConfigError(f"{name}: a newer hint has taken the place of this one")
+                hint = Hint(dataset, self._reader, self._room(), hint_id)
+                hint.state = "replaced"
         hint.extend(inos, unknown, last=last)
         await self._write(hint)
         return hint
@@ -279,9 +283,13 @@ class Hints:
             _end(hint)
             self._nursery.start_soon(self._remove, hint.id)
 
-    def get(self, name: str) -> Hint:
-        """Raises ConfigError if there is none."""
-        return self._hints.get(name) or _no_hint(name)
+    async def get(self, name: str) -> Hint:
+        """The hint of a dataset, perhaps that of the server before. Raises ConfigError if there is none."""
+        if name not in self._hints:
+            await self._resumed.wait()
+        if name not in self._hints:
+            raise ConfigError(f"{name}: there is no hint for it")
+        return self._hints[name]
 
     async def _run(self, hint: Hint) -> None:
         name = hint.dataset.manifest.id
@@ -302,10 +310,6 @@ def _end(hint: Hint) -> None:
         hint.dataset.on_touch = None
     hint.order.end()
     hint.count()
-
-
-def _no_hint(name: str) -> Hint:
-    raise ConfigError(f"{name}: there is no hint for it")
 
 
 def _resolve(catalog_file: str, paths: Sequence[str], place: str) -> tuple[list[int], list[str]]:

@@ -218,12 +218,17 @@ class Node:
             name = await self._pins.next_asked()
             dataset = self._shown.datasets.get(name)
             if dataset is not None:
+                await self._set_priority(name, dataset.manifest.cache.priority)
                 try:
-                    priority = dataset.manifest.cache.priority
-                    await trio.to_thread.run_sync(self._tier.index.set_priority, name, priority, limiter=CATALOG)
                     await self._pins.follow(dataset)
                 except (DsfsError, OSError) as error:
-                    log.warning("pins or priority cannot be noted", dataset=dataset.manifest.id, reason=str(error))
+                    log.warning("pins cannot be noted", dataset=name, reason=str(error))
+
+    async def _set_priority(self, name: str, priority: int) -> None:
+        try:
+            await trio.to_thread.run_sync(self._tier.index.set_priority, name, priority, limiter=CATALOG)
+        except OSError as error:
+            log.warning("priority cannot be noted", dataset=name, reason=str(error))
 
     async def warm(self, selector: str, bytes_per_s: float | None) -> dict[str, Any]:
         """Begin to bring in a dataset, or the paths that a glob names."""
@@ -256,9 +261,9 @@ class Node:
         """Begin to fetch in an order, or go on with more of it."""
         return (await self._hints.add(self._select_whole(selector), paths, hint_id, last=last)).as_json()
 
-    def hint_progress(self, selector: str) -> dict[str, Any]:
+    async def hint_progress(self, selector: str) -> dict[str, Any]:
         """How far a dataset's hint is."""
-        return self._hints.get(self._select_whole(selector).manifest.id).as_json()
+        return (await self._hints.get(self._select_whole(selector).manifest.id)).as_json()
 
     async def resync(self, selector: str) -> dict[str, str]:
         """List a dataset's source anew and show that."""
@@ -273,6 +278,7 @@ class Node:
         dataset = self._select_whole(selector)
         await self._changes.delete(dataset.manifest.id)
         await self._pins.forget(dataset.manifest.id)
+        await self._set_priority(dataset.manifest.id, 0)  # its bytes stay, but nobody wants them more than others
         self._hints.forget(dataset.manifest.id)
         self._forget_gauges()
         return {"deleted": dataset.manifest.id}
@@ -375,15 +381,15 @@ class Node:
         """``[NAMESPACE/]DATASET[/GLOB]``: a namespace that is known goes first, else it is ``default``."""
         parts = selector.strip("/").split("/")
         datasets = self._shown.datasets
-        for count in (2, 1):
-            name = "/".join(parts[:count]) if count == 2 else f"default/{parts[0]}"
-            if len(parts) >= count and name in datasets:
-                return datasets[name], "/".join(parts[count:])
+        if (name := "/".join(parts[:2])) in datasets and len(parts) > 1:
+            return datasets[name], "/".join(parts[2:])
+        if not self._shown.complete.is_set():  # another one of this name may be still to come
+            raise MountError(f"{selector}: the server is just starting, and has not come to all datasets (try again)")
+        if (name := f"default/{parts[0]}") in datasets:
+            return datasets[name], "/".join(parts[1:])
         alone = [dataset for dataset in datasets.values() if dataset.manifest.name == parts[0]]
         if len(alone) == 1:
             return alone[0], "/".join(parts[1:])
-        if not self._shown.complete.is_set():
-            raise MountError(f"{selector}: the server is just starting, and has not come to all datasets (try again)")
         known = ", ".join(sorted(datasets)) or "none"
         raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
 

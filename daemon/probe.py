@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 from daemon.keeping.mounting import TYPES, mount_table
+from dsfs.client import place_of
 
 _DEEPEST, _MOST_NAMES = 4, 64
 _GONE_S = 0.1
@@ -65,7 +66,7 @@ def _look(path: str, tell: int, search_s: float) -> None:
             _tell(tell, f"?{path}")
             _read_byte(path)
         else:
-            places = _mounts_below(path)
+            places = _mounts_below(place_of(path))
             if not places:
                 _tell(tell, f"!{path}: no dsfs mount there")
             until_s = time.monotonic() + search_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -74,8 +75,11 @@ def prepare(mountpoint: str) -> str:
     if running is not None and running.alive:
         raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {running.keeper_pid}); unmount it first")
     shutil.rmtree(path, ignore_errors=True)
-    os.makedirs(f"{path}/journal", mode=0o700)
-    os.chmod(runtime_root(), 0o700)
+    root = runtime_root()
+    for directory in (os.path.dirname(root), root, path, f"{path}/journal"):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, mode=0o700)
+    os.chmod(root, 0o700)
     return path
 
 

@@ -6,9 +6,11 @@ for is written down in the mount's runtime directory until it is done, so it out
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,12 +23,13 @@ import trio
 
 from dsfs import metrics
 from dsfs.cache.node import NodeTier
+from dsfs.cache.space import whole_space
 from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG, Batches, Found, Totals, matching, measure
 from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
 from dsfs.fetch.disk import DISK
-from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.reader import Reader
 from dsfs.fetch.warm import WarmUp
 from dsfs.manifest.sizes import size_text
@@ -37,6 +40,7 @@ WARM_UP, PREHEAT, COMPLETION = "warm-up", "preheat", "completion"
 _BATCH_FILES = 512
 _REMEMBERED = 64  # warm-ups that have ended, for who asks how
 _PREHEAT_AGAIN_S = (5.0, 15.0, 60.0, 300.0)
+_IN_VAIN_AGAIN_S = 3600.0  # what keeps it from staying is not over in minutes, and each try fetches it again
 
 
 class State(StrEnum):
@@ -69,6 +73,7 @@ class Job:
     message: str = ""
     totals: Totals = field(default_factory=lambda: Totals(0, 0, 0))
     warm: WarmUp | None = None
+    pushed_out: bool = False  # some of what came has gone again
     started_s: float = field(default_factory=trio.current_time)
     ended_s: float | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -98,6 +103,10 @@ class Job:
         self.state, self.message = state, message
         self.ended_s = trio.current_time()
         self.finished.set()
+
+    def in_vain(self) -> bool:
+        """Whether the next try would fetch again what cannot stay."""
+        return self.pushed_out or (self.warm is not None and self.warm.in_vain)
 
     def failures(self) -> str:
         """The files that could not be brought in; "" if there are none."""
@@ -246,7 +255,7 @@ class Warming:
         job.totals = await trio.to_thread.run_sync(measure, found(), self._reader.block_bytes, limiter=CATALOG)
         if glob and not job.totals.files:
             raise ConfigError(f"no file matches {glob}")
-        self._check_room(job, dataset)
+        await self._check_room(job, dataset, found)
         stays = job.what != COMPLETION
         job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error, stays=stays), State.WARMING
         batches, evicted_bytes = Batches(found(), dataset.origin), self._tier.evicted_bytes
@@ -258,7 +267,7 @@ class Warming:
             await self._check_kept(job, Batches(found(), dataset.origin))
 
     async def _check_kept(self, job: Job, batches: Batches) -> None:
-        """What was brought may have gone again, for what others use more. Raises CacheFull with the numbers."""
+        """What was brought may have gone again. Raises CacheFull with the numbers."""
         gone = 0 if job.warm is None else -job.warm.progress().failed_files
         look = partial(self._reader.incomplete, uses=False)
         try:
@@ -267,10 +276,11 @@ class Warming:
         finally:
             batches.close()
         if gone > 0:
-            failures = job.failures()
+            job.pushed_out, failures = True, job.failures()
             raise CacheFull(
-                f"{gone} of {job.totals.files} files were evicted again, for what is used more (dsfs warm --pin holds "
-                f"them; or name less, or raise --cache-size){'; ' if failures else ''}{failures}"
+                f"{gone} of {job.totals.files} files were evicted again: others of a higher priority, or what came "
+                "since, have their room (dsfs warm --pin holds them; or name less, or raise --cache-size)"
+                f"{'; ' if failures else ''}{failures}"
             )
 
     # -- preheat --------------------------------------------------------------------------------------------------
@@ -291,7 +301,8 @@ class Warming:
                 if job.state is State.DONE:
                     attempt = 0
                     await when_warm()
-                with trio.move_on_after(math.inf if job.state is not State.FAILED else _PREHEAT_AGAIN_S[attempt]):
+                again_s = _IN_VAIN_AGAIN_S if job.in_vain() else _PREHEAT_AGAIN_S[attempt]
+                with trio.move_on_after(again_s if job.state is State.FAILED else math.inf):
                     await swapped.wait()
                 attempt = min(attempt + (job.state is State.FAILED), len(_PREHEAT_AGAIN_S) - 1)
         finally:
@@ -317,7 +328,7 @@ class Warming:
         if job.state is not State.DONE:
             raise CacheFull(job.line())
 
-    def _check_room(self, job: Job, dataset: Dataset) -> None:
+    async def _check_room(self, job: Job, dataset: Dataset, found: Callable[[], Found]) -> None:
         """Refuse what would push itself out again: all of a selection must fit, beside what cannot be evicted.
 
         Raises CacheFull with the numbers.
@@ -330,6 +341,36 @@ class Warming:
             raise CacheFull(f"{what} into a cache of {size_text(limit)} (name less of it, or raise --cache-size)")
         if quota is not None and need > quota:
             raise CacheFull(f"{what} into its quota of {size_text(quota)} (name less of it, or raise spec.cache.quota)")
+        if quota is not None:
+            others = await trio.to_thread.run_sync(self._other_bytes, found(), dataset.origin, limiter=CATALOG)
+            if others + need > quota:
+                raise CacheFull(
+                    f"{what} into its quota of {size_text(quota)}, of which others of its files have "
+                    f"{size_text(others)} (dsfs evict them, name less of it, or raise spec.cache.quota)"
+                )
+        room, pinned = self._tier.room_bytes, self._tier.index.pinned_whole_bytes
+        more = need
+        if pinned:
+            more = await trio.to_thread.run_sync(self._unpinned_space, found(), dataset.origin, limiter=CATALOG)
+        if more > room - pinned:
+            raise CacheFull(
+                f"{what} beside what is pinned: that takes {size_text(pinned)} of {size_text(room)} that the cache has "
+                "for files (name less of it, dsfs unpin something, or raise --cache-size)"
+            )
+
+    def _other_bytes(self, found: Found, origin: Origin) -> int:
+        """What the quota counts of a dataset's files beside these."""
+        index = self._tier.index
+        with contextlib.suppress(OSError):  # then it goes by what was written before
+            index.flush(time.time())
+        return index.owner_bytes(origin.id) - index.held_bytes(
+            origin.id, (origin.key_of(path, row.tag) for path, row in found)
+        )
+
+    def _unpinned_space(self, found: Found, origin: Origin) -> int:
+        block_bytes = self._reader.block_bytes
+        spaces = ((origin.key_of(path, row.tag), whole_space(row.size or 0, block_bytes)) for path, row in found)
+        return self._tier.index.unpinned_space(spaces)
 
     async def _write(self) -> None:
         async with self._writing:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import helm_python as helm
+import yaml
 
 HERE = Path(__file__).parent
 TARGET = HERE / "kubernetes"
@@ -33,6 +34,10 @@ kind: Kustomization
 namespace: dsfs
 resources:
 {resources}
+# Its name gets a digest of what it says, so a change of datasets.yaml rolls the servers.
+configMapGenerator:
+  - name: {datasets}
+    files: [datasets.yaml]
 images:
   - name: {image}
     newName: {image}
@@ -49,9 +54,11 @@ def rendered() -> dict[str, str]:
     for path, text in sorted(templates.items()):
         if path.endswith(".yaml") and re.search(r"^kind:", text, re.MULTILINE):
             files[Path(path).name] = _plain(text)
+    config = yaml.safe_load(files.pop("config.yaml"))
     resources = "\n".join(f"  - {name}" for name in files)
-    files["kustomization.yaml"] = KUSTOMIZATION.format(resources=resources, image=IMAGE, tag=tag)
-    return files
+    datasets = config["metadata"]["name"]
+    files["kustomization.yaml"] = KUSTOMIZATION.format(resources=resources, datasets=datasets, image=IMAGE, tag=tag)
+    return files | {name: f"{text}\n" for name, text in config["data"].items()}
 
 
 def _plain(text: str) -> str:

@@ -16,8 +16,9 @@ def hint(
     """Say in which order files of a dataset will be read, to have them fetched ahead in that order.
 
     ``dataset`` is ``[NAMESPACE/]DATASET``; ``paths`` are relative to it, or below its place in the mount. A newer hint
-    for a dataset replaces the one before. Does not wait for the fetching; returns a dictionary with ``files`` and
-    ``unknown`` counted. Raises ``dsfs.errors.MountError``.
+    for a dataset replaces the one before, also while that is being sent: its ``state`` is "replaced" then. Does not
+    wait for the fetching; returns a dictionary with ``files`` and ``unknown`` counted. Raises
+    ``dsfs.errors.MountError``.
     """
     from dsfs.client import send_hint, to_mount  # with the HTTP client of the standard library
 

@@ -8,10 +8,10 @@ blocks, which neither of the two has to hear of before it is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -139,7 +139,7 @@ class Bridge:
                 future.set_result(result.unwrap())
 
         def run() -> None:
-            self._loop.call_soon_threadsafe(deliver, outcome.capture(function, *args))
+            self._back(deliver, outcome.capture(function, *args))
 
         self._token.run_sync_soon(run)
         return await future
@@ -157,11 +157,14 @@ class Bridge:
                 future.set_result(result.unwrap())
 
         async def run() -> None:
-            result = await outcome.acapture(function, *args)
-            self._loop.call_soon_threadsafe(deliver, result)
+            self._back(deliver, await outcome.acapture(function, *args))
 
         self._token.run_sync_soon(trio.lowlevel.spawn_system_task, run)
         return await future
+
+    def _back(self, deliver: Callable[[outcome.Outcome[T]], None], result: outcome.Outcome[T]) -> None:
+        with contextlib.suppress(RuntimeError):  # the network side has ended: nobody waits for this any more
+            self._loop.call_soon_threadsafe(deliver, result)
 
     async def to_disk(self, function: Callable[..., T], *args: object) -> T:
         """From the network side: run something that waits for the disk in one of a few threads.
@@ -176,7 +179,7 @@ class Bridge:
             raise
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def network_side() -> AsyncIterator[Bridge]:
     """Run an asyncio loop in a thread for as long as the context lasts."""
     loop = asyncio.new_event_loop()

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -26,10 +27,22 @@ Ask = Callable[[str, str, dict[str, Any]], dict[str, Any]]
 
 
 def runtime_root(environ: Mapping[str, str] = os.environ) -> str:
-    """Where running mounts are found: one directory each."""
+    """Where running mounts are found: one directory each. Raises MountError where others could put theirs."""
     if os.getuid() == 0:
         return "/run/dsfs"
-    return f"{environ.get('XDG_RUNTIME_DIR') or f'/tmp/dsfs-{os.getuid()}'}/dsfs"
+    session = environ.get("XDG_RUNTIME_DIR")
+    if session:
+        return f"{session}/dsfs"
+    own = f"/tmp/dsfs-{os.getuid()}"
+    if os.path.lexists(own) and not is_own(own):
+        raise MountError(f"{own}: others may write there (chmod 700 it if it is yours, else set XDG_RUNTIME_DIR)")
+    return f"{own}/dsfs"
+
+
+def is_own(directory: str) -> bool:
+    """Whether it is a directory of this user, in which nobody else can put anything."""
+    found = os.lstat(directory)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def place_of(mountpoint: str) -> str:
@@ -53,11 +66,14 @@ def to_mount(mountpoint: str | None, timeout_s: float) -> Ask:
 
 
 def send_hint(ask: Ask, dataset: str, paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
-    """In parts, so that fetching begins with the first one, and a million paths need no memory at either end."""
+    """In parts, so that fetching begins with the first one, and a million paths need no memory at either end. No more
+    are sent once a newer hint has taken the place of this one."""
     answer: dict[str, Any] = {}
     for part, last in _parts(os.fspath(path) for path in paths):
         body = {"selector": dataset, "paths": part, "last": last, **({"id": answer["id"]} if answer else {})}
         answer = ask("POST", "/api/v1/hint", body)
+        if answer["state"] == "replaced":
+            break
     return answer
 
 

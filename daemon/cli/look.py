@@ -60,6 +60,7 @@ def status(
 def _status_of(found: running.Running) -> dict[str, Any]:
     """From its server; when that does not answer, what is known without it. Never enters the mount."""
     seen: dict[str, Any] = {}
+    reason = ""
     patience_s = 0.0  # also without a keeper a server may be there: it is just starting another
     if found.alive:
         try:
@@ -74,6 +75,7 @@ def _status_of(found: running.Running) -> dict[str, Any]:
             say(f"dsfs: {found.mountpoint}: its keeper and its server are gone (dsfs doctor --clear, or mount it anew)")
         elif not seen:
             say(f"dsfs: {error}")
+        reason = str(error)
     settings = Settings.of(found.runtime_dir)
     return {
         "mountpoint": found.mountpoint,
@@ -85,13 +87,15 @@ def _status_of(found: running.Running) -> dict[str, Any]:
         "cache_size": 0,
         "cache_used": 0,
         "healthy": False,
-        **({"message": _without_server(seen)} if seen else {}),
+        **({"message": _without_server(seen, reason)} if seen else {}),
         "datasets": [],
     }
 
 
-def _without_server(seen: dict[str, Any]) -> str:
-    """A line from what the keeper knows."""
+def _without_server(seen: dict[str, Any], reason: str) -> str:
+    """A line from what the keeper knows, and why the server has not answered."""
+    if seen["state"] == "serving":
+        return reason
     what = "a server is starting" if seen["state"] == "starting" else f"the next server starts in {seen['next_s']:g} s"
     if seen["failures"] > 1:
         what = f"{seen['failures']} servers in a row have failed; {what}"

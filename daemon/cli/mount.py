@@ -336,6 +336,7 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
     except KeyboardInterrupt:
         keeper.terminate()
         keeper.wait()
+        running.forget(settings.runtime_dir)  # or `dsfs status` would go on to show what never was
         raise
     if not line:
         return keeper, {"error": "the keeper ended before it was ready", "unexpected": True}

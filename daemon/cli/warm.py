@@ -90,6 +90,9 @@ def hint(
         answer = send_hint(lambda method, path, body: ask(found, method, path, body, timeout_s=None), dataset, paths)
     if as_json:
         show_json(answer)
+    if answer["state"] == "replaced":
+        say(f"dsfs: {answer['dataset']}: a newer hint has taken the place of this one")
+        return
     if answer["unknown"]:
         some = ", ".join(answer["unknown_paths"])
         more = answer["unknown"] - len(answer["unknown_paths"])

@@ -223,5 +223,5 @@ class Routes:
 
     async def hint_progress(self, request: web.Request) -> web.Response:
         return web.json_response(
-            await self._bridge.on_file_side(self._node.hint_progress, request.match_info["selector"])
+            await self._bridge.await_on_file_side(self._node.hint_progress, request.match_info["selector"])
         )

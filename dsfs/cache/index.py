@@ -134,6 +134,12 @@ class Index:
                 self._asked_for[key] -= 1
                 if not self._asked_for[key]:
                     del self._asked_for[key]
+            self.ask_for([key])
+
+    def ask_for(self, keys: Iterable[str]) -> None:
+        """These are wanted here, if they are."""
+        with self._lock:
+            for key in keys:
                 self._pending.setdefault(key, Change()).asked_for = True
 
     def remove(self, key: str) -> None:
@@ -155,7 +161,7 @@ class Index:
                     self._noted_before, self._noted = self._noted, {}
                     self._noted_since_s = now_s
                 pending, self._pending = self._pending, {}
-                asked_for = {key for key, change in pending.items() if change.asked_for or key in self._asked_for}
+                coming = set(self._asked_for)
                 unflushed_bytes = self._unflushed_bytes.copy()
             if not pending:
                 return
@@ -169,6 +175,7 @@ class Index:
                 with self._lock:
                     self._pending = joined(pending, self._pending)
                 raise
+            asked_for = {key for key, change in pending.items() if change.asked_for or key in coming}
             self._uses.observe(pending, before, after, objects, self._totals.all, self.limit_bytes, asked_for)
             counted_bytes = sum(change.lost_bytes + change.added_bytes for change in pending.values())
             counted_bytes += sum(row.space_bytes for row in before.values())
@@ -325,6 +332,13 @@ class Index:
         """Whether anybody holds an object, here or not. Blocks on the disk."""
         row = self._rows.get([key]).get(key)
         return row is not None and bool(row.pins)
+
+    def held_bytes(self, owner: str, keys: Iterable[str]) -> int:
+        """Bytes of these files that are here and that this dataset has used; as of the last flush."""
+        held = 0
+        for some in _batches(keys):
+            held += sum(row.content_bytes for row in self._rows.get(some).values() if owner in row.owners)
+        return held
 
     def unpinned_space(self, files: Iterable[tuple[str, int]]) -> int:
         """How much more space would be pinned if these were too: (key, space of the whole object) each."""

@@ -55,9 +55,10 @@ class Pins:
         return dict(self._globs)
 
     async def pin(self, dataset: Dataset, glob: str) -> Pinned:
-        """Hold what a glob names of a dataset. Raises PinRefused, with the numbers, when it could never be here
-        together with what is pinned already."""
+        """Hold what a glob names of a dataset, once that is listed, or cannot be. Raises PinRefused, with the numbers,
+        when it could never be here together with what is pinned already."""
         name, glob = dataset.manifest.id, glob.rstrip("/")
+        await dataset.settled.wait()  # of half a listing, half would be measured
         async with self._changing:
             file = dataset.catalog.file
             found, more_bytes = await trio.to_thread.run_sync(self._measure, dataset, file, glob, limiter=CATALOG)
@@ -68,12 +69,16 @@ class Pins:
                     f"{room:,} that the cache has for files {pinned:,} are pinned already (raise --cache-size, pin "
                     "less, or unpin something)"
                 )
-            quota, own = dataset.origin.quota_bytes, self._tier.index.pinned_bytes(name)
-            if quota is not None and more_bytes and more_bytes + own > quota:
-                raise PinRefused(
-                    f"{f'{name}/{glob}'.rstrip('/')}: does not fit: {more_bytes:,} bytes more would be pinned, and of "
-                    f"{quota:,} that its quota allows {own:,} are pinned already (raise spec.cache.quota, or pin less)"
-                )
+            quota = dataset.origin.quota_bytes
+            if quota is not None and more_bytes:
+                globs = (*self.of(name), glob)
+                all_bytes = await trio.to_thread.run_sync(self._space, dataset, file, globs, limiter=CATALOG)
+                if all_bytes > quota:
+                    raise PinRefused(
+                        f"{f'{name}/{glob}'.rstrip('/')}: does not fit: {more_bytes:,} bytes more would be pinned, and "
+                        f"of {quota:,} that its quota allows {all_bytes - more_bytes:,} are pinned already (raise "
+                        "spec.cache.quota, or pin less)"
+                    )
             if glob not in self.of(name):
                 await self._save({**self._globs, name: (*self.of(name), glob)})
             await self._follow(dataset)
@@ -148,6 +153,15 @@ class Pins:
         more_bytes = self._tier.index.unpinned_space(counted())
         return Pinned(files, size_bytes), more_bytes
 
+    def _space(self, dataset: Dataset, file: str, globs: Sequence[str]) -> int:
+        return sum(space for _key, space in self._objects(dataset, file, globs))
+
+    def _objects(self, dataset: Dataset, file: str, globs: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """All that some globs name, each once."""
+        for path, row in matching(file, ""):
+            if any(named(path, glob) for glob in globs):
+                yield self._object(dataset, path, row)
+
     def _object(self, dataset: Dataset, path: str, row: Row) -> tuple[str, int]:
         """What the cache calls a file, and the space that it takes there."""
         return dataset.origin.key_of(path, row.tag), whole_space(row.size or 0, self._tier.block_bytes)
@@ -155,15 +169,7 @@ class Pins:
     def _hold(self, dataset: Dataset, file: str, globs: Sequence[str], state: str) -> None:
         name, index = dataset.manifest.id, self._tier.index
         number = time.time_ns()
-        index.pin(
-            name,
-            number,
-            (
-                self._object(dataset, path, row)
-                for path, row in matching(file, "")
-                if any(named(path, glob) for glob in globs)
-            ),
-        )
+        index.pin(name, number, self._objects(dataset, file, globs))
         index.unpin_others(name, number)
         index.note_pins_done(name, state)
         if index.pinned_whole_bytes > self._tier.room_bytes:

@@ -285,6 +285,10 @@ class Reader:
         """What is brought of a file meanwhile is to stay here, before somebody reads it too."""
         return self._tier.index.asked_for(file.key)
 
+    def ask_for(self, files: Iterable[RemoteFile]) -> None:
+        """What is here of these files is to stay."""
+        self._tier.index.ask_for(file.key for file in files)
+
     async def bring(self, file: RemoteFile, blocks: Sequence[int], priority: Priority) -> None:
         """Have blocks fetched, and wait until they are stored, if there is room. Raises the SourceError that ended
         a flight."""

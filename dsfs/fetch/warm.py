@@ -82,6 +82,8 @@ class WarmUp:
         self._throttle = Throttle(bytes_per_s) if bytes_per_s else None
         per_second = int(bytes_per_s / reader.block_bytes) if bytes_per_s else LONGEST_RUN_BLOCKS
         self._run_blocks = max(1, min(LONGEST_RUN_BLOCKS, per_second))  # a slow rate is not made of bursts
+        self.in_vain = False
+        """Whether something came that could not be kept: it would come again with the next try."""
         self._in_a_row = 0
         self._files_done = self._bytes_done = self._fetched_bytes = self._failed_files = 0
         self._errors: list[str] = []
@@ -116,10 +118,11 @@ class WarmUp:
     async def _hand_out(self, batch: Sequence[RemoteFile], send: trio.MemorySendChannel[tuple[_File, range]]) -> None:
         absent = await trio.to_thread.run_sync(partial(self._reader.incomplete, batch), limiter=DISK)
         known = {file.key for file in absent}
-        for file in batch:
-            if file.key not in known:
-                self._files_done += 1
-                self._bytes_done += file.size_bytes
+        here = [file for file in batch if file.key not in known]
+        self._files_done += len(here)
+        self._bytes_done += sum(file.size_bytes for file in here)
+        if self._stays:
+            self._reader.ask_for(here)
         for file in absent:
             total = block_count(file.size_bytes, self._reader.block_bytes)
             missing: Sequence[int] = range(total) if total <= SMALL_BLOCKS else await self._reader.missing(file)
@@ -136,7 +139,8 @@ class WarmUp:
     async def _work(self, receive: trio.MemoryReceiveChannel[tuple[_File, range]]) -> None:
         async for wanted, run in receive:
             if not wanted.failed:
-                await self._bring(wanted, run)
+                with self._reader.asked_for(wanted.file) if self._stays else nullcontext():
+                    await self._bring(wanted, run)
 
     async def _bring(self, wanted: _File, run: range) -> None:
         file = wanted.file
@@ -145,8 +149,7 @@ class WarmUp:
             if self._throttle is not None:
                 await self._throttle.take(size)
             try:
-                with self._reader.asked_for(file) if self._stays else nullcontext():
-                    await self._reader.bring(file, run, self._priority)
+                await self._reader.bring(file, run, self._priority)
                 if not self._reader.has(file, run):
                     raise CacheFull(
                         "it came but could not be kept: the cache or its quota has no room, or its disk refuses"
@@ -162,6 +165,7 @@ class WarmUp:
             self._files_done += 1
 
     def _failed(self, wanted: _File, error: SourceError | CacheFull) -> None:
+        self.in_vain = self.in_vain or isinstance(error, CacheFull)
         if not wanted.failed:
             wanted.failed = True
             self._failed_files += 1

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,12 +136,12 @@ def test_a_server_that_is_just_starting_is_waited_for(mounts: Mounts, server: we
 def test_a_server_that_is_just_starting_knows_all_its_datasets(mounts: Mounts, server: web.Hostile) -> None:
     """It listens before it has come to the last of them."""
     files = some_files(3)
-    documents = [dataset(f"data-{number}", put_tree(server, files), "team", type="HTTP") for number in range(30)]
-    mount = mounts.mount("-f", write_manifests(mounts.directory / "m.yaml", *documents), dataset="team/data-29")
+    documents = [dataset(f"data-{number}", put_tree(server, files), "team", type="HTTP") for number in range(12)]
+    mount = mounts.mount("-f", write_manifests(mounts.directory / "m.yaml", *documents), dataset="team/data-11")
     mount.kill_server()
-    assert package.hint("data-29", files, mountpoint=str(mount.mountpoint))["files"] == 3
+    assert package.hint("data-11", files, mountpoint=str(mount.mountpoint))["files"] == 3
     mount.kill_server()
-    assert len(to_mount(str(mount.mountpoint), 10)("GET", "/api/v1/status", {})["datasets"]) == 30
+    assert len(to_mount(str(mount.mountpoint), 10)("GET", "/api/v1/status", {})["datasets"]) == 12
 
 
 def test_what_can_be_said_and_what_not(mounts: Mounts, server: web.Hostile, tmp_path: Path) -> None:
@@ -170,9 +171,24 @@ def test_a_newer_hint_takes_the_place_of_an_older(mounts: Mounts, server: web.Ho
     package.hint("data", sorted(files)[38:], mountpoint=str(mount.mountpoint))
     eventually(lambda: state(mount)["state"] == "done", 10, "it ends by itself")
     assert sorted(gets(server)) == sorted(files)[:16] + sorted(files)[38:]
-    with pytest.raises(MountError, match="a newer hint has taken the place"):
-        ask("POST", "/api/v1/hint", {"selector": "data", "id": first["id"], "paths": ["d/f003"], "last": True})
+    overtaken = ask("POST", "/api/v1/hint", {"selector": "data", "id": first["id"], "paths": ["d/f003"], "last": True})
+    assert (overtaken["id"], overtaken["state"]) == (first["id"], "replaced")
+    assert state(mount)["id"] != first["id"]
     assert mount.sum_of("dsfs_prefetch_wasted_bytes_total", policy="order") == 16 * MIB
+
+
+def test_ranks_that_speak_at_once_do_not_end_each_other(mounts: Mounts, server: web.Hostile) -> None:
+    """As a training job's do, each in several parts."""
+    files = some_files(3)
+    mount = mount_tree(mounts, put_tree(server, files))
+    mount.wait_phase("READY")
+    paths = ["d/f000", *(f"d/g{number}" for number in range(60_000))]
+    with ThreadPoolExecutor(4) as ranks:
+        told = list(ranks.map(lambda _rank: package.hint("data", paths, mountpoint=str(mount.mountpoint)), range(4)))
+    assert sorted({answer["state"] for answer in told} - {"fetching", "done", "ended"}) in ([], ["replaced"])
+    last = state(mount)
+    assert (last["files"], last["unknown"]) == (1, 60_000), "one of them is whole"
+    assert last["id"] in [answer["id"] for answer in told if answer["state"] != "replaced"]
 
 
 def test_a_million_paths_come_in_parts(mounts: Mounts, server: web.Hostile) -> None:

@@ -44,6 +44,7 @@ def test_behind_links(mounts: Mounts, source: Path, tmp_path: Path) -> None:
         assert (path / "a.txt").read_bytes() == b"first"
         assert status(elsewhere)["mountpoint"] == str(place)
         assert dsfs("evict", "source", "-m", elsewhere).returncode == 0
+        assert dsfs("probe", elsewhere).returncode == 0
         one_line_failure(dsfs("mount", source, elsewhere, f"--cache-dir={cache}"), "already")
         assert dsfs("unmount", path).returncode == 0
         assert not is_mounted(place)

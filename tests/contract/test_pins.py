@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.contract.conftest import one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
-from tests.mounts import Mount, Mounts, dsfs, eventually
+from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually
+from tests.servers import hostile as web
+from tests.servers.web_tree import put_tree, some_files
 
 KIB = 1 << 10
 FILE = 200 * KIB
@@ -136,6 +141,24 @@ def test_a_pin_that_cannot_fit_is_refused_with_the_numbers(mounts: Mounts, tmp_p
     assert told(mount, "pin", "source/d0/0")["files"] == 1  # is pinned already, so it takes nothing more
 
 
+def test_a_pin_is_measured_when_all_is_listed(mounts: Mounts, tmp_path: Path) -> None:
+    with web.hostile() as server:
+        uri = put_tree(server, some_files(3, FILE, "early") | some_files(9, FILE, "late"))
+        gate = server.gate("/data/late/", 0)
+        manifest = write_manifests(tmp_path / "m.yaml", dataset("data", uri, type="HTTP"))
+        mount = mounts.mount("-f", manifest, "--cache-size=2MiB")
+        command = [DSFS, "pin", "data", f"-m{mount.mountpoint}"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean_environment()) as pin:
+            with pytest.raises(subprocess.TimeoutExpired):
+                pin.wait(2)
+            gate.open()
+            assert pin.stderr is not None
+            assert "does not fit" in pin.stderr.read()
+        assert pin.returncode == 1
+        assert told(mount, "pin", "--list") == []
+        assert told(mount, "pin", "data/early")["files"] == 3
+
+
 def test_what_two_datasets_share_is_held_by_either(mounts: Mounts, tmp_path: Path) -> None:
     source = tmp_path / "source"
     make(source, "a")
@@ -188,3 +211,5 @@ def test_a_pin_that_its_quota_cannot_hold_is_refused(mounts: Mounts, tmp_path: P
     one_line_failure(dsfs("pin", "data", f"-m{mount.mountpoint}"), "default/data", "does not fit", "quota")
     assert told(mount, "pin", "--list") == []
     assert told(mount, "pin", "data/a")["files"] == 1
+    line = one_line_failure(dsfs("pin", "data/b", f"-m{mount.mountpoint}"), "does not fit", "quota")
+    assert f"{FILE + 4 * KIB:,} are pinned already" in line, "though it is not here yet"

@@ -164,6 +164,24 @@ def test_required_that_does_not_fit_is_failed_until_it_is_not_required(mounts: M
     assert shown["message"] == ""
 
 
+def test_what_cannot_stay_is_not_fetched_again_and_again(mounts: Mounts, server: web.Hostile) -> None:
+    put_tree(server, some_files(65, 100_000), "/used/")
+    put_tree(server, some_files(20, 100_000))
+    other = mounts.directory / "other"
+    other.mkdir()
+    manifest = write_manifests(
+        mounts.directory / "m.yaml",
+        dataset("used", f"{server.url}used/", "team", type="HTTP", cache={"priority": 1}, preheat="required"),
+        dataset("other", other),
+    )
+    mount = mounts.mount("-f", manifest, "--cache-size=8MiB", dataset="team/used")
+    mount.wait_phase("READY", "used")
+    apply(mounts, mount, document(server, "background"))
+    eventually(lambda: "preheat failed: " in mount.dataset("data")["message"], 20, "it says that it cannot stay")
+    time.sleep(7)  # what has failed for another reason is tried again after five seconds
+    assert set(gets(server).values()) == {1}
+
+
 def test_one_that_is_hidden_can_be_deleted(mounts: Mounts, server: web.Hostile) -> None:
     put_tree(server, some_files(3))
     gate = server.gate("/data/d/f001", 100)

@@ -18,6 +18,7 @@ from tests.contract.conftest import flip_byte, one_line_failure
 from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mounts, clean_environment, dsfs, eventually, is_mounted, leftovers
 from tests.pages import drop_pages
+from tests.servers import hostile as web
 
 MOUNT_SCHEMA = {
     "mountpoint": str,
@@ -181,8 +182,12 @@ def test_what_verify_finds_bad_is_not_in_the_kernel_either(
     assert file.read_bytes() == data
     eventually(lambda: mount.dataset()["cached_bytes"] == len(data), 10, "it is cached")
     flip_byte(mount.cache_dir, len(data))
-    drop_pages(file)
-    assert file.read_bytes() != data, "nobody has looked yet"
+
+    def is_bad() -> bool:
+        drop_pages(file)
+        return file.read_bytes() != data
+
+    eventually(is_bad, 10, "it is read from the disk, not from what was just fetched; nobody has looked yet")
     done = dsfs("verify", f"--cache-dir={mount.cache_dir}", "--json")
     assert (done.returncode, json.loads(done.stdout)["bad"]) == (1, 1)
     assert len(done.stderr.splitlines()) == 1
@@ -266,6 +271,23 @@ def test_foreground(mounts: Mounts, source: Path, session: str, number: signal.S
     assert "Traceback" not in rest
     assert not is_mounted(mountpoint)
     assert leftovers(mountpoint) == []
+
+
+def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts) -> None:
+    """By Ctrl-C, while the origin says nothing."""
+    with web.hostile() as server:
+        server.always("/data/", web.silence)
+        mountpoint, cache = mounts.place()
+        mounts.adopt(mountpoint, cache)
+        argv = [DSFS, "mount", f"{server.url}data/", mountpoint, f"--cache-dir={cache}"]
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, env=clean_environment()) as process:
+            eventually(lambda: server.requests["/data/"] > 0, 20, "it waits for the origin")
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+        assert process.returncode == 130
+    shown = json.loads(dsfs("status", "--json").stdout)["mounts"]
+    assert str(mountpoint) not in [each["mountpoint"] for each in shown]
+    assert not is_mounted(mountpoint)
 
 
 def test_status_does_not_enter_a_mount_that_hangs(mounts: Mounts, source: Path) -> None:

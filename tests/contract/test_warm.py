@@ -129,22 +129,54 @@ def test_a_full_cache_makes_room_for_what_is_warmed(
     assert gets(server) == before
 
 
-def test_what_others_use_more_is_not_said_to_be_warm(mounts: Mounts, server: web.Hostile) -> None:
+def test_a_higher_priority_keeps_its_room_until_it_is_deleted(mounts: Mounts, server: web.Hostile) -> None:
+    used, wanted = some_files(65, 100_000), some_files(20, 100_000)
+    manifest = write_manifests(
+        mounts.directory / "m.yaml",
+        dataset("used", put_tree(server, used, "/used/"), "team", type="HTTP", cache={"priority": 1}),
+        dataset("wanted", put_tree(server, wanted), "team", type="HTTP"),
+    )
+    mount = mounts.mount("-f", manifest, "--cache-size=8MiB", dataset="team/wanted")
+    assert warm(mount, "team/used")["fetched_bytes"] == 65 * 100_000
+    done = dsfs("warm", "team/wanted", "-m", mount.mountpoint)
+    assert done.returncode == 1
+    assert "were evicted again" in done.stderr or "could not be kept" in done.stderr
+    assert set(gets(server).values()) == {1}, "nothing pushes itself out again and again"
+    assert gets(server, "/used/") == dict.fromkeys(used, 1)
+    # The window of so small a cache has no room for what is in flight, and that comes from those who are there.
+    assert mount.dataset("used")["cached_bytes"] >= 40 * 100_000
+    assert dsfs("dataset", "delete", "team/used", "-m", mount.mountpoint).returncode == 0
+    assert warm(mount, "team/wanted")["files_done"] == 20
+
+
+def test_what_a_reader_brings_meanwhile_stays_too(mounts: Mounts, server: web.Hostile) -> None:
     uri = put_tree(server, some_files(60, 100_000, "used") | some_files(20, 100_000, "wanted"))
     mount = mount_tree(mounts, uri, "--cache-size=8MiB")
-    mount.wait_phase("READY")
-    for _ in range(2):
-        for path in sorted((mount.root / "used").iterdir()):
-            drop_pages(path)
-            path.read_bytes()
-    done = dsfs("warm", "data/wanted", "-m", mount.mountpoint)
-    before = gets(server)
-    for path in sorted((mount.root / "wanted").iterdir()):
-        path.read_bytes()
-    fetched_again = sum(count for name, count in (gets(server) - before).items() if name.startswith("wanted"))
-    if done.returncode:
-        assert "were evicted again" in done.stderr or "could not be kept" in done.stderr
-    assert (fetched_again == 0) == (done.returncode == 0), (fetched_again, done)
+    assert warm(mount, "data/used")["files_done"] == 60
+    for name in ("f000", "f007", "f019"):
+        assert len((mount.root / "wanted" / name).read_bytes()) == 100_000
+    assert warm(mount, "data/wanted")["files_done"] == 20
+
+
+def test_what_its_quota_has_no_room_for_is_refused(mounts: Mounts, server: web.Hostile) -> None:
+    uri = put_tree(server, some_files(10, 100_000, "train") | some_files(10, 100_000, "val"))
+    mount = mount_tree(mounts, uri, cache={"quota": "1500KiB"})
+    assert warm(mount, "data/train")["files_done"] == 10
+    line = one_line_failure(dsfs("warm", "data/val", "-m", mount.mountpoint), "do not fit", "quota", "976.6 KiB")
+    assert "dsfs evict" in line
+    assert warm(mount, "data/train")["files_done"] == 10, "what is here takes no more room"
+    assert set(gets(server)) == {f"train/f{number:03d}" for number in range(10)}
+    assert dsfs("evict", "data/train", "-m", mount.mountpoint).returncode == 0
+    assert warm(mount, "data/val")["files_done"] == 10
+
+
+def test_what_pins_leave_no_room_for_is_refused(mounts: Mounts, server: web.Hostile) -> None:
+    uri = put_tree(server, some_files(50, 100_000, "held") | some_files(40, 100_000, "wanted"))
+    mount = mount_tree(mounts, uri, "--cache-size=8MiB")
+    assert dsfs("warm", "data/held", "--pin", "-m", mount.mountpoint).returncode == 0
+    one_line_failure(dsfs("warm", "data/wanted", "-m", mount.mountpoint), "do not fit", "pinned", "dsfs unpin")
+    assert set(gets(server)) == {f"held/f{number:03d}" for number in range(50)}
+    assert warm(mount, "data/held")["files_done"] == 50
 
 
 def test_wrong_flags() -> None:

@@ -17,6 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from dsfs.manifest.documents import load_documents
 from tests.deploy.operator_schemas import SCHEMAS
 from tests.mounts import dsfs
 
@@ -251,13 +252,21 @@ def test_two_releases_do_not_share_a_name() -> None:
 def test_the_plain_manifests_are_what_the_chart_renders() -> None:
     done = subprocess.run([sys.executable, ROOT / "deploy" / "render.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml"):
-        for document in yaml.safe_load_all(path.read_text()):
-            if document["kind"] != "Kustomization":  # kubectl's own, no schema is published
-                validate(document)
-    listed = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "kustomization.yaml").read_text())["resources"]
-    files = {path.name for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
-    assert set(listed) == files
+    kustomization = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "kustomization.yaml").read_text())
+    files = {path.name: path for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")}
+    del files["kustomization.yaml"]  # kubectl's own, no schema is published
+    # A ConfigMap of kustomize's own has a digest of what it says in its name, so that another one rolls the servers.
+    assert kustomization["configMapGenerator"] == [{"name": "dsfs-datasets", "files": ["datasets.yaml"]}]
+    assert load_documents([str(files.pop("datasets.yaml"))]).manifests == ()
+    assert set(kustomization["resources"]) == files.keys()
+    documents = [document for path in files.values() for document in yaml.safe_load_all(path.read_text())]
+    for document in documents:
+        validate(document)
+    server = next(
+        each for each in documents if (each["kind"], each["metadata"]["name"]) == ("DaemonSet", "dsfs-server")
+    )
+    volumes = server["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "dsfs-datasets"} in [volume.get("configMap") for volume in volumes]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "examples").glob("*.yaml")), ids=lambda path: path.stem)

@@ -60,6 +60,8 @@ def test_a_server_that_hangs_is_told_within_the_bound(mount: Mount) -> None:
         assert "no answer within 1 s" in done.stderr
         assert str(mount.mountpoint) in done.stderr
         assert len(done.stderr.splitlines()) == 1
+        message = mount.status()["message"]
+        assert "its server does not answer" in message
     finally:
         os.kill(server, signal.SIGCONT)
     assert dsfs("probe", mount.mountpoint).returncode == 0

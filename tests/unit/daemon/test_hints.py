@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
-import trio.testing
 
 from daemon import hints as module
 from daemon.hint_notes import HintNotes, Noted
@@ -44,13 +44,22 @@ def served(directory: Path, use: Callable[[Hints, Dataset], Awaitable[None]]) ->
     trio.run(serve)
 
 
+async def ignore(work: Awaitable[object]) -> None:
+    await work
+
+
+def known(directory: Path) -> list[dict[str, Any]]:
+    """What is written down."""
+    return [json.loads(path.read_text()) for path in (directory / "hints").glob("*.json")]
+
+
 def order_after(directory: Path) -> list[int]:
     """What the next server goes on with."""
     found: list[int] = []
 
     async def use(hints: Hints, dataset: Dataset) -> None:
         await hints.resume({NAME: dataset})
-        found.extend(hints.get(NAME).order.since(0))
+        found.extend((await hints.get(NAME)).order.since(0))
 
     served(directory, use)
     return found
@@ -108,12 +117,25 @@ def test_a_part_that_comes_before_its_hint_was_taken_up_again_waits_for_that(tmp
     async def go_on(hints: Hints, dataset: Dataset) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: hints.add(dataset, ["12"], ids[0], last=True))
-            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(0.2)  # it comes first
             await hints.resume({NAME: dataset})
 
     served(tmp_path, begin)
     served(tmp_path, go_on)
     assert order_after(tmp_path) == [11, 12]
+
+
+def test_what_was_said_before_is_not_taken_for_what_is_said_now(tmp_path: Path) -> None:
+    """A hint that comes before the server has taken up the one before."""
+
+    async def use(hints: Hints, dataset: Dataset) -> None:
+        newer = await hints.add(dataset, ["21", "22"], None, last=True)
+        await hints.resume({NAME: dataset})
+        assert [each["id"] for each in known(tmp_path)] == [newer.id], "and it is still written down"
+
+    served(tmp_path, lambda hints, dataset: ignore(hints.add(dataset, ["11"], None, last=True)))
+    served(tmp_path, use)
+    assert order_after(tmp_path) == [21, 22]
 
 
 def test_the_newest_of_two_is_gone_on_with(tmp_path: Path) -> None:
