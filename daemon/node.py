@@ -279,6 +279,8 @@ class Node:
         await self._changes.delete(dataset.manifest.id)
         await self._pins.forget(dataset.manifest.id)
         await self._set_priority(dataset.manifest.id, 0)  # its bytes stay, but nobody wants them more than others
+        if dataset.manifest.id in self._shown.datasets:
+            self._pins.ask(dataset.manifest.id)  # applied again meanwhile
         self._hints.forget(dataset.manifest.id)
         self._forget_gauges()
         return {"deleted": dataset.manifest.id}

@@ -30,7 +30,7 @@ class OlderRevisions:
         self._whole = whole
         self._dataset = dataset
         self._open = open
-        self._slots: dict[str, list[int]] = {}  # by the ids of their datasets
+        self._slots: dict[str, set[int]] = {}  # by the ids of their datasets
 
     def attach(self) -> None:
         """Have the tree ask here."""
@@ -44,7 +44,9 @@ class OlderRevisions:
         if dataset is None:
             return None
         file = await trio.to_thread.run_sync(self._store.find_revision, dataset.manifest, revision)
-        return None if file is None else self._put(dataset, revision, file)
+        if file is None or self._dataset(dataset.manifest.id) is not dataset:  # it may have gone meanwhile
+            return None
+        return self._put(dataset, revision, file)
 
     def reopen(self, slot: int) -> None:
         """The kernel knows a slot from a server before this one: open it again, if it was a revision's."""
@@ -59,7 +61,7 @@ class OlderRevisions:
     def _put(self, dataset: Dataset, revision: str, file: str) -> int:
         slot = self._store.number(f"dataset {dataset.manifest.id}@{revision}")
         self._whole.put(self._open(dataset, slot, file))
-        self._slots.setdefault(dataset.manifest.id, []).append(slot)
+        self._slots.setdefault(dataset.manifest.id, set()).add(slot)
         return slot
 
     def drop(self, dataset: str) -> list[bytes]:

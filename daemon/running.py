@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -76,9 +75,8 @@ def prepare(mountpoint: str) -> str:
         raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {running.keeper_pid}); unmount it first")
     shutil.rmtree(path, ignore_errors=True)
     root = runtime_root()
-    for directory in (os.path.dirname(root), root, path, f"{path}/journal"):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, mode=0o700)
+    for directory in (os.path.dirname(root), root, f"{path}/journal"):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
     os.chmod(root, 0o700)
     return path
 

@@ -24,7 +24,7 @@ from dsfs.catalog.diff import Changes, ManyChanges
 from dsfs.datasets.dataset import Dataset, DatasetStatus
 from dsfs.datasets.selection import left_behind
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import CatalogError, ConfigError
+from dsfs.errors import CatalogError, ConfigError, DsfsError
 from dsfs.fetch.origin import Origin
 from dsfs.fetch.reader import Reader
 from dsfs.filesystem.attributes import Ownership
@@ -79,7 +79,7 @@ class Shown:
         self._whole = whole
         self._tree = whole.tree if whole else None
         if whole is not None:
-            self._older = OlderRevisions(store, whole, lambda name: self.datasets.get(name), self._revision_files)
+            self._older = OlderRevisions(store, whole, self._seen, self._revision_files)
             self._older.attach()
         self.on_prepared: Callable[[Dataset], None] = _nobody_to_tell
         """Told of every dataset that is shown from then on, and when the cache is to hold it otherwise."""
@@ -97,6 +97,11 @@ class Shown:
     @property
     def datasets(self) -> dict[str, Dataset]:
         return {name: showing.dataset for name, showing in self.all.items()}
+
+    def _seen(self, name: str) -> Dataset | None:
+        """A dataset that is in the tree."""
+        showing = self.all.get(name)
+        return None if showing is None or showing.unhide is not None else showing.dataset
 
     def one(self, name: str) -> Showing:
         """Raises ConfigError for what is not shown: it may have been deleted while somebody waited for his turn."""
@@ -183,7 +188,10 @@ class Shown:
 
     async def _swapped(self, name: str, changed: Changes | ManyChanges) -> None:
         """A dataset shows another revision: the kernel is told, and what refers to it looks too."""
-        await self._session.swapped(name, changed)
+        try:
+            await self._session.swapped(name, changed)
+        except (DsfsError, sqlite3.Error, OSError) as error:
+            log.error("the kernel was not told of all that has changed", dataset=name, reason=str(error))
         for showing in self.all.values():
             if name in self._builder.refers_to(showing.dataset.manifest):
                 showing.dataset.ask_for_resync()

@@ -6,11 +6,9 @@ for is written down in the mount's runtime directory until it is done, so it out
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,15 +19,15 @@ from typing import Any
 import structlog
 import trio
 
+from daemon.warm_room import check_room
 from dsfs import metrics
 from dsfs.cache.node import NodeTier
-from dsfs.cache.space import whole_space
 from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG, Batches, Found, Totals, matching, measure
 from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
 from dsfs.fetch.disk import DISK
-from dsfs.fetch.origin import Origin, RemoteFile
+from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.reader import Reader
 from dsfs.fetch.warm import WarmUp
 from dsfs.manifest.sizes import size_text
@@ -40,7 +38,8 @@ WARM_UP, PREHEAT, COMPLETION = "warm-up", "preheat", "completion"
 _BATCH_FILES = 512
 _REMEMBERED = 64  # warm-ups that have ended, for who asks how
 _PREHEAT_AGAIN_S = (5.0, 15.0, 60.0, 300.0)
-_IN_VAIN_AGAIN_S = 3600.0  # what keeps it from staying is not over in minutes, and each try fetches it again
+_LOOK_FOR_ROOM_S = 5.0
+_IN_VAIN_AGAIN_S = 3600.0  # each try fetches it again
 
 
 class State(StrEnum):
@@ -255,7 +254,7 @@ class Warming:
         job.totals = await trio.to_thread.run_sync(measure, found(), self._reader.block_bytes, limiter=CATALOG)
         if glob and not job.totals.files:
             raise ConfigError(f"no file matches {glob}")
-        await self._check_room(job, dataset, found)
+        await check_room(self._tier, job.totals, found, dataset.origin)
         stays = job.what != COMPLETION
         job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error, stays=stays), State.WARMING
         batches, evicted_bytes = Batches(found(), dataset.origin), self._tier.evicted_bytes
@@ -301,12 +300,27 @@ class Warming:
                 if job.state is State.DONE:
                     attempt = 0
                     await when_warm()
-                again_s = _IN_VAIN_AGAIN_S if job.in_vain() else _PREHEAT_AGAIN_S[attempt]
-                with trio.move_on_after(again_s if job.state is State.FAILED else math.inf):
-                    await swapped.wait()
+                if job.in_vain() and not self._tier.statistics().trouble:
+                    await self._other_room(swapped)
+                else:
+                    with trio.move_on_after(_PREHEAT_AGAIN_S[attempt] if job.state is State.FAILED else math.inf):
+                        await swapped.wait()
                 attempt = min(attempt + (job.state is State.FAILED), len(_PREHEAT_AGAIN_S) - 1)
         finally:
             self._jobs.pop(_preheat_id(dataset), None)
+
+    async def _other_room(self, swapped: trio.Event) -> None:
+        """Until what could not stay might: what takes its room has changed, or it is another revision."""
+
+        def takers() -> tuple[object, ...]:
+            caches = {name: dataset.manifest.cache for name, dataset in self._datasets().items()}
+            return caches, self._tier.index.pinned_whole_bytes
+
+        before, until_s = takers(), trio.current_time() + _IN_VAIN_AGAIN_S
+        while takers() == before and trio.current_time() < until_s:
+            with trio.move_on_after(_LOOK_FOR_ROOM_S):
+                await swapped.wait()
+                return
 
     async def complete(self, dataset: Dataset, catalog: Catalog, found: Callable[[], Found]) -> None:
         """Bring in what was found in one revision behind the readers, for as long as it is shown. Failures are told."""
@@ -327,50 +341,6 @@ class Warming:
         await self._carry_out(job, lambda: self._walk(job, dataset, partial(matching, catalog_file, ""), lambda: True))
         if job.state is not State.DONE:
             raise CacheFull(job.line())
-
-    async def _check_room(self, job: Job, dataset: Dataset, found: Callable[[], Found]) -> None:
-        """Refuse what would push itself out again: all of a selection must fit, beside what cannot be evicted.
-
-        Raises CacheFull with the numbers.
-        """
-        need = job.totals.space_bytes
-        limit = self._tier.statistics().limit_bytes
-        quota = dataset.origin.quota_bytes
-        what = f"{size_text(need)} in {job.totals.files} files do not fit"
-        if need > limit:
-            raise CacheFull(f"{what} into a cache of {size_text(limit)} (name less of it, or raise --cache-size)")
-        if quota is not None and need > quota:
-            raise CacheFull(f"{what} into its quota of {size_text(quota)} (name less of it, or raise spec.cache.quota)")
-        if quota is not None:
-            others = await trio.to_thread.run_sync(self._other_bytes, found(), dataset.origin, limiter=CATALOG)
-            if others + need > quota:
-                raise CacheFull(
-                    f"{what} into its quota of {size_text(quota)}, of which others of its files have "
-                    f"{size_text(others)} (dsfs evict them, name less of it, or raise spec.cache.quota)"
-                )
-        room, pinned = self._tier.room_bytes, self._tier.index.pinned_whole_bytes
-        more = need
-        if pinned:
-            more = await trio.to_thread.run_sync(self._unpinned_space, found(), dataset.origin, limiter=CATALOG)
-        if more > room - pinned:
-            raise CacheFull(
-                f"{what} beside what is pinned: that takes {size_text(pinned)} of {size_text(room)} that the cache has "
-                "for files (name less of it, dsfs unpin something, or raise --cache-size)"
-            )
-
-    def _other_bytes(self, found: Found, origin: Origin) -> int:
-        """What the quota counts of a dataset's files beside these."""
-        index = self._tier.index
-        with contextlib.suppress(OSError):  # then it goes by what was written before
-            index.flush(time.time())
-        return index.owner_bytes(origin.id) - index.held_bytes(
-            origin.id, (origin.key_of(path, row.tag) for path, row in found)
-        )
-
-    def _unpinned_space(self, found: Found, origin: Origin) -> int:
-        block_bytes = self._reader.block_bytes
-        spaces = ((origin.key_of(path, row.tag), whole_space(row.size or 0, block_bytes)) for path, row in found)
-        return self._tier.index.unpinned_space(spaces)
 
     async def _write(self) -> None:
         async with self._writing:

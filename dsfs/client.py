@@ -34,14 +34,17 @@ def runtime_root(environ: Mapping[str, str] = os.environ) -> str:
     if session:
         return f"{session}/dsfs"
     own = f"/tmp/dsfs-{os.getuid()}"
-    if os.path.lexists(own) and not is_own(own):
+    if not is_own(own):
         raise MountError(f"{own}: others may write there (chmod 700 it if it is yours, else set XDG_RUNTIME_DIR)")
     return f"{own}/dsfs"
 
 
 def is_own(directory: str) -> bool:
-    """Whether it is a directory of this user, in which nobody else can put anything."""
-    found = os.lstat(directory)
+    """Whether it is a directory of this user, in which nobody else can put anything, or not there."""
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        return True
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 

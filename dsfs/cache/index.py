@@ -130,17 +130,18 @@ class Index:
         try:
             yield
         finally:
+            self.ask_for([key])
             with self._lock:
                 self._asked_for[key] -= 1
                 if not self._asked_for[key]:
                     del self._asked_for[key]
-            self.ask_for([key])
 
     def ask_for(self, keys: Iterable[str]) -> None:
         """These are wanted here, if they are."""
         with self._lock:
             for key in keys:
-                self._pending.setdefault(key, Change()).asked_for = True
+                if key in self._pending or len(self._pending) < _PENDING_USES:
+                    self._pending.setdefault(key, Change()).asked_for = True
 
     def remove(self, key: str) -> None:
         """Note that an object is gone. What is pinned stays so, and is kept when it comes again."""

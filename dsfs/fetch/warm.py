@@ -82,8 +82,7 @@ class WarmUp:
         self._throttle = Throttle(bytes_per_s) if bytes_per_s else None
         per_second = int(bytes_per_s / reader.block_bytes) if bytes_per_s else LONGEST_RUN_BLOCKS
         self._run_blocks = max(1, min(LONGEST_RUN_BLOCKS, per_second))  # a slow rate is not made of bursts
-        self.in_vain = False
-        """Whether something came that could not be kept: it would come again with the next try."""
+        self._not_kept = 0  # of the files that failed
         self._in_a_row = 0
         self._files_done = self._bytes_done = self._fetched_bytes = self._failed_files = 0
         self._errors: list[str] = []
@@ -92,6 +91,11 @@ class WarmUp:
         return WarmProgress(
             self._files_done, self._bytes_done, self._fetched_bytes, self._failed_files, tuple(self._errors)
         )
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether all that failed came and could not be kept: it would come again with the next try."""
+        return self._not_kept == self._failed_files > 0
 
     async def run(self, next_batch: Callable[[], Awaitable[Sequence[RemoteFile]]]) -> None:
         """Bring in all files, until a batch is empty. Single files that fail are counted.
@@ -165,10 +169,10 @@ class WarmUp:
             self._files_done += 1
 
     def _failed(self, wanted: _File, error: SourceError | CacheFull) -> None:
-        self.in_vain = self.in_vain or isinstance(error, CacheFull)
         if not wanted.failed:
             wanted.failed = True
             self._failed_files += 1
+            self._not_kept += isinstance(error, CacheFull)
             if len(self._errors) < TOLD_ERRORS:
                 self._errors.append(f"{wanted.file.obj.path}: {error}")
             self._on_error(wanted.file, error)

@@ -5,6 +5,7 @@ It has everything but passthrough, openless and resume: libfuse 3.14 knows neith
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -357,11 +358,10 @@ async def _forget(names: Iterable[tuple[int, bytes]], nodeids: Sequence[int]) ->
 
     def work() -> None:
         for nodeid in nodeids:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # the kernel does not know it
                 pyfuse3.invalidate_inode(nodeid)
-            except FileNotFoundError:
-                continue  # the kernel does not know it
         for parent, name in names:
-            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+            with contextlib.suppress(FileNotFoundError):
+                pyfuse3.invalidate_entry(parent, name)
 
     await trio.to_thread.run_sync(work, limiter=_NOTIFICATIONS)

@@ -198,7 +198,7 @@ def test_cold_readers_that_wait_do_not_hold_up_cached_ones(mounts: Mounts) -> No
             server.always(f"/data/{name}", web.stall_at_once)
         with ThreadPoolExecutor(len(cold)) as pool:
             waiting = [pool.submit(errno_of_read, mount.root / name) for name in cold]
-            eventually(lambda: mount.sum_of("dsfs_waiting_requests") >= 64, 20, "they wait")
+            eventually(lambda: mount.sum_of("dsfs_waiting_requests") >= 64, 10, "they wait")
             assert (mount.root / "cached").read_bytes() == cached
             assert not any(reader.done() for reader in waiting)
             assert {reader.result() for reader in waiting} == {errno.ETIMEDOUT}
