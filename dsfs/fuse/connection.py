@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -27,6 +27,7 @@ from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.waiting import Waiting
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.interrupts import wants_out
+from dsfs.fuse.kernel import Kernel
 from dsfs.fuse.later import Later
 from dsfs.fuse.waiters import Waiters
 from dsfs.fuse.wire import (
@@ -44,7 +45,6 @@ from dsfs.ranges import MiB
 
 log = structlog.get_logger()
 
-_NOTIFICATIONS = trio.CapacityLimiter(2)
 LARGEST_READ_BYTES = 1 * MiB
 PAGE = 4096
 _MAX_BACKGROUND = 512
@@ -87,6 +87,7 @@ class Connection:
     def __init__(self, name: str, channel: Channel, labels: tuple[str, str]) -> None:
         self.name = name
         self.device = channel.device
+        self.kernel = Kernel(channel.device)
         self.offered = InitFlag(channel.offered)
         self._initialised = channel.initialised
         self._labels = labels
@@ -134,43 +135,6 @@ class Connection:
             while self.poll():
                 await trio.lowlevel.checkpoint()
                 self._drain()
-
-    async def forget(self, names: Sequence[tuple[int, bytes]], directories: Sequence[int]) -> None:
-        """Have the kernel ask anew for names and listings that changed, in nodeids."""
-        await self.notify(lambda: self._forget(names, directories))
-
-    async def forget_all(
-        self, names: Callable[[], Iterable[tuple[int, bytes]]], directories: Callable[[], Sequence[int]]
-    ) -> None:
-        """As ``forget``, for more names than are held in memory: a kernel that knows epochs needs not be told each."""
-
-        def work() -> None:
-            try:
-                self.device.forget_all_names()
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._forget(names(), directories())
-            else:
-                self._forget((), directories())  # listings, and attributes of the root, which is never looked up
-
-        await self.notify(work)
-
-    async def notify(self, work: Callable[[], None]) -> None:
-        """Tell the kernel something, unless the connection has ended, and its caches with it. In a thread: the kernel
-        may wait there for what this very loop has to answer."""
-
-        def while_held() -> None:
-            with contextlib.suppress(Disconnected), self.device.held():
-                work()
-
-        await trio.to_thread.run_sync(while_held, limiter=_NOTIFICATIONS)
-
-    def _forget(self, names: Iterable[tuple[int, bytes]], directories: Sequence[int]) -> None:
-        for directory in directories:
-            self.device.forget_inode(directory)
-        for parent, name in names:
-            self.device.forget_name(parent, name)
 
     def poll(self) -> bool:
         """Look after what a subclass asks the disk for again and again; whether it has to be called again soon."""
@@ -373,9 +337,9 @@ class Connection:
     def on_interrupt(self, unique: int, nodeid: int, body: memoryview) -> None:
         (target,) = INTERRUPT_IN.unpack_from(body)
         if self._goes_on(target):
-            self._interrupted.add(target)
-            if len(self._interrupted) == 1 and self._nursery is not None:
+            if not self._interrupted and self._nursery is not None:
                 self._nursery.start_soon(self._look_again)
+            self._interrupted.add(target)
 
     def _goes_on(self, target: int) -> bool:
         """Whether a request is waited for though it was interrupted; if it need not be, it is answered."""

@@ -8,8 +8,9 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -139,47 +140,43 @@ def _errno(call: Callable[[], object]) -> int:
     return 0
 
 
+@contextmanager
+def waiting_reader(mounts: Mounts, path: str) -> Iterator[subprocess.Popen[bytes]]:
+    """It waits for the origin inside of the block; when it has ended, the others have lost nothing by that."""
+    with web.hostile() as server:
+        server.files["/file"] = os.urandom(100_000)
+        mount = mount_path(mounts, path, f"{server.url}file", "--read-timeout=40s", type="HTTP")
+        mount.expect_log("fetch failed")
+        gate = server.gate("/file", 10)
+        with subprocess.Popen(["cat", mount.root / "file"], stdout=subprocess.DEVNULL) as reader:
+            try:
+                assert gate.reached.wait(20), "the reader waits for the origin"
+                yield reader
+            finally:
+                gate.open()
+        assert (mount.root / "file").read_bytes() == server.files["/file"]
+
+
 @pytest.mark.parametrize(
     ("path", "number"),
     [*((path, signal.SIGKILL) for path in DIRECT), ("openless", signal.SIGINT), ("passthrough", signal.SIGTERM)],
 )
 def test_a_reader_that_waits_can_be_ended(mounts: Mounts, path: str, number: signal.Signals) -> None:
-    with web.hostile() as server:
-        server.files["/file"] = os.urandom(100_000)
-        mount = mount_path(mounts, path, f"{server.url}file", "--read-timeout=40s", type="HTTP")
-        mount.expect_log("fetch failed")
-        gate = server.gate("/file", 10)
-        with subprocess.Popen(["cat", mount.root / "file"], stdout=subprocess.DEVNULL) as reader:
-            try:
-                assert gate.reached.wait(20), "the reader waits for the origin"
-                started = time.monotonic()
-                reader.send_signal(number)
-                assert reader.wait(10) == -number
-                assert time.monotonic() - started < 15
-            finally:
-                gate.open()
-        # the others have lost nothing by that
-        assert (mount.root / "file").read_bytes() == server.files["/file"]
+    with waiting_reader(mounts, path) as reader:
+        started = time.monotonic()
+        reader.send_signal(number)
+        assert reader.wait(10) == -number
+        assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("path", DIRECT)
 def test_a_reader_that_was_stopped_before_can_be_ended_too(mounts: Mounts, path: str) -> None:
     """The kernel tells of the first signal alone, and that one is none that ends it."""
-    with web.hostile() as server:
-        server.files["/file"] = os.urandom(100_000)
-        mount = mount_path(mounts, path, f"{server.url}file", "--read-timeout=40s", type="HTTP")
-        mount.expect_log("fetch failed")
-        gate = server.gate("/file", 10)
-        with subprocess.Popen(["cat", mount.root / "file"], stdout=subprocess.DEVNULL) as reader:
-            try:
-                assert gate.reached.wait(20), "the reader waits for the origin"
-                reader.send_signal(signal.SIGTSTP)
-                time.sleep(0.3)
-                reader.kill()
-                assert reader.wait(20) == -signal.SIGKILL
-            finally:
-                gate.open()
-        assert (mount.root / "file").read_bytes() == server.files["/file"]
+    with waiting_reader(mounts, path) as reader:
+        reader.send_signal(signal.SIGTSTP)
+        time.sleep(0.3)  # the kernel has told of it
+        reader.kill()
+        assert reader.wait(20) == -signal.SIGKILL
 
 
 def test_cold_readers_that_wait_do_not_hold_up_cached_ones(mounts: Mounts) -> None:
