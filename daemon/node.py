@@ -1,8 +1,7 @@
-"""One running mount, as the control interface sees it: what it shows, and what it can be asked to do."""
+"""What one running mount can be asked to do, over the control interface."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -12,11 +11,11 @@ import structlog
 import trio
 
 from daemon.bad_pages import BadPages
-from daemon.cache_device import CacheDevice
 from daemon.changes import Changes
 from daemon.hints import Hints
 from daemon.settings import Settings
 from daemon.shown import Shown
+from daemon.status import MountStatus
 from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.cache.index import NOBODY
@@ -32,7 +31,6 @@ from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.documents import document_of
-from dsfs.manifest.schema import Manifest
 
 log = structlog.get_logger()
 
@@ -57,87 +55,26 @@ class Node:
         bad_pages: BadPages,
         shared: SharedDisk | None = None,
     ) -> None:
-        self._settings = settings
-        self.http = settings.http
-        """Where it listens for everybody: HOST:PORT."""
-        self._keeper = keeper
+        self.status = MountStatus(settings, keeper, tier, shown, shared)
         self._tier = tier
         self._boot = boot
         self._shown = shown
         self._changes = changes
         self._warming = warming
-        self._shared = shared
         self._pins = pins
         shown.on_prepared = self._prepared
         self._hints = hints
         self._bad_pages = bad_pages
-        self._last_info: dict[str, tuple[str, ...]] = {}
-        self._device = CacheDevice(settings.cache_dir)
-
-    @property
-    def mountpoint(self) -> str:
-        return self._settings.mountpoint
 
     async def once_complete(self) -> None:
         """Soon: what this server has not come to yet is not missing. Who asks then is told that it is starting."""
         with trio.move_on_after(_START_S):
             await self._shown.complete.wait()
 
-    async def status(self) -> dict[str, Any]:
-        """One element of ``mounts`` in ``dsfs status --json`` (DESIGN section 7)."""
-        try:
-            await trio.to_thread.run_sync(self._tier.upkeep, limiter=DISK)
-        except OSError as error:  # what was known before is told, with this
-            self._tier.note_trouble(error)
-        tier = self._tier.statistics()
-        message = f"the cache directory is in trouble: {tier.trouble}" if tier.trouble else ""
-        if not self._keeper.is_ready:
-            message = "a server is starting"
-        shared = {} if self._shared is None else {"shared_cache": _shared_status(self._shared)}
-        return {
-            "mountpoint": self._settings.mountpoint,
-            "session": self._settings.session,
-            "keeper_pid": self._keeper.pid,
-            "server_pid": os.getpid(),
-            "http": self.http,
-            "cache_dir": self._settings.cache_dir,
-            "cache_size": tier.size_bytes,
-            "cache_used": tier.used_bytes,
-            "healthy": not message,
-            **({"message": message} if message else {}),
-            **shared,
-            "datasets": [await self._dataset(dataset) for dataset in self._shown.datasets.values()],
-        }
-
-    async def _dataset(self, dataset: Dataset) -> dict[str, Any]:
-        status = await dataset.status()
-        phase, message = self._shown.standing(dataset, status)
-        manifest = dataset.manifest
-        cached = min(self._tier.index.owner_bytes(manifest.id), status.bytes) if status.bytes else 0
-        return {
-            "namespace": manifest.namespace,
-            "name": manifest.name,
-            "source": self._given(manifest),
-            "revision": status.revision,
-            "phase": str(phase),
-            "message": message or _of_content(dataset),
-            "files": status.files,
-            "bytes": status.bytes,
-            "cached_bytes": cached,
-            "pinned_bytes": self._tier.index.pinned_bytes(manifest.id),
-            "skipped": status.skipped,
-            "read_path": str(self._shown.read_path(manifest.id)),
-        }
-
-    def _given(self, manifest: Manifest) -> str:
-        """The URI of a source as its user wrote it, but for a path, which is absolute."""
-        given = self._settings.source_uri
-        return given if given is not None and "://" in given else manifest.source.uri
-
     async def show(self, selector: str) -> dict[str, Any]:
         """One dataset with its manifest; a manifest never holds a secret, only the name of one."""
         dataset = self._select_whole(selector)
-        return {**await self._dataset(dataset), "manifest": document_of(dataset.manifest)}
+        return {**await self.status.dataset(dataset), "manifest": document_of(dataset.manifest)}
 
     async def evict(self, selector: str) -> dict[str, int]:
         """Give back the space of a dataset, or of the paths that a glob names."""
@@ -282,7 +219,7 @@ class Node:
         if dataset.manifest.id in self._shown.datasets:
             self._pins.ask(dataset.manifest.id)  # applied again meanwhile
         self._hints.forget(dataset.manifest.id)
-        self._forget_gauges()
+        self.status.forget_gauges()
         return {"deleted": dataset.manifest.id}
 
     async def clone(self, selector: str, new: str) -> dict[str, str]:
@@ -341,38 +278,6 @@ class Node:
         await self._bad_pages.forget()
         return found
 
-    async def set_gauges(self) -> None:
-        """What a dataset is and how much of it is here, and what the disk did, for /metrics."""
-        self._device.count()
-        metrics.CACHE_PINNED_BYTES.set(self._tier.index.pinned_whole_bytes)
-        for dataset in self._shown.datasets.values():
-            manifest, status = dataset.manifest, await dataset.status()
-            labels = (manifest.namespace, manifest.name)
-            metrics.DATASET_BYTES.labels(*labels).set(status.bytes)
-            metrics.DATASET_CACHED_BYTES.labels(*labels).set(self._tier.index.owner_bytes(manifest.id))
-            metrics.DATASET_PINNED_BYTES.labels(*labels).set(self._tier.index.pinned_bytes(manifest.id))
-            waiting = self._shown.waiting(manifest.id)
-            metrics.WAITING_REQUESTS.labels(*labels).set(waiting.requests)
-            metrics.OLDEST_REQUEST_SECONDS.labels(*labels).set(waiting.oldest_s)
-            phase, _message = self._shown.standing(dataset, status)
-            info = (*labels, status.revision, str(phase), str(manifest.source.type))
-            last = self._last_info.get(manifest.id)
-            if last != info:
-                if last is not None:
-                    metrics.DATASET_INFO.remove(*last)
-                metrics.DATASET_INFO.labels(*info).set(1)
-                self._last_info[manifest.id] = info
-
-        self._forget_gauges()
-
-    def _forget_gauges(self) -> None:
-        """Of what is not shown any more."""
-        for name in self._last_info.keys() - self._shown.datasets.keys():
-            labels = self._last_info.pop(name)
-            metrics.DATASET_INFO.remove(*labels)
-            for gauge in metrics.GAUGES_OF_DATASETS:
-                gauge.remove(*labels[:2])
-
     def _select_whole(self, selector: str) -> Dataset:
         dataset, glob = self._select(selector)
         if glob:
@@ -394,16 +299,3 @@ class Node:
             return alone[0], "/".join(parts[1:])
         known = ", ".join(sorted(datasets)) or "none"
         raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
-
-
-def _of_content(dataset: Dataset) -> str:
-    path = dataset.origin.wrong_content
-    if path is None:
-        return ""
-    return f"{path}: what the source sent is not what it says it is; dropped, fetched anew when it is read"
-
-
-def _shared_status(disk: SharedDisk) -> dict[str, Any]:
-    """Trouble there is no failure of the node, as reads go on without it."""
-    now = disk.statistics()
-    return {"dir": now.root, "size": now.limit_bytes, "used": now.used_bytes, "message": now.trouble}

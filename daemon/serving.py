@@ -70,7 +70,7 @@ class Serving:
         begin(_keep_names, rooms.tier)
         begin(_every, _BAD_PAGES_S, "forgetting of bad pages", rooms.bad_pages.forget)
         begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
-        begin(_every, _GAUGES_S, "gauges", rooms.node.set_gauges)
+        begin(_every, _GAUGES_S, "gauges", rooms.node.status.set_gauges)
         begin(_every, _SECRETS_S, "secrets", rooms.shown.credentials.look_at_all)
         begin(_every, _CONFIRM_S, "entitlements", partial(_confirm, rooms))
         begin(rooms.node.keep_pins)

@@ -55,7 +55,7 @@ async def _listen(settings: Settings, node: Node, bridge: Bridge) -> Callable[[]
             raise MountError(f"--http {settings.http}: {os.strerror(error.errno or 0)}") from error
         runners.append(public)
         if port == 0:  # which one it became
-            node.http = f"{host}:{public.addresses[0][1]}"
+            node.status.http = f"{host}:{public.addresses[0][1]}"
 
     async def stop() -> None:
         for runner in runners:

@@ -110,7 +110,7 @@ class Routes:
         return web.Response(body=_page(), content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        await self._bridge.await_on_file_side(self._node.set_gauges)
+        await self._bridge.await_on_file_side(self._node.status.set_gauges)
         encoder, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         from prometheus_client import REGISTRY
 
@@ -122,15 +122,15 @@ class Routes:
         return web.json_response({"alive": True})
 
     async def healthz(self, request: web.Request) -> web.Response:
-        status = await self._bridge.await_on_file_side(self._node.status)
+        status = await self._bridge.await_on_file_side(self._node.status.mount)
         return web.json_response({"healthy": status["healthy"]}, status=200 if status["healthy"] else 503)
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._bridge.await_on_file_side(self._node.status))
+        return web.json_response(await self._bridge.await_on_file_side(self._node.status.mount))
 
     async def stats(self, request: web.Request) -> web.Response:
-        await self._bridge.await_on_file_side(self._node.set_gauges)
-        return web.json_response(snapshot(self._node.mountpoint))
+        await self._bridge.await_on_file_side(self._node.status.set_gauges)
+        return web.json_response(snapshot(self._node.status.mountpoint))
 
     async def show(self, request: web.Request) -> web.Response:
         return web.json_response(await self._bridge.await_on_file_side(self._node.show, request.match_info["selector"]))

@@ -27,7 +27,7 @@ from dsfs.filesystem.errnos import errno_of
 from dsfs.filesystem.waiting import Waiting
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.interrupts import wants_out
-from dsfs.fuse.kernel import Kernel
+from dsfs.fuse.kernel_caches import KernelCaches
 from dsfs.fuse.later import Later
 from dsfs.fuse.waiters import Waiters
 from dsfs.fuse.wire import (
@@ -87,7 +87,7 @@ class Connection:
     def __init__(self, name: str, channel: Channel, labels: tuple[str, str]) -> None:
         self.name = name
         self.device = channel.device
-        self.kernel = Kernel(channel.device)
+        self.kernel_caches = KernelCaches(channel.device)
         self.offered = InitFlag(channel.offered)
         self._initialised = channel.initialised
         self._labels = labels

@@ -133,7 +133,7 @@ class DirectSession:
         finally:
             changed = come()
             if self._root is not None:
-                await self._root.kernel.forget((), changed)
+                await self._root.kernel_caches.forget((), changed)
 
     def note_use(self, name: str, nodeid: int) -> None:
         """A file was opened lately, of which no request tells."""
@@ -150,7 +150,7 @@ class DirectSession:
         if self.watcher is not None:
             await self.watcher.forget(name)
         if self._root is not None:
-            await self._root.kernel.forget(gone, changed)
+            await self._root.kernel_caches.forget(gone, changed)
 
     async def swapped(self, name: str, changed: Changes | ManyChanges) -> None:
         """A dataset shows another revision: the next server is told, then the kernel."""
@@ -159,9 +159,9 @@ class DirectSession:
             return  # it is not mounted yet: then it shows this one from the start
         await self._remember(name, _STATE_SHOWN, files.dataset.shown())
         if isinstance(changed, ManyChanges):
-            await connection.kernel.forget_all(partial(files.names_of, changed), files.all_directories)
+            await connection.kernel_caches.forget_all(partial(files.names_of, changed), files.all_directories)
         else:
-            await connection.kernel.forget(*files.nodeids_of(changed))
+            await connection.kernel_caches.forget(*files.nodeids_of(changed))
 
     async def forget_pages(self, file: RemoteFile) -> None:
         """An object was not what its source says: the kernel is not to keep its bytes."""

@@ -176,7 +176,7 @@ class FilesConnection(ReadingConnection):
             for nodeid in closed:
                 self.device.forget_inode(nodeid)
 
-        await self.kernel.notify(work)
+        await self.kernel_caches.notify(work)
 
     def _turn_openless(self) -> None:
         self._openless = True

@@ -201,6 +201,6 @@ def test_the_kernel_is_told_nothing_after_the_end(scene: Scene, tmp_path: Path) 
     """Somebody has unmounted one dataset of many, and its source has another revision then."""
     scene.close()
     with reused(scene.device.fd, tmp_path) as other:
-        trio.run(scene.kernel.forget, [(1, b"name")], [1])
-        trio.run(scene.kernel.forget_all, lambda: [(1, b"name")], lambda: [1])
+        trio.run(scene.kernel_caches.forget, [(1, b"name")], [1])
+        trio.run(scene.kernel_caches.forget_all, lambda: [(1, b"name")], lambda: [1])
         assert other.read_bytes() == b""

@@ -14,8 +14,8 @@ from dsfs.fuse.device import Device, Disconnected
 _NOTIFICATIONS: Final = trio.CapacityLimiter(2)
 
 
-class Kernel:
-    """The other side of a device. File side only; numbers are nodeids."""
+class KernelCaches:
+    """Of one device. File side only; numbers are nodeids."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
