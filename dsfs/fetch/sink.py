@@ -154,8 +154,10 @@ class BlockSink(RangeSink):
         refuse_whole: bool = False,
         early_bytes: int = 0,
         came: Callable[[memoryview], None] = lambda _beginning: None,
+        settled: Callable[[int], None] | None = None,
     ) -> None:
-        """``came`` is called on the file side with the first ``early_bytes`` of the first block."""
+        """On the file side, ``came`` is called with the first ``early_bytes`` of the first block, and ``settled`` with
+        each block once it is stored, or could not be."""
         super().__init__(file, wanted)
         self.keep = place is not None
         self.landed = landed
@@ -165,6 +167,7 @@ class BlockSink(RangeSink):
         self._place = place
         self._buffers = buffers
         self._came = came
+        self._settled = settled
         self._early_stop = wanted.start + early_bytes
         self._refuse_whole = refuse_whole
         self._buffer: memoryview | None = None  # of the block that ``position`` is in
@@ -191,11 +194,14 @@ class BlockSink(RangeSink):
             room[:count] = view[:count]
             view = view[count:]
             whole = self._advanced(count)
-            if whole is not None and self.keep:
+            if whole is None:
+                continue
+            if self.keep:
                 try:
                     await self._bridge.to_disk(self._publish, *whole)
                 except OSError as error:
                     self._cannot_keep(error)
+            self._settle(whole[0])
 
     def take_from(self, body: Body) -> None:
         """All that is left, from a socket."""
@@ -203,11 +209,14 @@ class BlockSink(RangeSink):
             self.comes_whole()
         while self.position < self._wanted.stop:
             whole = self._advanced(body.fill(self._room()))
-            if whole is not None and self.keep:
+            if whole is None:
+                continue
+            if self.keep:
                 try:
                     self._publish(*whole)
                 except OSError as error:
                     self._cannot_keep(error)
+            self._settle(whole[0])
 
     def _room(self) -> memoryview:
         """Where the next bytes go, up to the end of their block, or of what somebody waits for before that."""
@@ -241,6 +250,10 @@ class BlockSink(RangeSink):
             self.keep = False
         else:
             self._tier.publish(target, block, data, self._file.origin.id)
+
+    def _settle(self, block: int) -> None:
+        if self._settled is not None:
+            self._bridge.soon(self._settled, block)
 
     def _cannot_keep(self, error: OSError) -> None:
         self.keep = False

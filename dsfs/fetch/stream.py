@@ -46,7 +46,8 @@ Landed = Callable[[int, memoryview], None]
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """``passed`` blocks have come; those who wait for others are in ``waiting``."""
+    """``passed`` blocks have come, and ``settled`` of them are stored, or could not be; those who wait for others are
+    in ``waiting``."""
 
     file: RemoteFile
     target: BlockMap
@@ -54,6 +55,7 @@ class _Stream:
     awaited_s: float
     """When somebody waited last."""
     passed: int = 0
+    settled: int = 0
     waiting: dict[int, list[Landed]] = field(default_factory=dict)
     error: SourceError | None = None
     refused: bool = False
@@ -140,13 +142,17 @@ class Streams:
                 self._followers.pop(key, None)
 
     async def bring(self, file: RemoteFile, blocks: Iterable[int], target: BlockMap, landed: Landed) -> bool:
-        """Give ``landed`` each of these blocks, from the cache or from the stream; False: there is no room for one.
+        """Give ``landed`` each of these blocks, from the cache or from the stream, and wait until it is stored; False:
+        there is no room for a stream.
 
         Raises the SourceError that ended the stream.
         """
         left = set(blocks)
+        streamed = -1  # the last one
 
         def came(block: int, data: memoryview) -> None:
+            nonlocal streamed
+            streamed = block
             left.discard(block)
             landed(block, data)
 
@@ -154,12 +160,16 @@ class Streams:
             for block in sorted(left):
                 data = await self._cached(file, target, block)
                 if data is not None:
-                    came(block, data)
+                    left.discard(block)
+                    landed(block, data)
             if left:
+                streamed = -1
                 stream = self._by_key.get(file.key) or self._start(file, target)
                 await self._wait(stream, target, left, came)
                 if stream.refused:
                     return False
+                while not stream.done and stream.settled <= streamed:
+                    await stream.changed.park()
         return True
 
     async def _cached(self, file: RemoteFile, target: BlockMap, block: int) -> memoryview | None:
@@ -232,13 +242,17 @@ class Streams:
             if not stream.waiting and now_s - stream.awaited_s > max(_LINGER_S, stream.awaited_s - stream.started_s):
                 stream.scope.cancel()
 
+        def settled(block: int) -> None:
+            stream.settled = max(stream.settled, block + 1)
+            stream.changed.unpark_all()
+
         async def carry() -> None:
             nonlocal epoch
             epoch = origin.entitlement.epoch
             stream.passed = 0
             whole = ByteRange(0, file.size_bytes)
             place = Place(lambda: stream.target)
-            sink = BlockSink(self._bridge, self._tier, file, whole, place, landed, self._buffers)
+            sink = BlockSink(self._bridge, self._tier, file, whole, place, landed, self._buffers, settled=settled)
             await self._carrier.blocks(file, sink)
 
         try:

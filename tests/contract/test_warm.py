@@ -61,6 +61,17 @@ def test_all_of_it_comes_once_and_is_not_asked_for_again(mounts: Mounts, server:
     assert gets(server) == asked
 
 
+def test_a_server_without_ranges_sends_it_once(mounts: Mounts, server: web.Hostile) -> None:
+    files = {"large": os.urandom(9_000_000), "small": b"1"}
+    uri = put_tree(server, files)
+    server.behave("/data/large", web.whole_for_range)
+    mount = mount_tree(mounts, uri)
+    assert warm(mount, "team/data")["fetched_bytes"] == 9_000_001
+    assert mount.dataset()["cached_bytes"] == 9_000_001
+    assert (mount.root / "large").read_bytes() == files["large"]
+    assert gets(server)["large"] <= 2  # the first asks for a range
+
+
 def test_what_was_read_before_is_not_fetched(mounts: Mounts, server: web.Hostile) -> None:
     files = some_files(20)
     mount = mount_tree(mounts, put_tree(server, files))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 
 from dsfs.errors import SourceChanged, SourceUnavailable
+from dsfs.fetch.queue import Priority
 from dsfs.model import SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.answers import copy_body
@@ -82,3 +85,21 @@ def test_another_version_reaches_the_reader(run: Callable[..., None]) -> None:
             await world.read(SIZE, 0, 10)
 
     run(test)
+
+
+def test_who_brings_it_in_waits_until_it_is_stored(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        world.source.plans = [Rangeless().plan] * 100
+        publish = world.tier.publish
+
+        def slowly(*args: Any) -> None:
+            time.sleep(0.01)
+            publish(*args)
+
+        monkeypatch.setattr(world.tier, "publish", slowly)
+        file = world.file(SIZE)
+        for blocks in (range(4, 9), range(41)):
+            await world.reader.bring(file, blocks, Priority.WARM)
+            assert world.reader.has(file, blocks)
+
+    run(test, rate=FAST)
