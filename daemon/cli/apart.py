@@ -19,11 +19,9 @@ from daemon.cli.options import CacheDir
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
 from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_MIN_FREE, DEFAULT_SCRUB_EVERY, Settings
-from daemon.wanted import to_text
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
-from dsfs.manifest.documents import load_documents
 from dsfs.manifest.durations import parse_duration
 
 _LOOK_S = 2.0
@@ -108,6 +106,9 @@ def serve(
 
 def _digest(paths: Sequence[str]) -> str:
     """Of what manifests say now; "" if they cannot be read: a mount that is there goes on as it is."""
+    from daemon.wanted import to_text  # with models and YAML, 0.1 s that every other verb does without
+    from dsfs.manifest.documents import load_documents
+
     try:
         documents = load_documents(paths)
     except ConfigError as error:
