@@ -19,7 +19,7 @@ from urllib.parse import quote
 from dsfs.errors import MountError
 
 _LINKS_MAX = 40  # as the kernel's MAXSYMLINKS
-_SERVER_START_S = 3.0
+SERVER_START_S = 3.0
 _LOOK_AGAIN_S = 0.05  # nothing tells when it listens
 _PART_PATHS = 20_000  # a request: small enough to be taken in between reads
 
@@ -90,20 +90,42 @@ def _parts(paths: Iterator[str]) -> Iterator[tuple[list[str], bool]]:
         part = following
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float) -> None:
+class PatientConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket. A server that is just starting gets ``patience_s`` until it listens."""
+
+    def __init__(self, path: str, timeout_s: float | None, patience_s: float = SERVER_START_S) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
+        self._patience_s = patience_s
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        deadline_s = time.monotonic() + self._patience_s
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(self.timeout)
+            try:
+                self.sock.connect(self._path)
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                self.sock.close()
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_LOOK_AGAIN_S)
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """One request; what the server says to it. Raises OSError, ValueError or HTTPException if that is nothing."""
+        headers = {"Content-Type": "application/json"}
+        try:
+            self.request(method, quote(path), None if body is None else json.dumps(body), headers)
+            answer: dict[str, Any] = json.loads(self.getresponse().read())
+        finally:
+            self.close()
+        return answer
 
 
 def _socket_of(mountpoint: str | None) -> str:
     """The control socket of a mount, or of the only one there is; of one whose next server is just starting too."""
-    deadline_s = time.monotonic() + _SERVER_START_S
+    deadline_s = time.monotonic() + SERVER_START_S
     while True:
         answering, silent = _sockets()
         try:
@@ -155,14 +177,14 @@ def _sockets() -> tuple[dict[str, str], set[str]]:
 
 
 def _ask(place: str, method: str, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """Of the next server, if that is just starting."""
+    """Of the next server, if this one goes."""
     until_s: float | None = None
     while True:
         try:
-            answer = _asked(place, method, path, body, timeout_s)
+            answer = PatientConnection(place, timeout_s).ask(method, path, body)
             break
         except (OSError, ValueError, http.client.HTTPException) as error:
-            until_s = until_s or time.monotonic() + _SERVER_START_S
+            until_s = until_s or time.monotonic() + SERVER_START_S
             if not _may_be_repeated(error, body) or time.monotonic() > until_s:
                 reason = error or type(error).__name__
                 raise MountError(f"the dsfs server at {place} does not answer: {reason}") from error
@@ -173,17 +195,6 @@ def _ask(place: str, method: str, path: str, body: dict[str, Any], timeout_s: fl
 
 
 def _may_be_repeated(error: Exception, body: dict[str, Any]) -> bool:
-    """Whether the server is not there, or has gone without taking in more of what it has a part of already."""
-    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return True
-    return isinstance(error, ConnectionError) and "id" not in body
-
-
-def _asked(place: str, method: str, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    connection = _UnixConnection(place, timeout_s)
-    try:
-        connection.request(method, quote(path), json.dumps(body), {"Content-Type": "application/json"})
-        answer: dict[str, Any] = json.loads(connection.getresponse().read())
-        return answer
-    finally:
-        connection.close()
+    """Whether the server has gone without taking in more of what it has a part of already."""
+    gone = isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError)
+    return gone and "id" not in body
