@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import SourceError, SourceMissing, SourceUnavailable
-from dsfs.model import SourceObject
-from dsfs.sources.base import Source, closing
+from dsfs.errors import SourceError, SourceMissing, SourceTimeout, SourceUnavailable
+from dsfs.model import ListingPage, SourceObject
+from dsfs.sources.base import Source, closing, walk
+from dsfs.sources.retry import one_of_many
 
 _STATS_IN_FLIGHT = 32
 _TOGETHER = 128  # names; then it is looked where somebody wants more
@@ -22,6 +24,7 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
     ``answered`` is called when the first page is in the catalog.
     """
     ahead: asyncio.Task[None] | None = None
+    await asyncio.to_thread(writer.begin)
     try:
         async with closing(source.list_tree()) as pages:
             async for page in pages:
@@ -38,7 +41,20 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
     await _resolve_all(source, writer)
+    while found := await asyncio.to_thread(writer.found_directories):
+        for directory in found:
+            await _list_found(source, writer, directory)
+        await _resolve_all(source, writer)
     await asyncio.to_thread(writer.seal)
+
+
+async def _list_found(source: Source, writer: CatalogWriter, directory: str) -> None:
+    """A directory that only a look at its name has shown to be one: no listing named it as such."""
+    async with closing(walk(source.list_directory, directory)) as pages:
+        with contextlib.suppress(SourceMissing):  # it is gone again
+            async for page in pages:
+                await asyncio.to_thread(writer.add, page)
+    await asyncio.to_thread(writer.add, ListingPage((), (directory,)))
 
 
 async def _resolve_wanted(source: Source, writer: CatalogWriter) -> None:
@@ -52,6 +68,7 @@ async def _resolve_all(source: Source, writer: CatalogWriter) -> None:
     """All that is left, where somebody looks first. A name that its server refuses does not keep the others."""
     failure: SourceError | None = None
     after = 0
+    alive = False
     while True:
         paths = await asyncio.to_thread(_wanted_paths, writer)
         if not paths:
@@ -59,7 +76,8 @@ async def _resolve_all(source: Source, writer: CatalogWriter) -> None:
         if not paths:
             break
         try:
-            await resolve(source, writer, paths)
+            await resolve(source, writer, paths, alive=alive)
+            alive = True
         except SourceUnavailable:
             raise
         except SourceError as error:
@@ -75,7 +93,7 @@ async def list_directory(source: Source, writer: CatalogWriter, directory: str, 
     """
     async with closing(source.list_directory(directory)) as pages:
         async for page in pages:
-            await asyncio.to_thread(writer.add, page)
+            await asyncio.to_thread(partial(writer.add, page, of_all=False))
             progressed()
             if await asyncio.to_thread(writer.is_listed, directory):
                 return
@@ -89,8 +107,10 @@ async def find(source: Source, writer: CatalogWriter, path: str) -> SourceObject
     return obj
 
 
-async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str]) -> None:
+async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *, alive: bool = False) -> None:
     """Learn sizes and version tags of names that a listing gave without them; names that are dead links go.
+
+    ``alive``: the source has answered just now. One that does not is not asked again for every name.
 
     Raises SourceUnavailable at once; what is wrong with one name alone when all of them were asked for.
     """
@@ -99,10 +119,15 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str]) -
     writing = asyncio.Lock()
     refused: list[SourceError] = []
 
+    def go_on(error: SourceError, _delay_s: float) -> bool:
+        return alive and not isinstance(error, SourceTimeout)
+
     async def one(path: str) -> None:
+        nonlocal alive
         async with gate:
             try:
-                found[path] = await source.stat(path)
+                found[path] = await one_of_many(partial(source.stat, path), go_on)
+                alive = True
             except SourceMissing:
                 found[path] = None
             except SourceUnavailable:

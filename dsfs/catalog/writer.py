@@ -91,8 +91,17 @@ class CatalogWriter:
         except (sqlite3.Error, OSError) as error:
             raise CatalogError(f"catalog {path} cannot be made: {error}") from error
 
-    def add(self, page: ListingPage) -> None:
-        """Take in a page of a listing. Directories that are listed already keep exactly the names they have."""
+    def begin(self) -> None:
+        """All is listed from the start: what was skipped before will be skipped again."""
+        with self._lock, self._open_transaction() as is_open:
+            if is_open:
+                self._db.execute("UPDATE meta SET value = 0 WHERE key = 'skipped'")
+
+    def add(self, page: ListingPage, *, of_all: bool = True) -> None:
+        """Take in a page of a listing. Directories that are listed already keep exactly the names they have.
+
+        ``of_all``: of one of the whole tree, which counts what is skipped.
+        """
         with self._lock, self._open_transaction() as is_open:
             if not is_open:
                 return
@@ -112,7 +121,7 @@ class CatalogWriter:
                 if parent is not None and not parent.listed:
                     rows.append(self._values(parent.ino, name, obj))
             self._db.executemany(_INSERT, rows)
-            if skipped:
+            if skipped and of_all:
                 self._db.execute("UPDATE meta SET value = value + ? WHERE key = 'skipped'", (skipped,))
             for path in page.complete:
                 self._mark_listed(path)
@@ -147,6 +156,8 @@ class CatalogWriter:
                 "WHERE parent = ? AND name = ? AND size IS NULL",
                 (kind, size, mtime_ns, tag, parent.ino, raw_name),
             )
+        if obj is not None and obj.kind is Kind.DIRECTORY:
+            self._db.execute(_SET_FOUND, (parent.ino, os.fsencode(name)))
 
     def want(self, parent: int, name: bytes) -> None:
         """Somebody looks at a name whose size is not known: those behind it in its directory come first."""
@@ -183,6 +194,13 @@ class CatalogWriter:
                     return False
                 ino, _kind, listed = found
             return bool(listed)
+
+    def found_directories(self) -> list[str]:
+        """Those that were found to be some when somebody looked at their names, and that no listing has had since."""
+        with self._lock:
+            query = "SELECT ino FROM entry WHERE kind = 1 AND listed = 0 AND executable = 1"
+            found = [] if self._sealed else self._db.execute(query).fetchall()
+        return [self.path_of(ino) for (ino,) in found]
 
     def name_revision(self, revision: str) -> None:
         """Take the source's own name for what is listed, instead of the time."""
@@ -316,8 +334,10 @@ def _names(path: str) -> tuple[str, ...] | None:
     return path_parts(path)
 
 
+_SET_FOUND = "UPDATE entry SET executable = 1 WHERE parent = ? AND name = ? AND kind = 1 AND listed = 0"
 _FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"
 _SET_LISTED = """
-    UPDATE entry SET listed = 1, subdirs = (SELECT count(*) FROM entry AS e WHERE e.parent = ? AND e.kind = 1)
+    UPDATE entry SET listed = 1, executable = 0,
+        subdirs = (SELECT count(*) FROM entry AS e WHERE e.parent = ? AND e.kind = 1)
     WHERE ino = ?
 """

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from functools import partial
+from typing import Protocol, runtime_checkable
 
+from dsfs.errors import SourceError, SourceMissing, SourceTimeout
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
+from dsfs.sources.retry import one_of_many
 
 Buffer = bytes | bytearray | memoryview
 
@@ -70,6 +73,20 @@ class Source(Protocol):
         """Give back connections. Called once, when no other call is under way."""
 
 
+@runtime_checkable
+class NamesRevisions(Protocol):
+    """A source that has names of its own for what it lists, and looks up once which one that is."""
+
+    def go_on_at(self, revision: str) -> None:
+        """List and read this revision, wherever its branch is by now. Called before anything is asked of the source."""
+
+
+def go_on_at(source: Source, revision: str) -> None:
+    """As ``NamesRevisions.go_on_at``, of a source that may be none."""
+    if isinstance(source, NamesRevisions):
+        source.go_on_at(revision)
+
+
 @asynccontextmanager
 async def closing(pages: AsyncIterator[ListingPage]) -> AsyncIterator[AsyncIterator[ListingPage]]:
     """Have a listing ended by whoever leaves it: after a cancel it may still have requests under way."""
@@ -80,7 +97,7 @@ async def closing(pages: AsyncIterator[ListingPage]) -> AsyncIterator[AsyncItera
             await pages.aclose()
 
 
-_OF_THIS_NODE = re.compile(r"(^|\bof )(directory:|fsspec:(fsspec\+)?(file|local|memory):)")
+_OF_THIS_NODE = re.compile(r"(^|\bof )(directory:|fsspec:(\S*::)?(fsspec\+)?(file|local|memory):)")
 
 
 def is_of_this_node(identity: str) -> bool:
@@ -91,10 +108,39 @@ def is_of_this_node(identity: str) -> bool:
 async def walk(
     list_directory: Callable[[str], AsyncIterator[ListingPage]], root: str = ""
 ) -> AsyncIterator[ListingPage]:
-    """A whole tree, breadth first, from a source that lists one directory at a time."""
+    """A whole tree from a source that lists one directory at a time.
+
+    A directory that is not there, as it went meanwhile or is a dead link of an index, is shown empty. One that fails
+    before it has given anything is asked for again. But not the root: whoever waits for that tries again, or is told.
+    """
     waiting = [root]
     while waiting:
-        async with closing(list_directory(waiting.pop())) as pages:
-            async for page in pages:
-                waiting.extend(obj.path for obj in page.objects if obj.kind is Kind.DIRECTORY)
-                yield page
+        begin = partial(_begin, list_directory, directory := waiting.pop())
+        try:
+            pages, page = await begin() if directory == root else await one_of_many(begin, _is_quick)
+            async with closing(pages):
+                while page is not None:
+                    waiting.extend(obj.path for obj in page.objects if obj.kind is Kind.DIRECTORY)
+                    yield page
+                    page = await anext(pages, None)
+        except SourceMissing:
+            if directory == root:
+                raise
+            yield ListingPage((), (directory,))
+
+
+def _is_quick(error: SourceError, _delay_s: float) -> bool:
+    """Whether a failure has not taken its time already."""
+    return not isinstance(error, SourceTimeout)
+
+
+async def _begin(
+    list_directory: Callable[[str], AsyncIterator[ListingPage]], directory: str
+) -> tuple[AsyncIterator[ListingPage], ListingPage | None]:
+    """A listing, and its first page."""
+    pages = list_directory(directory)
+    try:
+        return pages, await anext(pages, None)
+    except BaseException:
+        async with closing(pages):
+            raise

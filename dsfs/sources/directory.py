@@ -6,9 +6,9 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from typing import Final
 from urllib.parse import unquote
 
@@ -32,6 +32,7 @@ from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 PAGE_NAMES: Final = 1000
 PIECE_BYTES: Final = 4 * MiB  # opened, read and looked at again: 0.1 ms a piece on a local disk, one round trip on NFS
 THREADS: Final = 8
+_PAGE_S: Final = 1.0  # where a look at a file takes long, a page has fewer names
 
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM})
@@ -84,10 +85,10 @@ class DirectorySource:
     revision = ""  # a listing has no name of its own here
 
     def __init__(self, root: str, uri: str | None = None, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
-        self._root = root.rstrip("/") or "/"
-        self._threads = Threads(THREADS, timeouts.idle_s, self._root)
-        self.uri = uri or self._root
-        self.identity = f"directory:{self._root}"
+        self.root = root.rstrip("/") or "/"
+        self._threads = Threads(THREADS, timeouts.idle_s, self.root)
+        self.uri = uri or self.root
+        self.identity = f"directory:{self.root}"
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""
@@ -101,8 +102,8 @@ class DirectorySource:
             self._threads.start(scan.close)  # a thread may be inside of it, if we were cancelled
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        """See ``Source``. A directory that goes while the tree is walked is shown empty."""
-        async for page in walk(self._list_if_there):
+        """See ``Source``."""
+        async for page in walk(self.list_directory):
             yield page
 
     async def stat(self, path: str) -> SourceObject | None:
@@ -119,22 +120,13 @@ class DirectorySource:
         """See ``Source``."""
         self._threads.close()
 
-    async def _list_if_there(self, directory: str) -> AsyncIterator[ListingPage]:
-        try:
-            async for page in self.list_directory(directory):
-                yield page
-        except SourceMissing:
-            if not directory:
-                raise
-            yield ListingPage((), (directory,))
-
     # -- in a thread ----------------------------------------------------------------------------------------------
 
     def _start_scan(self, scan: _Scan, directory: str) -> None:
         with self._translated(directory, SourceMissing):
             if self._single_name() is not None:
                 if directory:
-                    raise SourceMissing(f"{self._shown(directory)} is not there: {self._root} is a file")
+                    raise SourceMissing(f"{self._shown(directory)} is not there: {self.root} is a file")
                 scan.start_one()
                 return
             scan.start(self._open(directory, os.O_RDONLY | os.O_DIRECTORY))
@@ -146,12 +138,15 @@ class DirectorySource:
                 single = self._single_name()
                 found = None if single is None else self._stat(single)
                 return () if found is None else (found,)
-            while scan.entries is not None:
-                names = list(islice(scan.entries, PAGE_NAMES))
-                page = tuple(obj for entry in names if (obj := self._entry(entry, directory)) is not None)
-                if page or not names:  # a page of nothing but sockets is not the end
-                    return page
-            return ()
+            page: list[SourceObject] = []
+            until_s = time.monotonic() + _PAGE_S
+            for entry in scan.entries or ():
+                obj = self._entry(entry, directory)
+                if obj is not None:
+                    page.append(obj)
+                    if len(page) >= PAGE_NAMES or time.monotonic() > until_s:
+                        break
+            return tuple(page)
 
     def _entry(self, entry: os.DirEntry[str], directory: str) -> SourceObject | None:
         path = f"{directory}/{entry.name}" if directory else entry.name
@@ -172,10 +167,10 @@ class DirectorySource:
             single = self._single_name()
             if single is not None:
                 if path == single:
-                    return _object(path, os.stat(self._root))
+                    return _object(path, os.stat(self.root))
                 return SourceObject("", Kind.DIRECTORY) if not path else None
             if not path:
-                return _object("", os.stat(self._root))
+                return _object("", os.stat(self.root))
             if path_parts(path) is None:
                 return None
             try:
@@ -184,7 +179,7 @@ class DirectorySource:
                     target = os.readlink(name, dir_fd=parent) if stat.S_ISLNK(status.st_mode) else None
             except OSError as error:
                 if error.errno in _GONE | {errno.EINVAL, errno.ENAMETOOLONG}:
-                    os.stat(self._root)  # gone with its root is missing, and not "there is no such name"
+                    os.stat(self.root)  # gone with its root is missing, and not "there is no such name"
                     return None
                 raise
             return _object(path, status, target)
@@ -215,18 +210,18 @@ class DirectorySource:
 
     def _single_name(self) -> str | None:
         """The file's name when the root is one."""
-        mode = os.stat(self._root).st_mode
+        mode = os.stat(self.root).st_mode
         if stat.S_ISREG(mode):
-            return os.path.basename(self._root)
+            return os.path.basename(self.root)
         if not stat.S_ISDIR(mode):
-            raise SourceMissing(f"{self._root} is neither a directory nor a regular file")
+            raise SourceMissing(f"{self.root} is neither a directory nor a regular file")
         return None
 
     def _open(self, path: str, flags: int) -> int:
         flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a fifo that took the name of a file must not block
         single = self._single_name()
         if not path or path == single:
-            return os.open(self._root, flags)
+            return os.open(self.root, flags)
         with self._parent(path) as (parent, name):
             return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
 
@@ -236,7 +231,7 @@ class DirectorySource:
         parts = path_parts(path)
         if parts is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for part in parts[:-1]:
                 inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -248,7 +243,7 @@ class DirectorySource:
 
     def _shown(self, path: str) -> str:
         """For people: bytes that are not UTF-8 as escapes, so that every terminal and log takes it."""
-        whole = f"{self._root}/{path}" if path else self._root
+        whole = f"{self.root}/{path}" if path else self.root
         return whole.encode("utf-8", "backslashreplace").decode()
 
     @contextmanager
@@ -259,8 +254,8 @@ class DirectorySource:
             what, why = self._shown(path), os.strerror(error.errno or errno.EIO)
             if error.errno in _GONE:
                 # An export that is not mounted (any more) is one missing root, and not many changed files.
-                if not os.path.lexists(self._root):
-                    raise SourceMissing(f"{self._root} is not there (mount it or make it)") from error
+                if not os.path.lexists(self.root):
+                    raise SourceMissing(f"{self.root} is not there (mount it or make it)") from error
                 raise gone(f"{what}: {why}") from error
             if error.errno in _REFUSED:
                 raise SourceRefused(f"{what}: {why} (let the user of the daemon read it)") from error

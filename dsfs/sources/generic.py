@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
@@ -66,7 +67,7 @@ def fsspec_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object)
     """Options go to the file system; JSON (``true``, ``22``, ``{…}``) as what it says. Raises ConfigError."""
     uri = spec.uri.removeprefix("fsspec+")
     options: dict[str, Any] = {key: _value(text) for key, text in spec.options.items() if key != "syncMode"}
-    options |= {_SECRET_OPTIONS[key]: value for key, value in credentials.items() if key in _SECRET_OPTIONS and value}
+    secret = {_SECRET_OPTIONS[key]: value for key, value in credentials.items() if key in _SECRET_OPTIONS and value}
     for link in uri.split("::"):
         protocol = link.partition("://")[0]
         try:
@@ -76,7 +77,7 @@ def fsspec_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object)
             raise ConfigError(f"FSSPEC: {protocol}:// cannot be read here: {hint}") from error
         except ValueError as error:
             raise ConfigError(f"FSSPEC: fsspec knows no protocol {protocol!r}") from error
-    return FsspecSource(uri, options)
+    return FsspecSource(uri, options, secret)
 
 
 def _value(text: str) -> Any:
@@ -91,8 +92,14 @@ class FsspecSource:
 
     revision = ""  # a listing has no name of its own here
 
-    def __init__(self, uri: str, options: Mapping[str, Any], timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
-        self._options = dict(options)
+    def __init__(
+        self,
+        uri: str,
+        options: Mapping[str, Any],
+        credentials: Mapping[str, str],
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._options = {**options, **credentials}
         self._threads = Threads(THREADS, timeouts.idle_s * _LIMIT_FACTOR, uri)
         self._fs: Any = None
         self._root = ""
@@ -101,6 +108,8 @@ class FsspecSource:
         self._said_weak = False
         self.uri = uri
         self.identity = f"fsspec:{uri}"
+        if options:  # of some file systems they say which server it is
+            self.identity += f" with {hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]}"
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""

@@ -91,6 +91,10 @@ class GitSource:
         self._pointers: dict[str, Pointer | None] = {}
         self._alone = False  # the tree cannot be had: blobs are fetched without those near them
 
+    def go_on_at(self, revision: str) -> None:
+        """See ``NamesRevisions``."""
+        self._revision = revision
+
     @property
     def revision(self) -> str:
         """The commit, once it is known."""

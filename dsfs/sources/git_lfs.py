@@ -296,8 +296,10 @@ def _proxy(url: str) -> str | None:
 
 
 def _shown(url: str) -> str:
-    """Without the query: signed URLs have their signature there."""
-    return url.partition("?")[0]
+    """Without the query, where signed URLs have their signature, and without who is to log in."""
+    scheme, slashes, rest = url.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _raise_for(answer: aiohttp.ClientResponse, url: str) -> None:

@@ -84,8 +84,8 @@ class NativeHdfsSource:
         yield ListingPage((), (directory,))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        """See ``Source``. A directory that goes while the tree is walked is shown empty."""
-        async for page in walk(self._list_if_there):
+        """See ``Source``."""
+        async for page in walk(self.list_directory):
             yield page
 
     async def stat(self, path: str) -> SourceObject | None:
@@ -101,15 +101,6 @@ class NativeHdfsSource:
     async def close(self) -> None:
         """See ``Source``."""
         self._threads.close()
-
-    async def _list_if_there(self, directory: str) -> AsyncIterator[ListingPage]:
-        try:
-            async for page in self.list_directory(directory):
-                yield page
-        except SourceMissing:
-            if not directory:
-                raise
-            yield ListingPage((), (directory,))
 
     # -- in a thread ----------------------------------------------------------------------------------------------
 

@@ -78,8 +78,8 @@ class WebHdfsSource:
             yield ListingPage(tuple(objects))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        """See ``Source``. A directory that goes while the tree is walked is shown empty."""
-        async for page in walk(self._list_if_there):
+        """See ``Source``."""
+        async for page in walk(self.list_directory):
             yield page
 
     async def stat(self, path: str) -> SourceObject | None:
@@ -125,15 +125,6 @@ class WebHdfsSource:
             found = await self._status("", self._full(""))
             self._single = found is not None and found.kind is Kind.FILE
         return self._single
-
-    async def _list_if_there(self, directory: str) -> AsyncIterator[ListingPage]:
-        try:
-            async for page in self.list_directory(directory):
-                yield page
-        except SourceMissing:
-            if not directory:
-                raise
-            yield ListingPage((), (directory,))
 
     async def _entries(self, directory: str, after: str) -> tuple[list[Mapping[str, object]], int]:
         full, what = self._full(directory), self._shown(directory)

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+import aiohttp
 import structlog
 from yarl import URL
 
-from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceUnsupported
+from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused, SourceUnsupported
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, KiB
@@ -29,6 +30,7 @@ from dsfs.sources.http_client import (
     proves_nothing,
     raise_for,
     tag_of,
+    without_query,
 )
 from dsfs.sources.http_index import IndexParser
 from dsfs.sources.http_lists import HttpListSource
@@ -46,6 +48,9 @@ _WANTED_DIGESTS: Final = {
     "Want-Repr-Digest": "sha-256=9, sha-512=5",
     "Want-Digest": "sha-256, sha-512;q=0.5, md5;q=0.1",
 }
+_HTML: Final = ("text/html", "application/xhtml+xml")
+_PAGES: Final = (".htm", ".html", ".xhtml")
+_INDEXES: Final = (b"index.", b"default.")
 _SAFE: Final = "/!$&'()*+,:=@~"  # RFC 3986 pchar but ";", which some servers cut at
 
 
@@ -113,24 +118,33 @@ class HttpSource:
         url = self._url(directory, slash=True)
         async with self._client.request("GET", url, {"Accept": "text/html"}) as answer:
             raise_for(answer, url)
-            if answer.content_type not in ("text/html", "application/xhtml+xml"):
+            check_not_compressed(answer, url)
+            if answer.content_type not in _HTML:
                 raise SourceUnsupported(
                     f"{url} is no directory index (it is {answer.content_type}; name one file instead)"
                 )
             parser = IndexParser(str(answer.url), directory)
             decoder = _decoder(answer.charset)
+            place = urlsplit(str(answer.url)).path
+            is_index = _is_index(place, urlsplit(url).path)
+            if not is_index and not place.endswith("/"):
+                raise _no_index(url, answer)
             async for chunk in chunks(answer, url):
                 for start in range(0, len(chunk), _PARSED_AT_ONCE):
                     parser.feed(decoder.decode(chunk[start : start + _PARSED_AT_ONCE]))
                 if found_names := parser.take():
+                    is_index = True
                     yield ListingPage(tuple(found_names))
             parser.feed(decoder.decode(b"", True))
             parser.close()
-            yield ListingPage(tuple(parser.take()), (directory,))
+            found_names = parser.take()
+            if not (is_index or found_names):
+                raise _no_index(url, answer)
+            yield ListingPage(tuple(found_names), (directory,))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        """See ``Source``. A directory that is linked and not there is shown empty: indexes do that."""
-        async for page in walk(self._list_if_there):
+        """See ``Source``."""
+        async for page in walk(self.list_directory):
             yield page
 
     async def stat(self, path: str) -> SourceObject | None:
@@ -235,21 +249,13 @@ class HttpSource:
         raw = urlsplit(self._root).path.rpartition("/")[2]
         return os.fsdecode(unquote_to_bytes(raw)).replace("/", "_") or "index"
 
-    async def _list_if_there(self, directory: str) -> AsyncIterator[ListingPage]:
-        try:
-            async for page in self.list_directory(directory):
-                yield page
-        except SourceMissing:
-            if not directory:
-                raise
-            yield ListingPage((), (directory,))
-
     async def _stat_url(self, path: str, url: str) -> SourceObject | None:
         answer: Answered | None = await self._client.head(url)
         if answer is None:
             async with self._client.request("HEAD", url) as followed:
                 if _slash_added(url, str(followed.url)):
                     return SourceObject(path, Kind.DIRECTORY)
+                _check_is_file(path, followed, url)
                 answer = followed
         if answer.status in (404, 410):
             return None
@@ -267,6 +273,7 @@ class HttpSource:
                 return SourceObject(path, Kind.DIRECTORY)
             if answer.status in (404, 410):
                 return None
+            _check_is_file(path, answer, url)
             place = parse_content_range(answer.headers.get("Content-Range"))
             if answer.status == 416 and (place is None or not place.total):
                 return self._file(path, answer, 0)  # no byte to give: it is empty
@@ -321,8 +328,35 @@ def _range_headers(obj: SourceObject, wanted: ByteRange) -> dict[str, str]:
 
 
 def _slash_added(asked: str, answered: str) -> bool:
-    """Whether a redirect led from a name to the same name with "/": that is how servers say "directory"."""
-    return urlsplit(answered).path == urlsplit(asked).path + "/"
+    """Whether a redirect led from a name to the same name with "/", here or elsewhere: that is how servers say
+    "directory"."""
+    name = unquote_to_bytes(urlsplit(asked).path.rpartition("/")[2])
+    place = urlsplit(answered).path
+    return bool(name) and place.endswith("/") and unquote_to_bytes(place[:-1].rpartition("/")[2]) == name
+
+
+def _is_index(answered: str, asked: str) -> bool:
+    """Whether the path that a redirect led to is surely of the index that was asked for, and of no page to log in.
+
+    Servers add a "/" or take it away, name the file that the index is in, and lead to mirrors.
+    """
+    place, wanted = (unquote_to_bytes(path).rstrip(b"/") for path in (answered, asked))
+    name, wanted_name = (path.rpartition(b"/")[2] for path in (place, wanted))
+    return place == wanted or name.startswith(_INDEXES) or (answered.endswith("/") and name == wanted_name)
+
+
+def _no_index(url: str, answer: aiohttp.ClientResponse) -> SourceRefused:
+    return SourceRefused(f"{url} leads to {without_query(str(answer.url))}, a page that is no index of it")
+
+
+def _check_is_file(path: str, answer: aiohttp.ClientResponse, url: str) -> None:
+    """Raises SourceRefused for a page that a redirect led to in place of a file: to log in, or that it is not there.
+
+    Whoever asks for pages gets them, and what is called as the file is taken for it.
+    """
+    asked, answered = urlsplit(url).path.rpartition("/")[2], urlsplit(str(answer.url)).path.rpartition("/")[2]
+    if answer.status < 400 and answer.content_type in _HTML and asked != answered and not path.lower().endswith(_PAGES):
+        raise SourceRefused(f"{url} leads to {without_query(str(answer.url))}, a page and not the file")
 
 
 def _decoder(charset: str | None) -> codecs.IncrementalDecoder:

@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Final, Protocol
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -38,6 +38,7 @@ AT_ONCE_IF_CLOSING: Final = 4
 its backlog (often 5) wait for a second, until their SYN is sent again."""
 _CLOSING: Final = 2  # answers, one after the other
 REDIRECTS_MAX: Final = 10
+_IN_URLS: Final = "%:/?#[]@!$&'()*+,;=-._~"  # RFC 3986
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 USER_AGENT: Final = "dsfs"
 _NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -123,7 +124,9 @@ class HttpClient:
                 # A body that was read to its end gives its connection back; of any other we know not how much comes.
                 answer.close() if not answer.content.at_eof() else answer.release()
             try:
-                target = str(URL(urljoin(target, following)).with_fragment(None))
+                # As it was given, but for what no URL has: quoting it anew would break what was signed.
+                following = quote(following, _IN_URLS, errors="surrogateescape")
+                target = str(URL(urljoin(target, following).partition("#")[0], encoded=True))
             except ValueError as error:
                 raise SourceUnavailable(f"{what} leads to something that is no URL") from error
             if urlsplit(target).scheme not in ("http", "https"):

@@ -35,6 +35,7 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import path_parts
 from dsfs.ranges import KiB, MiB
 from dsfs.sources.options import UnknownOption
+from dsfs.sources.retry import one_of_many
 from dsfs.sources.timeouts import Timeouts
 
 CONNECTIONS: Final = 64
@@ -235,12 +236,15 @@ class HubClient:
         Of the link only the query (the cursor) is used, on the URL that was asked: mirrors hand the original's links
         on unchanged, and the token must not follow them to another host.
         """
-        base, seen = url.partition("?")[0], {url}
-        while True:
+
+        async def ask() -> tuple[Any, str]:
             async with self.follow("GET", url, what) as answer:
                 check(answer)
-                page = await read_json(answer, what)
-                link = ", ".join(answer.headers.getall("Link", ()))
+                return await read_json(answer, what), ", ".join(answer.headers.getall("Link", ()))
+
+        base, seen = url.partition("?")[0], {url}
+        while True:
+            page, link = await ask() if len(seen) == 1 else await one_of_many(ask)
             if not isinstance(page, list):
                 raise SourceUnavailable(f"{what}: the answer is no listing (check the endpoint)")
             yield page

@@ -13,17 +13,17 @@ meanwhile is listed or not, as in a listing by one.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
 
-from dsfs.errors import SourceError, SourceUnavailable
+from dsfs.errors import SourceError
 from dsfs.model import ListingPage, SourceObject
 from dsfs.sources.flat_tree import FlatTree, Run
-from dsfs.sources.retry import retry_delay
+from dsfs.sources.retry import one_of_many
 
 log = structlog.get_logger()
 
@@ -31,7 +31,6 @@ AT_ONCE: Final = 8
 """Requests in flight. With an answer in 100 ms that is more than one process can put into a catalog."""
 _PAGES_WAITING: Final = 4
 _PAGES_BEFORE_SPLIT: Final = 3  # what is nearly at its end is not worth the questions
-_TRIES: Final = 5  # of one page among many; the first of all is asked for once, as whoever waits for it tries again
 _BEHIND: Final = "\U0010ffff"  # behind every character of a key
 _LARGEST: Final = 0x7E  # of those that names are mostly made of
 
@@ -128,19 +127,15 @@ class KeyRanges:
             self._ranges.remove(range_)
 
     async def _page(self, after: str, token: str) -> KeyPage:
-        """One answer out of very many; that one of them fails must not cost all the others."""
-        tries = _TRIES if self.found else 1
-        for attempt in range(tries - 1):
-            try:
-                return await self._ask(after, token, 0)
-            except SourceUnavailable as error:
-                delay_s = retry_delay(attempt, error, random.random())
-                if delay_s is None:
-                    raise
+        """One answer; the first of all is asked for once, as whoever waits for it tries again."""
+
+        def go_on(error: SourceError, delay_s: float) -> bool:
+            if self.found:
                 self._may_split = False  # a server that fails gets no more requests than before
                 log.debug("page of a listing asked for again", reason=str(error), in_s=delay_s)
-            await asyncio.sleep(delay_s)
-        return await self._ask(after, token, 0)
+            return self.found
+
+        return await one_of_many(partial(self._ask, after, token, 0), go_on)
 
     async def _take(self, range_: _Range, page: KeyPage) -> bool:
         """Put a page of a range into the tree; False when the range has met the one that follows."""

@@ -89,6 +89,10 @@ class ModelScopeSource:
         self.identity = f"modelscope:{endpoint}:{self._repo}{below}"
         self._name = self.uri if endpoint == ENDPOINT else f"{self.uri} at {endpoint}"
 
+    def go_on_at(self, revision: str) -> None:
+        """See ``NamesRevisions``."""
+        self._revision = revision
+
     @property
     def revision(self) -> str:
         """The commit, where the hub tells it."""

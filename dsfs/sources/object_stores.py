@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 PAGE_NAMES: Final = 1000
 PIECE_BYTES: Final = 1 * MiB  # as in ``s3_read``: one hop between the runtimes a MiB
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what stands for bytes that are no text
 _STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
 _FAILURES: Final = (BaseError, OSError, ValueError)
 
@@ -131,7 +132,7 @@ class ObjectStoreSource:
         """See ``Source``. Both questions at once: is it a prefix, is it a key."""
         if not path:
             return SourceObject("", Kind.DIRECTORY)
-        if path_parts(path) is None or not path.isprintable():
+        if path_parts(path) is None or _CONTROL.search(path):
             return None  # no listing of obstore has it
         return await prefix_or_key(path, self._has_keys(f"{self._key(path)}/"), self._head(path))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from dsfs.errors import SourceMissing
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
-from dsfs.sources.base import Sink, Source, closing
+from dsfs.sources.base import Sink, Source, closing, go_on_at
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.wire_request import WireRequest, as_wire, at_once_of
 
@@ -27,6 +27,9 @@ class PrefixedSource:
     @property
     def revision(self) -> str:
         return self._source.revision
+
+    def go_on_at(self, revision: str) -> None:
+        go_on_at(self._source, revision)
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         if directory in self._above:

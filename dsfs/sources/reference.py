@@ -8,7 +8,7 @@ from dataclasses import replace
 from dsfs.errors import ConfigError
 from dsfs.model import ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
-from dsfs.sources.base import Sink, Source, closing, walk
+from dsfs.sources.base import Sink, Source, closing, go_on_at, walk
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.wire_request import WireRequest, as_wire, at_once_of
 
@@ -37,6 +37,9 @@ class ReferenceSource:
     @property
     def revision(self) -> str:
         return self._source.revision
+
+    def go_on_at(self, revision: str) -> None:
+        go_on_at(self._source, revision)
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         async with closing(self._source.list_directory(self._inner(directory))) as pages:

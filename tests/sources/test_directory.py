@@ -266,7 +266,7 @@ def test_a_file_system_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pyte
 def root_of(kind: SourceType, uri: str, options: dict[str, str] | None = None, **where: str) -> str:
     source = build_source(SourceSpec(type=kind, uri=uri, options=options or {}), {}, **where)
     assert isinstance(source, DirectorySource)
-    return source._root
+    return source.root
 
 
 def test_where_a_manifest_points(tmp_path: Path) -> None:

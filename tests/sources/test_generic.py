@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from dsfs.errors import ConfigError, SourceMissing, SourceUnsupported
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind
-from dsfs.sources.base import Source
+from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.registry import build_source
 from tests.sources.sinks import names_in, read_range, tree_of
 
@@ -104,3 +104,22 @@ def test_a_file_of_which_nobody_says_how_long_it_is_is_none_that_is_empty(
             await source.stat("x")
 
     using(f"file://{tmp_path}", use)
+
+
+def test_options_that_say_which_server_it_is_belong_to_what_it_is() -> None:
+    def identity(uri: str, secret: dict[str, str] | None = None, **options: str) -> str:
+        source = build_source(SourceSpec(type=SourceType.FSSPEC, uri=uri, options=options), secret or {})
+        return source.identity
+
+    plain = identity("fsspec+memory://data")
+    assert plain == "fsspec:memory://data"
+    one, other = (identity("fsspec+memory://data", base_url=f"https://{host}/") for host in ("a", "b"))
+    assert len({plain, one, other}) == 3
+    assert identity("fsspec+memory://data", {"password": "fake-password"}, base_url="https://a/") == one
+
+
+@pytest.mark.parametrize("uri", ["file:///x", "fsspec+file:///x", "zip://*::file:///x.zip", "memory://x"])
+def test_what_lies_on_this_node_is_known_whatever_is_around_it(uri: str) -> None:
+    assert is_of_this_node(f"fsspec:{uri}")
+    assert is_of_this_node(f"fsspec:{uri} below a/b")
+    assert not is_of_this_node("fsspec:zip://*::http://h/x.zip")

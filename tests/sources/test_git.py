@@ -370,6 +370,22 @@ def test_a_forced_push_changes_nothing_that_was_listed(http: GitServer, filters:
     using(build(f"{http.url}{name}"), use)
 
 
+@pytest.mark.parametrize("filters", [True, False])
+def test_a_listing_goes_on_with_the_commit_that_it_began_with(http: GitServer, filters: bool) -> None:
+    name = f"goes-on-{filters}.git"
+    repository = http.repository(name, filters=filters)
+    first = repository.commit(FILES)
+    repository.commit({"a.txt": b"other"})
+    source = build(f"{http.url}{name}")
+    source.go_on_at(first)
+
+    async def use(source: GitSource) -> None:
+        assert await content_of(source) == FILES
+        assert source.revision == first
+
+    using(source, use)
+
+
 def test_objects_that_the_server_forgot_are_changed(http: GitServer) -> None:
     repository = http.repository("forgot.git")
     repository.commit({f"f{i}": b"old %d" % i for i in range(20)} | {"stays": b"same"})

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from dsfs.errors import RetryLater, SourceChanged, SourceRefused, SourceUnavailable
+from dsfs.errors import RetryLater, SourceChanged, SourceError, SourceRefused, SourceUnavailable
 from dsfs.model import Kind, SourceObject
 from dsfs.ranges import MiB
 from dsfs.sources.git import GitSource
 from tests.servers.git_server import GitServer, Repository, basic, http_git, make_key, shell_script, ssh_git
 from tests.servers.lfs_server import LfsServer, lfs_server, pointer
-from tests.servers.process import free_ports
+from tests.servers.process import HOST, free_ports
 from tests.sources.sinks import read_range, tree_of
-from tests.sources.test_git import build
+from tests.sources.test_git import build, using
 
 BIG = random.Random(1).randbytes(9 * MiB)
 SMALL = b"a small file"
@@ -232,3 +232,22 @@ def test_over_ssh_the_server_says_where_and_lends_a_token(tmp_path: Path, monkey
             assert server.seen[0] == ("/ssh/objects/batch", "RemoteAuth lent")
 
         serving(server, build(f"{ssh.url}s.git", {"ssh-privatekey": (tmp_path / "key").read_text().strip()}), use)
+
+
+def test_who_is_to_log_in_is_not_shown(tmp_path: Path) -> None:
+    """Of a password that somebody has put into .lfsconfig nothing reaches an error."""
+    (port,) = free_ports(1)
+    config = f"[lfs]\n\turl = http://someone:fake-password@{HOST}:{port}/lfs\n".encode()
+    repository = Repository(tmp_path / "shown.git", filters=False)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 9\n" % (b"1" * 64)
+    repository.commit({".lfsconfig": config, ".gitattributes": b"*.bin filter=lfs\n", "x.bin": pointer})
+
+    async def use(source: GitSource) -> None:
+        found = await source.stat("x.bin")
+        assert found is not None
+        with pytest.raises(SourceError) as caught:
+            await read_range(source, found, 0, 9)
+        assert "fake-password" not in str(caught.value)
+        assert f"{HOST}:{port}/lfs" in str(caught.value)
+
+    using(build(f"git+file://{repository.path}"), use)

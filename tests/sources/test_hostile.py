@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import random
 import time
 from base64 import b64encode
@@ -410,3 +411,109 @@ def test_http_listings_that_are_none(server: h.Hostile, answer: h.Answer, kind: 
         await source.close()
 
     asyncio.run(run())
+
+
+_LOG_IN = b'<html><form action="/session"></form><a href="help">help</a></html>'
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_page_to_log_in_is_neither_an_index_nor_a_file(server: h.Hostile, method: str) -> None:
+    """Where a session has run out, a server leads there and says 200."""
+    page = {"Content-Type": "text/html; charset=utf-8"}
+    server.always("/login", lambda asked, *_: h.Answer(200, page, _LOG_IN))
+    server.files["/login"] = _LOG_IN
+
+    def lead(asked: h.Asked, data: bytes, answer: h.Answer) -> h.Answer:
+        refuses = method == "GET" and asked.method == "HEAD"
+        return h.Answer(405 if refuses else 302, {"Location": "/login?next=%2F"}, b"")
+
+    for path in ("/bucket/", "/bucket/f", "/bucket/page.html"):
+        server.always(path, lead)
+
+    async def run() -> None:
+        source = http(server)
+        for listing in (source.list_directory(""), source.list_tree()):
+            with pytest.raises(SourceRefused, match="/login"):
+                await completed(listing)
+        with pytest.raises(SourceRefused, match="/login"):
+            await source.stat("f")
+        page = await source.stat("page.html")
+        assert page is not None
+        assert page.size == len(_LOG_IN)  # nobody can tell
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_an_index_that_is_stored_compressed_is_not_an_empty_one(server: h.Hostile) -> None:
+    headers = {"Content-Type": "text/html", "Content-Encoding": "gzip"}
+    server.always("/bucket/", lambda *_: h.Answer(200, headers, gzip.compress(b'<a href="f">f</a>')))
+
+    async def run() -> None:
+        source = http(server)
+        with pytest.raises(SourceUnavailable, match="compressed"):
+            await completed(source.list_directory(""))
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("place", ["/accounts/login/", "/"])
+def test_a_page_without_names_elsewhere_is_no_index(server: h.Hostile, place: str) -> None:
+    """As some frameworks have theirs to log in."""
+    server.always("/bucket/", lambda *_: h.Answer(302, {"Location": f"{place}?next=/bucket/"}, b""))
+    server.always(place, lambda *_: h.Answer(200, {"Content-Type": "text/html"}, b"<form></form>"))
+
+    async def run() -> None:
+        source = http(server)
+        with pytest.raises(SourceRefused, match="no index"):
+            await completed(source.list_directory(""))
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_an_index_behind_a_redirect(server: h.Hostile) -> None:
+    for place in ("/elsewhere/", "/bucket/index.html", "/mirror/bucket/"):
+        server.always("/bucket/", lambda *_, place=place: h.Answer(302, {"Location": place}, b""))
+        server.always(place, lambda *_: h.Answer(200, {"Content-Type": "text/html"}, b'<a href="f">f</a>'))
+
+        async def run() -> None:
+            source = http(server)
+            pages = [page async for page in source.list_directory("")]
+            assert [obj.path for page in pages for obj in page.objects] == ["f"]
+            await source.close()
+
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_directory_that_a_mirror_has_elsewhere_is_one(server: h.Hostile, method: str) -> None:
+    def lead(asked: h.Asked, data: bytes, answer: h.Answer) -> h.Answer:
+        refuses = method == "GET" and asked.method == "HEAD"
+        return h.Answer(405 if refuses else 302, {"Location": "/pub/mirror/a%20b"}, b"")
+
+    server.always("/bucket/a%20b", lead)
+    server.always("/pub/mirror/a%20b", lambda *_: h.Answer(301, {"Location": "/pub/mirror/a%20b/"}, b""))
+    server.always("/pub/mirror/a%20b/", lambda *_: h.Answer(200, {"Content-Type": "text/html"}, b'<a href="f">f</a>'))
+
+    async def run() -> None:
+        source = http(server)
+        assert await source.stat("a b") == SourceObject("a b", Kind.DIRECTORY)
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_where_a_redirect_leads_is_asked_for_as_it_was_given(server: h.Hostile) -> None:
+    """Its signature is of these very characters."""
+    server.always(PATH, lambda *_: h.Answer(302, {"Location": "/store/f%2Fg%27;v=1 é?sig=a%27"}, b""))
+
+    async def run() -> None:
+        source = http(server)
+        with pytest.raises(SourceChanged):
+            await source.read(listed(source), ByteRange(0, 10), KeepingSink(ByteRange(0, 10)))
+        await source.close()
+
+    asyncio.run(run())
+    assert server.asked[-1].path == "/store/f%2Fg%27;v=1%20%C3%A9"

@@ -251,6 +251,21 @@ def test_a_commit_after_the_listing_changes_nothing(server: h.Hub) -> None:
     using(make(server), use)
 
 
+def test_a_listing_goes_on_with_the_commit_that_it_began_with(server: h.Hub) -> None:
+    before = using(make(server), tree_of)
+    first = server.repo(*REPO).refs["main"]
+    server.commit(*REPO, {"README.md": b"other", "data/b/y.txt": None})
+    source = make(server)
+    source.go_on_at(first)
+
+    async def use(source: HuggingFaceSource) -> None:
+        assert await tree_of(source) == before
+        assert source.revision == first
+        assert await whole(source, "README.md") == b"words"
+
+    using(source, use)
+
+
 def test_a_source_of_the_next_commit_reads_the_files_of_the_last(server: h.Hub) -> None:
     """After a resync, and after a restart, an older catalog is read through the source of today."""
     tree = using(make(server), tree_of)

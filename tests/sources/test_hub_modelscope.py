@@ -151,6 +151,22 @@ def test_a_commit_after_the_listing_changes_nothing(server: h.Hub, kind: str) ->
     using(source, use)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_listing_goes_on_with_the_commit_that_it_began_with(server: h.Hub, kind: str) -> None:
+    before = using(make(server, kind), tree_of)
+    first = server.repo(kind, "Ns/Name").refs["master"]
+    put(server, kind, {"README.md": b"other", "data/b/y.txt": None})
+    source = make(server, kind)
+    source.go_on_at(first)
+
+    async def use(source: ModelScopeSource) -> None:
+        assert await tree_of(source) == before
+        assert source.revision == first
+        assert await whole(source, "README.md") == b"words"
+
+    using(source, use)
+
+
 @pytest.mark.parametrize(("tells", "reads"), [(False, True), (True, False)])
 def test_a_hub_without_commits(server: h.Hub, tells: bool, reads: bool) -> None:
     """Then the listing is asked again behind the bytes: what did not change is read, and what changed is an error."""

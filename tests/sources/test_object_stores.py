@@ -84,7 +84,14 @@ def using(source: Source, use: Callable[[Source], Awaitable[None]]) -> None:
 def test_tree_bytes_and_ranges(store: GcsServer | AzureServer) -> None:
     folder = f"case-{next(_folders)}"
     large = random.Random(3).randbytes(3 * MiB + 7)
-    files = {"a b+c.txt": b"first", "sub/x/d.bin": large, "sub/e%20": b"e", "sub/ü": b"u", "zero": b""}
+    files = {
+        "a b+c.txt": b"first",
+        "sub/x/d.bin": large,
+        "sub/e%20": b"e",
+        "sub/ü": b"u",
+        "sub/ü\u202fx": b"U",
+        "zero": b"",
+    }
     for path, data in files.items():
         store.put(f"{folder}/{path}", data)
     store.put(f"{folder}-beside/other", b"not of this dataset")
@@ -100,6 +107,7 @@ def test_tree_bytes_and_ranges(store: GcsServer | AzureServer) -> None:
             "sub/x": Kind.DIRECTORY,
             "sub/e%20": Kind.FILE,
             "sub/ü": Kind.FILE,
+            "sub/ü\u202fx": Kind.FILE,
         }
         for path, data in files.items():
             assert await source.stat(path) == tree[path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from dsfs.catalog import crawl
 from dsfs.catalog.lookup import ROOT_INO
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import SourceRefused, SourceUnavailable
-from dsfs.model import ListingPage, SourceObject
+from dsfs.errors import RetryLater, SourceMissing, SourceRefused, SourceUnavailable
+from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing, walk
 from dsfs.sources.prefixed import PrefixedSource
@@ -199,3 +200,108 @@ def test_a_source_that_cannot_be_reached_is_not_asked_for_every_name() -> None:
         with pytest.raises(SourceUnavailable):
             asyncio.run(asyncio.wait_for(crawl.crawl(source, writer, lambda: None), 20))
         assert len(source.asked) < 60
+
+
+def test_one_name_of_many_may_fail_for_a_moment() -> None:
+    """A server that is asked a hundred thousand times answers 503 to some."""
+
+    class Flaky(Unsized):
+        failed = 0
+
+        async def stat(self, path: str) -> SourceObject | None:
+            self.asked.append(path)
+            if len(self.asked) > 200 and len(self.asked) % 101 == 0 and self.asked.count(path) == 1:
+                self.failed += 1
+                raise RetryLater("busy", 0.0)
+            await asyncio.sleep(0)
+            return SourceObject(path, size=1, version_tag="1")
+
+    with new_catalog() as (writer, catalog):
+        source = Flaky()
+        asyncio.run(asyncio.wait_for(crawl.crawl(source, writer, lambda: None), 60))
+        assert source.failed
+        catalog.refresh()
+        assert catalog.sealed
+
+
+def test_a_directory_may_fail_for_a_moment_and_the_root_is_asked_once() -> None:
+    asked: Counter[str] = Counter()
+
+    async def list_directory(directory: str) -> AsyncIterator[ListingPage]:
+        asked[directory] += 1
+        if asked[directory] == 1 and directory != "dead":
+            raise SourceUnavailable("busy")
+        names = ["d", "e"] if not directory else ["f"] if directory == "d" else []
+        below = f"{directory}/" if directory else ""
+        kind = Kind.FILE if directory else Kind.DIRECTORY
+        yield ListingPage(tuple(SourceObject(below + name, kind) for name in names), (directory,))
+
+    async def everything() -> list[str]:
+        return [obj.path async for page in walk(list_directory) for obj in page.objects]
+
+    with pytest.raises(SourceUnavailable):
+        asyncio.run(everything())
+    assert asyncio.run(everything()) == ["d", "e", "d/f"]
+    assert asked == {"": 2, "d": 2, "e": 2}
+
+
+def test_what_is_skipped_is_counted_once() -> None:
+    """Though somebody lists a directory beside the crawl, and the crawl begins again."""
+
+    class Odd(Paged):
+        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+            yield ListingPage((SourceObject("d/.."), SourceObject("d/right")))
+            if self.pages:
+                self.pages -= 1
+                raise SourceUnavailable("broke off")
+            yield ListingPage((), ("d", ""))
+
+    with new_catalog() as (writer, catalog):
+        source = Odd()
+        list_one(source, writer)
+        source.pages = 2
+        for _ in range(2):
+            with pytest.raises(SourceUnavailable):
+                asyncio.run(crawl.crawl(source, writer, lambda: None))
+        asyncio.run(crawl.crawl(source, writer, lambda: None))
+        assert catalog.totals() == (1, 0, 1)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_name_that_turns_out_to_be_a_directory_is_listed(again: bool) -> None:
+    """An index links it without a "/", or somebody has looked it up before its parent was listed."""
+    tree = {"": ["a", "late"], "a": ["b", "f"], "a/b": ["g"], "late": ["h"]}
+
+    class Linked(Unsized):
+        broken = again
+
+        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+            if directory == "gone":
+                raise SourceMissing("gone")
+            if directory == "a/b" and self.broken:
+                self.broken = False
+                raise SourceRefused("not now")
+            below = f"{directory}/" if directory else ""
+            yield ListingPage(tuple(SourceObject(below + name, size=None) for name in tree[directory]), (directory,))
+
+        def list_tree(self) -> AsyncIterator[ListingPage]:
+            return walk(self.list_directory)
+
+        async def stat(self, path: str) -> SourceObject | None:
+            return SourceObject(path, Kind.DIRECTORY) if path in {*tree, "gone"} else SourceObject(path, size=1)
+
+    with new_catalog() as (writer, catalog):
+        source = Linked()
+        for path in ("late", "gone"):
+            asyncio.run(crawl.find(source, writer, path))
+        if again:
+            with pytest.raises(SourceRefused):
+                asyncio.run(crawl.crawl(source, writer, lambda: None))
+        asyncio.run(crawl.crawl(source, writer, lambda: None))
+        catalog.refresh()
+        found = {path: row.kind for path, row in everything(catalog).items()}
+        assert found == {
+            **dict.fromkeys(["a", "a/b", "late", "gone"], Kind.DIRECTORY),
+            **dict.fromkeys(["a/f", "a/b/g", "late/h"], Kind.FILE),
+        }
+        assert catalog.totals()[0] == 3

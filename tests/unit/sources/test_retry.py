@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from dsfs.errors import (
     SourceUnavailable,
     SourceUnsupported,
 )
-from dsfs.sources.retry import LONGEST_DELAY_S, LONGEST_PATIENCE_S, retry_delay
+from dsfs.sources.retry import LISTING_TRIES, LONGEST_DELAY_S, LONGEST_PATIENCE_S, one_of_many, retry_delay
 
 RNG = st.floats(0, 1, exclude_max=True)
 ATTEMPT = st.integers(0, 10_000)
@@ -48,3 +50,32 @@ def test_never_earlier_than_asked_up_to_a_cap(attempt: int, rng: float, asked_s:
     delay_s = retry_delay(attempt, RetryLater("x", asked_s), rng)
     assert delay_s is not None
     assert min(asked_s, LONGEST_PATIENCE_S) <= delay_s <= LONGEST_PATIENCE_S + LONGEST_DELAY_S
+
+
+def test_one_of_many_is_asked_again_unless_it_cannot_heal_or_nobody_wants_that() -> None:
+    def ask(*answers: object, go_on: bool = True) -> tuple[object, int]:
+        left = list(answers)
+        heard: list[float] = []
+
+        async def answer() -> object:
+            now = left.pop(0)
+            if isinstance(now, SourceError):
+                raise now
+            return now
+
+        def decide(_error: SourceError, delay_s: float) -> bool:
+            heard.append(delay_s)
+            return go_on
+
+        try:
+            return asyncio.run(one_of_many(answer, decide)), len(heard)
+        except SourceError as error:
+            return error, len(heard)
+
+    timeout, later, missing = SourceTimeout("slow"), RetryLater("busy", 0.0), SourceMissing("gone")
+    assert ask(1) == (1, 0)
+    assert ask(timeout, later, 2) == (2, 2)
+    assert ask(later, missing) == (missing, 1)
+    assert ask(later, 3, go_on=False) == (later, 1)
+    failures = [SourceUnavailable(str(number)) for number in range(LISTING_TRIES)]
+    assert ask(*failures, 4) == (failures[-1], LISTING_TRIES - 1)
