@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.processes import cpu_s, memory_bytes
 from benchmarks.report import Table, circumstances, command_line, progress, say
-from dsfs.cache.index import open_index
 from dsfs.cache.layout import open_layout, trust_id
 from dsfs.cache.mapfile import crc32c, pack_complete
+from dsfs.cache.open_index import open_index
 from tests.mounts import Mount, Mounts
 
 SIZE_BYTES = 110_000

@@ -11,7 +11,8 @@ import trio
 from daemon.showing import Showing
 from daemon.wanted import SEEN
 from daemon.warming import Warming
-from dsfs.datasets.dataset import Dataset, DatasetStatus
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.status import DatasetStatus
 from dsfs.errors import MountError
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.schema import Manifest, Preheat

@@ -30,9 +30,9 @@ from daemon.wanted import Wanted, read_wanted
 from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.bridge import Bridge, network_side
-from dsfs.cache.index import open_index
 from dsfs.cache.layout import Layout, open_layout, trust_id
 from dsfs.cache.node import DESCRIPTORS_EACH, OPEN_OBJECTS, NodeTier
+from dsfs.cache.open_index import open_index
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import CacheDirectoryBusy
@@ -88,11 +88,11 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     metrics.BUILD.info({"version": version("dsfs"), "session": settings.session})
     bridge = await stack.enter_async_context(network_side())
     wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts)
-    tier, boot = await stack.enter_async_context(_node_tier(settings))
+    tier, boot = await stack.enter_async_context(_node_tier(settings, takes_over=keeper.restarts > 0))
     background = await stack.enter_async_context(trio.open_nursery())
     stack.callback(background.cancel_scope.cancel)
     queue = FetchQueue(Limits(fetch_memory_bytes()))
-    shared_tier = await _shared_tier(settings, background)
+    shared_tier = await _shared_tier(settings, background, at_once=keeper.restarts == 0)
     longest_s = within_patience(math.inf, kernel_patience_s())
     courier = (sys.executable, "-P", "-m", "daemon.courier")
     flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier, longest_s, courier)
@@ -153,15 +153,18 @@ def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -
 
 
 @asynccontextmanager
-async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]]:
-    layout = await _locked_layout(settings.cache_dir)
+async def _node_tier(settings: Settings, *, takes_over: bool) -> AsyncIterator[tuple[NodeTier, bytes]]:
+    layout = await _locked_layout(settings.cache_dir, read_only=takes_over)
     try:
         index = open_index(layout.index)
         boot = trust_id(layout.root)
         tier = NodeTier(
             layout, index, settings.cache_limit, boot, least_free=settings.least_free, open_objects=_open_objects()
         )
-        await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
+        try:
+            await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
+        except OSError as error:
+            tier.note_trouble(error)
         try:
             yield tier, boot
         finally:
@@ -171,24 +174,28 @@ async def _node_tier(settings: Settings) -> AsyncIterator[tuple[NodeTier, bytes]
         layout.release()
 
 
-async def _shared_tier(settings: Settings, background: trio.Nursery) -> SharedTier | None:
-    """What several nodes have in common; one that does not answer is tried again while the server runs."""
+async def _shared_tier(settings: Settings, background: trio.Nursery, *, at_once: bool) -> SharedTier | None:
+    """What several nodes have in common; one that does not answer is tried again while the server runs.
+
+    ``at_once``: one that cannot be it is told before anything is mounted; else nobody waits for it.
+    """
     if settings.shared_cache is None:
         return None
     disk = SharedDisk(settings.shared_cache, settings.shared_cache_limit)
-    await disk.open()
+    if at_once:
+        await disk.open()
     shared = SharedTier(disk)
     background.start_soon(disk.run)
     background.start_soon(shared.run)
     return shared
 
 
-async def _locked_layout(directory: str) -> Layout:
-    """The cache directory, once a server that is just ending has let go of it."""
+async def _locked_layout(directory: str, *, read_only: bool) -> Layout:
+    """The cache directory, once a server that is just ending has let go of it. ``read_only``: see ``open_layout``."""
     deadline = trio.current_time() + _PREDECESSOR_S
     while True:
         try:
-            return open_layout(directory)
+            return open_layout(directory, read_only=read_only)
         except CacheDirectoryBusy:
             if trio.current_time() > deadline:
                 raise

@@ -60,7 +60,8 @@ class Serving:
 
     async def _listen(self) -> None:
         rooms = self._rooms
-        await rooms.background.start(control_interface, rooms.settings, rooms.node, rooms.bridge)
+        listen = partial(control_interface, patient=rooms.keeper.restarts > 0)
+        await rooms.background.start(listen, rooms.settings, rooms.node, rooms.bridge)
         self._listening.set()
 
     async def _look_after(self) -> None:
@@ -84,7 +85,8 @@ class Serving:
             begin(_optional, "counting of opens", rooms.opens.run)
         if not rooms.tier.index.was_clean:
             # what is not in the index is found again by whoever reads it
-            rebuild = partial(trio.to_thread.run_sync, rebuild_index, rooms.tier, rooms.boot, limiter=CATALOG)
+            go_on = trio.from_thread.check_cancelled  # minutes, which a next server would wait for
+            rebuild = partial(trio.to_thread.run_sync, rebuild_index, rooms.tier, rooms.boot, go_on, limiter=CATALOG)
             begin(_optional, "rebuilding of the cache's index", rebuild)
 
     async def _show(self, serving: trio.Nursery) -> None:

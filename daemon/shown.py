@@ -21,8 +21,9 @@ from daemon.wanted import HANDED_OVER, to_text
 from daemon.warming import Warming
 from dsfs.bridge import Bridge
 from dsfs.catalog.diff import Changes, ManyChanges
-from dsfs.datasets.dataset import Dataset, DatasetStatus
-from dsfs.datasets.selection import left_behind
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import left_behind, marked
+from dsfs.datasets.status import DatasetStatus
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import CatalogError, ConfigError, DsfsError
 from dsfs.fetch.origin import Origin
@@ -38,6 +39,7 @@ from dsfs.manifest.documents import Documents
 from dsfs.manifest.schema import Manifest, Preheat
 from dsfs.model import Phase, ReadPath
 from dsfs.ranges import MiB
+from dsfs.sources.base import Source
 from dsfs.sources.unusable import UnusableSource
 
 if TYPE_CHECKING:
@@ -160,6 +162,8 @@ class Shown:
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
         shown_before = self._session.shown_before(manifest.id) if revisions is None else revisions
         dataset.open_revision(shown_before)
+        dataset.sources.on_use = partial(self._place_in_shared, dataset)
+        dataset.on_first_listed = lambda: self._nursery.start_soon(self._recount, dataset)
         self.credentials.serve(manifest, origin)
         self.on_prepared(dataset)
         scope = trio.CancelScope()
@@ -209,6 +213,15 @@ class Shown:
         except (CatalogError, sqlite3.Error) as error:  # only the count is off
             log.warning("older revision not told apart", dataset=dataset.manifest.id, reason=str(error))
 
+    async def _recount(self, dataset: Dataset) -> None:
+        """As ``_left``, of whatever a server before this one has shown under this name."""
+        file = dataset.catalog.file
+
+        try:
+            await self._reader.count_only(dataset.manifest.id, partial(marked, file, dataset.origin))
+        except (CatalogError, sqlite3.Error) as error:  # only the count is off
+            log.warning("what is cached is not counted anew", dataset=dataset.manifest.id, reason=str(error))
+
     def _slot_name(self, manifest: Manifest) -> str:
         """What the slot of a dataset is noted under. On one connection for all, a dataset that comes back must not get
         the numbers that its files had: the kernel may still keep their pages."""
@@ -230,7 +243,7 @@ class Shown:
         showing = self.all[manifest.id]
         dataset, before = showing.dataset, showing.dataset.manifest
         dataset.follow(manifest)
-        dataset.origin.shared_area = self._builder.shared_area(manifest, dataset.origin.source)
+        self._place_in_shared(dataset, dataset.origin.source)
         if before.cache != manifest.cache:
             dataset.origin.quota_bytes = manifest.cache.quota
             self.on_prepared(dataset)
@@ -240,6 +253,9 @@ class Shown:
                 await self._preheating.unhide(showing)
         if before.data_sync_round != manifest.data_sync_round:
             dataset.ask_for_resync()
+
+    def _place_in_shared(self, dataset: Dataset, source: Source) -> None:
+        dataset.origin.shared_area = self._builder.shared_area(dataset.manifest, source)
 
     async def show_anew(self, manifest: Manifest) -> None:
         """Take a dataset away and show it as its manifest says now. Others must not change what is shown meanwhile."""
@@ -253,15 +269,17 @@ class Shown:
         manifest = showing.dataset.manifest
         assert self._tree is not None
         showing.preheating.cancel()
-        await self._preheating.forget(name)
-        if showing.unhide is None:
-            older = self._older.drop(name)
-            gone, changed = self._tree.remove(manifest.namespace, manifest.name)
-            namespace, _name = gone[0]
-            await self._session.remove(name, [*((namespace, each) for each in older), *gone], changed)
-        showing.scope.cancel()
-        showing.dataset.fail("not shown any more")  # who waits for its listing must not wait for ever
-        self._removed.append(showing.dataset)
+        try:
+            await self._preheating.forget(name)
+            if showing.unhide is None:
+                older = self._older.drop(name)
+                gone, changed = self._tree.remove(manifest.namespace, manifest.name)
+                namespace, _name = gone[0]
+                await self._session.remove(name, [*((namespace, each) for each in older), *gone], changed)
+        finally:
+            showing.scope.cancel()
+            showing.dataset.fail("not shown any more")  # who waits for its listing must not wait for ever
+            self._removed.append(showing.dataset)
         if len(self._removed) > _REMOVED_DATASETS:
             await self._removed.pop(0).close_sources()
 

@@ -117,9 +117,9 @@ def _verify_unmounted(directory: str) -> dict[str, int]:
     from dataclasses import asdict
 
     from daemon import logs
-    from dsfs.cache.index import open_index
     from dsfs.cache.layout import open_layout, trust_id
     from dsfs.cache.node import NodeTier
+    from dsfs.cache.open_index import open_index
     from dsfs.cache.verify import verify as verify_tier
 
     if not os.path.isfile(f"{directory}/version"):

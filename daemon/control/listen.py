@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
 import trio
 
 from daemon.node import Node
@@ -13,52 +15,84 @@ from daemon.settings import Settings, parse_address
 from dsfs.bridge import Bridge
 from dsfs.errors import MountError
 
+log = structlog.get_logger()
+
+_AGAIN_S = 2.0
+Stop = Callable[[], Coroutine[Any, Any, None]]
+
 
 async def control_interface(
     settings: Settings,
     node: Node,
     bridge: Bridge,
     *,
+    patient: bool,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. The unix socket is the daemon's user's alone and may change things; TCP only shows."""
-    stop = await bridge.call(_listen, settings, node, bridge)
-    task_status.started()
+    """Serve until cancelled. The unix socket is the daemon's user's alone and may change things; TCP only shows.
+
+    ``patient``: an address that another program has is asked for again and again, behind. Else raises MountError.
+    """
+    stops = [await bridge.call(_listen_to_owner, settings, node, bridge)]
     try:
+        if settings.http is not None and not patient:
+            stops.append(await bridge.call(_listen_to_all, settings.http, node, bridge))
+        task_status.started()
+        if settings.http is not None and patient:
+            stops.append(await _at_last(settings.http, node, bridge))
         await trio.sleep_forever()
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-            await bridge.call(stop)
+            for stop in stops:
+                await bridge.call(stop)
 
 
-async def _listen(settings: Settings, node: Node, bridge: Bridge) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Start; what stops it again."""
+async def _listen_to_owner(settings: Settings, node: Node, bridge: Bridge) -> Stop:
     from aiohttp import web
 
-    from daemon.control.routes import private_app, public_app
+    from daemon.control.routes import private_app
 
-    runners: list[web.AppRunner] = []
     path = f"{settings.runtime_dir}/control.sock"  # one that a dead server left is replaced
     private = web.AppRunner(private_app(node, bridge), access_log=None)
     await private.setup()
     await web.UnixSite(private, path).start()
     os.chmod(path, 0o600)
-    runners.append(private)
-    if settings.http is not None:
-        host, port = parse_address(settings.http)
-        public = web.AppRunner(public_app(node, bridge), access_log=None)
-        await public.setup()
+    return private.cleanup
+
+
+async def _listen_to_all(http: str, node: Node, bridge: Bridge) -> Stop:
+    """Raises MountError."""
+    from aiohttp import web
+
+    from daemon.control.routes import public_app
+
+    host, port = parse_address(http)
+    public = web.AppRunner(public_app(node, bridge), access_log=None)
+    await public.setup()
+    try:
+        await web.TCPSite(public, host, port).start()
+    except OSError as error:
+        await public.cleanup()
+        raise MountError(f"--http {http}: {_reason(error)}") from error
+    if port == 0:  # which one it became
+        bound = public.addresses[0][1]
+        node.status.http = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+    return public.cleanup
+
+
+async def _at_last(http: str, node: Node, bridge: Bridge) -> Stop:
+    said = False
+    while True:
         try:
-            await web.TCPSite(public, host, port).start()
-        except OSError as error:
-            await private.cleanup()
-            raise MountError(f"--http {settings.http}: {os.strerror(error.errno or 0)}") from error
-        runners.append(public)
-        if port == 0:  # which one it became
-            node.status.http = f"{host}:{public.addresses[0][1]}"
+            return await bridge.call(_listen_to_all, http, node, bridge)
+        except MountError as error:
+            if not said:
+                log.error("nobody can look at metrics until this address is free", reason=str(error))
+            said = True
+        await trio.sleep(_AGAIN_S)
 
-    async def stop() -> None:
-        for runner in runners:
-            await runner.cleanup()
 
-    return stop
+def _reason(error: OSError) -> str:
+    """Without the address, which asyncio puts into its text, and which is in ours; a name that is not found has errors
+    of its own (EAI_NONAME)."""
+    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)

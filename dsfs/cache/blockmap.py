@@ -48,7 +48,7 @@ _opening_direct = threading.Lock()
 
 NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 """What an open says when this process, or the machine, may open no more files."""
-_NOT_OF_THE_OBJECT: Final = NO_DESCRIPTORS | {errno.ENOMEM}
+_NOT_OF_THE_OBJECT: Final = NO_DESCRIPTORS | {errno.ENOMEM, errno.EROFS}
 
 
 class DamagedObject(Exception):

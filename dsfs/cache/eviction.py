@@ -16,10 +16,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dsfs.ranges import MiB
+
 WINDOW_SHARE = 1 / 64
 """Of the cache, for what came last."""
 ROOM_SHARE = 1 / 128
 """Of the cache: how much more than is asked for is made free at once, or every block would pay for an eviction."""
+LARGEST_ROOM_BYTES = 256 * MiB
+"""And no more, however large the cache: whoever asked waits for it, 0.1 ms or more for each file that goes."""
 FULL_SHARE = 63 / 64
 """A cache that holds less than this is not full: what leaves the window need not fight for its place."""
 IDLE_SHARE = 1 / 2

@@ -7,9 +7,6 @@ never looks at.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -21,6 +18,7 @@ from typing import TypeVar
 import structlog
 
 from dsfs.cache.eviction import Cached
+from dsfs.cache.marks import Marks
 from dsfs.cache.pending import Change, joined, merged
 from dsfs.cache.rows import Row, Rows
 from dsfs.cache.totals import Totals
@@ -301,6 +299,12 @@ class Index:
                     some, lambda rows: {key: row._replace(owners=without(row.owners)) for key, row in rows.items()}
                 )
 
+    def disown_others(self, owner: str, shown: Marks) -> None:
+        """As ``disown``, of all but what a dataset shows."""
+        self.flush(time.time())
+        own = (cached.key for cached in self.everything() if owner in cached.owners)
+        self.disown(owner, (key for key in own if key not in shown))
+
     def __contains__(self, key: str) -> bool:
         """Whether something of an object was here at the last flush, or was brought in since. Blocks on the disk."""
         with self._flushing:
@@ -434,14 +438,3 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
     remaining = iter(items)
     while some := list(islice(remaining, _BATCH)):
         yield some
-
-
-def open_index(directory: str) -> Index:
-    """The index of a cache; a damaged one is begun anew, and found again in ``objects/``."""
-    try:
-        return Index(directory)
-    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-        log.warning("index of the cache is damaged and built anew", directory=directory, reason=str(error))
-        shutil.rmtree(directory)
-        os.makedirs(directory, mode=0o700)
-        return Index(directory)

@@ -85,14 +85,16 @@ class Layout:
         os.close(self.lock_fd)
 
 
-def open_layout(root: str) -> Layout:
+def open_layout(root: str, *, read_only: bool = False) -> Layout:
     """Make or open a cache directory, for this process alone (flock on ``lock``, gone with the process).
+
+    ``read_only``: one that has become so will do, as what is there can still be read.
 
     Raises CacheDirectoryError: cannot be made or written, or is of another layout; CacheDirectoryBusy: another uses it.
     """
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
-        lock_fd = os.open(f"{root}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock_fd = _open_lock(f"{root}/lock", read_only=read_only)
     except OSError as error:
         raise CacheDirectoryError(
             f"cache directory {root}: {os.strerror(error.errno or errno.EIO)} (choose another with --cache-dir)"
@@ -108,9 +110,11 @@ def open_layout(root: str) -> Layout:
         ) from error
     try:
         _check_version(root)
-        _make_directories(root)
-        os.ftruncate(lock_fd, 0)
-        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+        if fcntl.fcntl(lock_fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            _make_directories(root)
+            pid = f"{os.getpid()}\n".encode()
+            os.pwrite(lock_fd, pid.ljust(os.fstat(lock_fd).st_size), 0)  # over the one before: a full disk has room
+            os.ftruncate(lock_fd, len(pid))
     except OSError as error:
         os.close(lock_fd)
         raise CacheDirectoryError(
@@ -120,6 +124,15 @@ def open_layout(root: str) -> Layout:
         os.close(lock_fd)
         raise
     return Layout(root, lock_fd)
+
+
+def _open_lock(path: str, *, read_only: bool) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS or not read_only:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _spaces_in(directory: str) -> Iterator[int]:

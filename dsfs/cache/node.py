@@ -23,7 +23,7 @@ from dsfs.cache.complete import (
     open_object,
 )
 from dsfs.cache.direct import DirectWrites
-from dsfs.cache.eviction import ROOM_SHARE
+from dsfs.cache.eviction import LARGEST_ROOM_BYTES, ROOM_SHARE
 from dsfs.cache.heard_of import HeardOf
 from dsfs.cache.index import Index
 from dsfs.cache.layout import Layout
@@ -307,7 +307,8 @@ class NodeTier:
             while not self.reserve(size_bytes):  # again where others were quicker to take what became free
                 limit = self._allowance.limit_bytes
                 # a little more than asked for, or every block of a full cache would pay for an eviction of its own
-                need = self.used_bytes + self._allowance.reserved_bytes + size_bytes - limit + int(limit * ROOM_SHARE)
+                more = min(int(limit * ROOM_SHARE), LARGEST_ROOM_BYTES)
+                need = self.used_bytes + self._allowance.reserved_bytes + size_bytes - limit + more
                 if size_bytes > limit or not self._evict_some(need, key):
                     raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")
 

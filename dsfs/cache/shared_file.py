@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,13 +102,16 @@ def check_group(path: str) -> int:
         os.close(fd)
 
 
-def read_group(path: str, group: Group, stale_before_ns: int | None = None) -> list[memoryview]:
+def read_group(
+    path: str, group: Group, stale_before_ns: int | None = None, owners: Collection[int] | None = None
+) -> list[memoryview]:
     """The blocks of a group, every one checked. ``stale_before_ns``: a file last used before that is marked as used.
+    ``owners``: users whose files are trusted, all if left out; what others have put there is damage.
 
     Raises FileNotFoundError, DamagedGroup (also for a file that its disk cannot read), OSError.
     """
     with _unreadable_is_damaged(path):
-        whole = _read_file(path, group, stale_before_ns)
+        whole = _read_file(path, group, stale_before_ns, owners)
     checksums = whole[_HEADER_BYTES : _HEADER_BYTES + 4 * len(group.blocks)]
     identity = group.identity()
     (check,) = _CHECK.unpack_from(whole, _IDENTITY.size)
@@ -135,12 +138,14 @@ def _unreadable_is_damaged(path: str) -> Iterator[None]:
         raise
 
 
-def _read_file(path: str, group: Group, stale_before_ns: int | None) -> memoryview:
+def _read_file(path: str, group: Group, stale_before_ns: int | None, owners: Collection[int] | None) -> memoryview:
     checksums_bytes = 4 * len(group.blocks)
     expected = _HEADER_BYTES + checksums_bytes + group.content_bytes
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         found = os.fstat(fd)
+        if owners is not None and found.st_uid not in owners:
+            raise DamagedGroup(f"{path} belongs to user {found.st_uid}, who is none of ours")
         if found.st_size != expected:
             raise DamagedGroup(f"{path} has {found.st_size} bytes and not {expected}")
         data = bytearray(expected)

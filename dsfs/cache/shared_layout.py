@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from dataclasses import dataclass
 
 from dsfs.errors import CacheDirectoryError
@@ -34,7 +35,8 @@ class SharedLayout:
     uid: int
     """Whom our files belong to there; what a server makes of our user (root_squash) may be another."""
     clock_ns: int
-    """That file system's own time, when it was looked at; only its files are compared with it."""
+    """That file system's own time, when it was looked at, or ours where it cannot be asked; only its files are compared
+    with it."""
     refusal: OSError | None = None
     """Why nothing can be written: full or read-only. What is there can be read all the same."""
 
@@ -105,20 +107,23 @@ def make_directory(path: str, mode: int) -> None:
 def _probe(layout: SharedLayout, token: str) -> SharedLayout:
     """Write something small: whose it is, what time it is there, and whether it can be done at all."""
     path = f"{layout.root}/.probe.{token}"
+    uid, clock_ns = layout.uid, time.time_ns()
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
+            found = os.fstat(fd)  # a full one says that much
+            uid, clock_ns = found.st_uid, found.st_mtime_ns
             write_all(fd, [bytes(_PROBE_BYTES)])
-            found = os.fstat(fd)
+            clock_ns = os.fstat(fd).st_mtime_ns
         finally:
             os.close(fd)  # where a network file system says that it is full
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
         _unlink_if_there(path)
-        return SharedLayout(layout.root, layout.device, layout.uid, os.stat(layout.root).st_mtime_ns, error)
+        return SharedLayout(layout.root, layout.device, uid, clock_ns, error)
     os.unlink(path)
-    return SharedLayout(layout.root, layout.device, found.st_uid, found.st_mtime_ns)
+    return SharedLayout(layout.root, layout.device, uid, clock_ns)
 
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}

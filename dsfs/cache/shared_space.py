@@ -55,6 +55,8 @@ def entries(directory: str) -> list[Entry]:
         with os.scandir(directory) as scan:
             for each in scan:
                 try:
+                    if not each.is_file(follow_symlinks=False):
+                        continue  # no work of ours: some file servers put directories of their own everywhere
                     info = each.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # evicted by another node
@@ -87,14 +89,20 @@ def choose(candidates: Iterable[Entry], need_bytes: int, now_ns: int, fresh_s: f
 
 
 def remove(victims: Iterable[Entry]) -> int:
-    """Unlink; the bytes that were freed by us. Raises OSError."""
+    """Unlink; the bytes that were freed by us. Raises OSError when no file can be."""
     freed_bytes = 0
+    refused: OSError | None = None
     for entry in victims:
         try:
             os.unlink(entry.path)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            refused = error  # one alone does not keep those behind it
+            continue
         freed_bytes += entry.space_bytes
+    if refused is not None and not freed_bytes:
+        raise refused
     return freed_bytes
 
 

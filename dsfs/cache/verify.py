@@ -92,19 +92,22 @@ def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
             return  # dropped as a whole
 
 
-def rebuild_index(tier: NodeTier, boot: bytes) -> None:
+def rebuild_index(tier: NodeTier, boot: bytes, go_on: Callable[[], None] = lambda: None) -> None:
     """Note in the index what lies in objects/ and is not in it, or not all of it; remove data that lost its map. Blocks
     on the disk.
 
-    While the cache is in use: what comes just now, or is open, is neither removed nor counted twice.
+    While the cache is in use: what comes just now, or is open, is neither removed nor counted twice. ``go_on`` is
+    called in between, and may raise.
     """
     for key in keys_on_disk(tier.layout.objects):
+        go_on()
         with tier.clearing(key) as nobodys:
             if nobodys:
                 _note(tier, key, boot)
         if not nobodys:
             tier.recount(key)
     for directory, _names, files in os.walk(tier.layout.objects):
+        go_on()
         for name in files:
             key, rest = name[:64], name[64:]
             if rest and not rest.endswith(".new"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -21,6 +19,7 @@ from dsfs.datasets.names import Names
 from dsfs.datasets.rounds import Rounds
 from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.source_in_use import SourceInUse
+from dsfs.datasets.status import DatasetStatus, status_of
 from dsfs.datasets.store import DatasetStore, remove_catalog
 from dsfs.errors import (
     CatalogError,
@@ -35,25 +34,13 @@ from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.manifest.schema import Manifest, SourceType
 from dsfs.model import Phase, SourceObject
 from dsfs.prefetch.completion import Samples
-from dsfs.sources.base import Source
+from dsfs.sources.base import Source, go_on_at
 
 log = structlog.get_logger()
 
 _MANUAL_SYNC_S = 10.0  # how soon a file that somebody puts into a MANUAL dataset is seen
 _CLOSE_S = 2.0
 _RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetStatus:
-    """A snapshot for people and metrics; sizes in bytes."""
-
-    revision: str
-    phase: Phase
-    message: str
-    files: int
-    bytes: int
-    skipped: int
 
 
 class Dataset:
@@ -78,7 +65,7 @@ class Dataset:
         self.slot = slot
         self.origin = origin
         self._names = Names(manifest.id, origin, bridge, timeout_s)
-        self._sources = SourceInUse(bridge, origin, renew_source)
+        self.sources = SourceInUse(bridge, origin, renew_source)
         self.answered = self._names.answered
         """Set once the source has answered, well or badly, or an older revision is shown in its place."""
         self.settled = trio.Event()
@@ -87,6 +74,8 @@ class Dataset:
         """Told what another revision changed, None for "a lot", once it is shown."""
         self.on_listed: Callable[[], None] = _nobody_to_call
         """Called whenever another revision is shown, or the one that is has become whole."""
+        self.on_first_listed: Callable[[], None] = _nobody_to_call
+        """Called once the first revision is whole, of which nobody knows how it differs from what was shown before."""
         self.on_left: Callable[[str], None] = _nobody_asks
         """Told the catalog of a revision that has been shown until now."""
         self.on_touch: Callable[[int], None] | None = None
@@ -123,6 +112,7 @@ class Dataset:
             self._shown(Phase.READY)
         elif names.writer is None:
             names.writer = CatalogWriter(names.catalog.file)
+            self._keep_to_revision(self.origin.source)
         if known:
             self.answered.set()  # readers have seen this revision: it stays, whatever the source says now
 
@@ -174,18 +164,28 @@ class Dataset:
             self._shown(Phase.READY)
             self._rounds.end(None)
             self.on_listed()
+            self.on_first_listed()
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
 
     async def renew(self) -> None:
         """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
         try:
-            source = await self._sources.another()
+            source = await self.sources.another()
         except ConfigError as error:
             self._message = self._unusable = str(error)
             return
         if self._message == self._unusable:
             self._message = ""
-        await self._sources.use(source)
+        self._keep_to_revision(source)
+        await self.sources.use(source)
+
+    def _keep_to_revision(self, source: Source) -> None:
+        """A listing that has begun goes on with the revision that it began with, or it would be one of two."""
+        if self._names.writer is None:
+            return
+        self.catalog.refresh()
+        if self.catalog.revision != self.catalog.name:  # which it has until the source gives another
+            go_on_at(source, self.catalog.revision)
 
     def follow(self, manifest: Manifest) -> None:
         """The manifest has changed, in nothing that makes another dataset of it."""
@@ -275,7 +275,7 @@ class Dataset:
             self._rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:
-        source = await self._sources.another()
+        source = await self.sources.another()
         directory = self._store.directory_of(self.manifest)
         try:
             file, found = await list_beside(self._bridge, self.manifest.id, source, directory, self._names.known)
@@ -283,8 +283,8 @@ class Dataset:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await self._bridge.call(source.close)
             raise
-        await self._sources.use(source)
-        if not found:
+        await self.sources.use(source)
+        if not found and source.revision in ("", self.catalog.revision):
             await trio.to_thread.run_sync(remove_catalog, file, limiter=CATALOG)
             return  # nothing has changed: what is shown is the next revision
         try:
@@ -305,7 +305,7 @@ class Dataset:
 
     async def close_sources(self) -> None:
         """Give back the connections of sources that were replaced, and of the one in use. The last thing to call."""
-        await self._sources.close()
+        await self.sources.close()
 
     async def clean(self) -> None:
         """Remove catalogs that nobody will look at again."""
@@ -324,18 +324,10 @@ class Dataset:
         return [catalog.name for catalog in self._names.known]
 
     async def status(self) -> DatasetStatus:
-        catalog = self.catalog
-        try:
-            if catalog.sealed:
-                files, size, skipped = catalog.totals()
-            else:
-                files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=CATALOG)
-        except (CatalogError, sqlite3.Error) as error:  # of one dataset: what there is to say of others is said
-            return DatasetStatus(catalog.revision, Phase.FAILED, f"its catalog cannot be read: {error}", 0, 0, 0)
         message = self._message
         if not message and self.origin.last_error is not None:
             message = str(self.origin.last_error.error)
-        return DatasetStatus(catalog.revision, self._phase, message, files, size, skipped)
+        return await status_of(self.catalog, self._phase, message)
 
     @property
     def phase(self) -> Phase:
@@ -369,15 +361,6 @@ class Dataset:
 
     def remote_file(self, row: Row) -> RemoteFile:
         return self._names.remote_file(row)
-
-
-def _totals_of(file: str) -> tuple[int, int, int]:
-    """As ``Catalog.totals``, over a connection of its own: counting must not hold up look-ups."""
-    catalog = Catalog(file)
-    try:
-        return catalog.totals()
-    finally:
-        catalog.close()
 
 
 def _nobody_to_ask(directories: Sequence[int], samples: Samples) -> None:

@@ -79,13 +79,13 @@ class Names:
 
     async def list_directory(self, ino: int) -> None:
         """Have every name of a directory in the catalog. Raises SourceError."""
-        await self.answered.wait()
+        await self._answer()
         if not self.catalog.is_listed(ino):
             await self._listing.do(ino, lambda: self._list(ino))
 
     async def find(self, parent: int, name: bytes) -> Row | None:
         """One name of a directory, known or not; None when it is certain that there is none. Raises SourceError."""
-        await self.answered.wait()
+        await self._answer()
         row = self.catalog.lookup(parent, name)
         if self.catalog.is_listed(parent):
             if row is not None and row.size is None:
@@ -101,6 +101,13 @@ class Names:
         if writer is not None and await self._patiently(lambda: self._find(writer, path)) is None:
             return None
         return self.catalog.lookup(parent, name)
+
+    async def _answer(self) -> None:
+        """Wait until there is something to look at. Raises SourceTimeout."""
+        with trio.move_on_after(self._timeout_s):
+            await self.answered.wait()
+        if not self.answered.is_set():
+            raise self._origin.no_answer(self._timeout_s)
 
     async def resolve(self, row: Row) -> None:
         """Learn size and version of a file of which only the name is known; those behind it come next. Raises

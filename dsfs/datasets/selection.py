@@ -12,6 +12,7 @@ from itertools import islice
 
 import trio
 
+from dsfs.cache.marks import Marks
 from dsfs.cache.space import map_space, space_of
 from dsfs.catalog.diff import left
 from dsfs.catalog.lookup import Catalog, Row, join
@@ -62,6 +63,16 @@ def left_behind(catalog_file: str, next_file: str) -> Found:
                 found = now.find(path)
                 if found is None or found.tag != row.tag:
                     yield path, row
+
+
+def marked(catalog_file: str, origin: Origin) -> Marks:
+    """The objects of a revision's files, in a thread of trio."""
+    with closing(Catalog(catalog_file)) as catalog:
+        marks = Marks(catalog.totals()[0])
+    for path, row in matching(catalog_file, ""):
+        trio.from_thread.check_cancelled()
+        marks.add(origin.key_of(path, row.tag))
+    return marks
 
 
 def named(path: str, pattern: str) -> bool:

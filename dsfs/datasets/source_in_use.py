@@ -18,6 +18,8 @@ class SourceInUse:
         self._origin = origin
         self._build = build
         self._replaced: list[Source] = []
+        self.on_use: Callable[[Source], None] = _nobody_to_tell
+        """Told of each that is read through from now on."""
 
     async def another(self) -> Source:
         """A source that is not in use yet. Raises ConfigError."""
@@ -27,6 +29,7 @@ class SourceInUse:
         """Read through another one from now on. Those before it are closed if nothing is under way on them any more."""
         self._replaced.append(self._origin.source)
         self._origin.source = source
+        self.on_use(source)
         self._origin.entitlement.begin_anew()  # its credentials may be others than those of the old one
         idle = [each for each in self._replaced if not self._origin.in_use(each)]
         self._replaced = [each for each in self._replaced if self._origin.in_use(each)]
@@ -37,3 +40,7 @@ class SourceInUse:
         """Give back the connections of all of them."""
         for source in (*self._replaced, self._origin.source):
             await self._bridge.call(source.close)
+
+
+def _nobody_to_tell(_source: Source) -> None:
+    return

@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 _PIECE_BYTES = 1 * MiB
 _SUSPECTS = 1024
+_AT_ONCE = 4  # one is hashed, others ask for what they should hash to; more would only hold descriptors
 _DOUBTS_MAX = 3
 _HAVE_FITTED = -math.inf
 
@@ -49,6 +50,11 @@ class ContentChecks:
         self._suspects: LRUCache[str, str] = LRUCache(_SUSPECTS)
         self._doubts: LRUCache[str, float] = LRUCache(_SUSPECTS)
         self._hashers = trio.CapacityLimiter(1)
+        self._turns = trio.CapacityLimiter(_AT_ONCE)
+        self.doubted: LRUCache[str, bool] = LRUCache(_SUSPECTS)
+        """Objects that came wrong, and not right since."""
+        self.on_doubt: Callable[[RemoteFile], Awaitable[None]] = _nobody_to_tell
+        """Told of an object that came wrong, once it is dropped here: others may be given what came of it."""
         self.on_wrong: Callable[[RemoteFile], Awaitable[None]] = _nobody_to_tell
         """Told of an object that was dropped: the kernel may have pages of it."""
 
@@ -67,7 +73,16 @@ class ContentChecks:
         """Have an object checked that may have to be, if all of it is here."""
         if obj is not None and obj.complete and file.key in self._tier.unproven and file.key not in self._checking:
             self._checking.add(file.key)
-            self._nursery.start_soon(self._check, file, obj)
+            self._nursery.start_soon(self._check_in_turn, file)
+
+    async def _check_in_turn(self, file: RemoteFile) -> None:
+        async with self._turns:
+            try:
+                obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+                if obj is not None and obj.complete:  # else it went while others were checked
+                    await self._check(file, obj)
+            finally:
+                self._checking.discard(file.key)
 
     async def _check(self, file: RemoteFile, obj: CachedObject) -> None:
         """Drop a large object that is not what its source says.
@@ -81,6 +96,7 @@ class ContentChecks:
             if digest is None or found == digest.hex or self._disowned(file, digest, found or ""):
                 if digest is not None and digest.disown is not None and found == digest.hex:
                     self._has_fitted(file, digest)
+                self.doubted.pop(file.key, None)
                 await trio.to_thread.run_sync(self._tier.unproven.discard, file.key, limiter=DISK)
                 file.origin.note_content(file.obj.path, right=True)
             elif not obj.unlinked:  # else another may have its name by now
@@ -93,8 +109,6 @@ class ContentChecks:
         except Exception:  # as in a flight: a bug here must not end the server, nor keep the file from the kernel
             log.exception("file could not be compared with its hash", dataset=file.origin.id, path=file.obj.path)
             self._tier.unproven.put_off(file.key)
-        finally:
-            self._checking.discard(file.key)
 
     async def _digest(self, file: RemoteFile) -> Digest | None:
         """What the source says when it is asked, else what it lists or what is only likely to be a hash."""
@@ -133,8 +147,10 @@ class ContentChecks:
         if digest.disown is not None:
             self._suspects[file.key] = found
             log.info("a file is fetched anew, or its ETag is no MD5", dataset=file.origin.id, path=file.obj.path)
+        self.doubted[file.key] = True
         await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
         await self.on_wrong(file)
+        await self.on_doubt(file)
         if digest.disown is None:  # now that nobody is given it any more
             self._say_wrong(file, digest, found)
             file.origin.note_content(file.obj.path, right=False)

@@ -17,6 +17,7 @@ from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.room import Room
 from dsfs.fetch.shared import Busy, SharedTier
 from dsfs.model import Tier
+from dsfs.ranges import block_count
 
 _SHARE_OF_WAITING = 0.5  # of the time that a fetch has, what it may spend waiting for other nodes
 
@@ -39,10 +40,20 @@ class FromShared:
         self._checks = checks
         self._from_origin = from_origin
         self._deadline_s = deadline_s
+        checks.on_doubt = self._forget
 
     def takes(self, file: RemoteFile) -> bool:
-        """Whether a file goes through the shared tier now."""
-        return self._shared.usable and bool(file.origin.shared_area)
+        """Whether a file goes through the shared tier now. One that was not what it should be comes from the origin
+        until it is."""
+        return self._shared.usable and bool(file.origin.shared_area) and file.key not in self._checks.doubted
+
+    async def _forget(self, file: RemoteFile) -> None:
+        """What was shared of a file before all of it was seen to be wrong is not to reach other nodes, nor us again."""
+        if file.origin.shared_area:
+            block_bytes = self._tier.block_bytes
+            numbers = range(-(-block_count(file.size_bytes, block_bytes) // GROUP_BLOCKS))
+            groups = (Group(file.key, number, file.size_bytes, block_bytes) for number in numbers)
+            await self._shared.forget(file.origin.shared_area, groups)
 
     def group(self, file: RemoteFile, blocks: range) -> Group | None:
         """What these blocks are in the shared tier; None: they are no block group, or the file does not go through."""

@@ -12,6 +12,7 @@ import trio
 
 from dsfs.cache.blockmap import BlockMap, DamagedObject
 from dsfs.cache.complete import CachedObject
+from dsfs.cache.marks import Marks
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceTimeout, SourceUnavailable
 from dsfs.fetch.disk import DISK
@@ -366,6 +367,16 @@ class Reader:
         """What a dataset has in the node tier is another's too from now on: a clone has the bytes of its original."""
         try:
             await trio.to_thread.run_sync(self._tier.index.share, owner, other, limiter=DISK)
+        except OSError as error:
+            self._tier.note_trouble(error)
+
+    async def count_only(self, owner: str, shown: Callable[[], Marks]) -> None:
+        """All but what a dataset shows is not its own in the node tier. ``shown`` is called in a thread, if there is
+        anything to look for."""
+        if self._tier.index.owner_bytes(owner) == 0:
+            return
+        try:
+            await trio.to_thread.run_sync(lambda: self._tier.index.disown_others(owner, shown()), limiter=_RECOUNT)
         except OSError as error:
             self._tier.note_trouble(error)
 

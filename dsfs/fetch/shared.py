@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -132,12 +133,22 @@ class SharedTier:
 
     def _read(self, path: str, group: Group) -> Found | None:
         try:
-            return read_group(path, group, self.disk.clock_ns() - int(_TOUCH_S * 1e9))
+            return read_group(path, group, self.disk.clock_ns() - int(_TOUCH_S * 1e9), self.disk.owners())
         except FileNotFoundError:
             return None
         except DamagedGroup as damage:
             self._drop(path, damage)
             return None
+
+    async def forget(self, area: str, groups: Iterable[Group]) -> None:
+        """Remove groups, whoever has brought them, if they are here. Whoever comes next brings them again."""
+        with contextlib.suppress(Unusable):  # said where it was noted
+            await self.disk.call_long(self._forget, area, groups)
+
+    def _forget(self, area: str, groups: Iterable[Group]) -> None:
+        area_path = self.disk.area_path(area)
+        for group in groups:
+            self.disk.drop(group.path(area_path))
 
     async def scrub(self, every_s: float) -> None:
         """Check files of the directory at random, slowly and for ever; what is damaged goes.

@@ -135,6 +135,10 @@ class SharedDisk:
         except FileNotFoundError:
             return
 
+    def owners(self) -> tuple[int, ...]:
+        """Whose files are trusted: ours, and root's."""
+        return (0,) if self._layout is None else (self._layout.uid, 0)
+
     # -- calling --------------------------------------------------------------------------------------------------
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -197,6 +201,12 @@ class SharedDisk:
         self._room.wanted()
         self._show()
 
+    def _in_trouble(self, reason: str) -> None:
+        if self._trouble != reason:
+            log.warning("shared cache in trouble, reading on without it", shared=self.root, reason=reason)
+        self._trouble = reason
+        self._show()
+
     def _stop(self, reason: str) -> None:
         """From now on without it. Whoever waits for it goes on at once."""
         if not self._trouble:
@@ -231,6 +241,8 @@ class SharedDisk:
             if self._layout is not None:
                 log.info("shared cache works again", shared=self.root)
             self._threads = trio.CapacityLimiter(_THREADS)
+        if layout.refusal is not None and self._layout is not None:  # both could be asked before
+            layout = replace(layout, uid=self._layout.uid, clock_ns=self.clock_ns())
         self._layout, self._looked_s, self._room.limit_bytes = layout, time.monotonic(), limit_bytes
         self._areas = areas
         self._trouble = ""
@@ -243,15 +255,12 @@ class SharedDisk:
         self._show()
 
     async def open(self) -> None:
-        """Begin to use the directory; what does not answer is tried again later, behind. Raises CacheDirectoryError
-        when it is none that this dsfs may use."""
+        """Begin to use the directory, before ``run`` does; what does not answer is tried again later, behind. Raises
+        CacheDirectoryError when it is none that this dsfs may use."""
         try:
             await self._look()
         except (Unusable, OSError) as error:
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it does not answer"
-            log.warning("shared cache in trouble, reading on without it", shared=self.root, reason=reason)
-            self._trouble = reason
-            self._show()
+            self._in_trouble(_reason(error))
 
     async def _look(self) -> None:
         with trio.move_on_after(self.times.operation_s):
@@ -284,7 +293,7 @@ class SharedDisk:
 
     async def _probe(self) -> None:
         """While something is wrong, ask whether it still is; one probe at a time, however long it hangs."""
-        pause_s = self.times.probe_s
+        pause_s = self.times.probe_s if self._layout else 0.0
         while True:
             await trio.sleep(pause_s)
             refused = any(self._areas.values())
@@ -293,12 +302,15 @@ class SharedDisk:
                 continue
             try:
                 await self._look()
-            except Unusable:
-                pass  # no answer yet; said when it began
-            except CacheDirectoryError as error:
-                if self._trouble != str(error):
-                    log.warning("shared cache in trouble, reading on without it", shared=self.root, reason=str(error))
-                self._trouble = str(error)
-            except OSError as error:
-                self._trouble = os.strerror(error.errno) if error.errno else str(error)
-            pause_s = min(2 * pause_s, 3 * self.times.probe_s)
+            except Unusable as error:
+                if self._layout is None:  # else it was said when it began
+                    self._in_trouble(_reason(error))
+            except (CacheDirectoryError, OSError) as error:
+                self._in_trouble(_reason(error))
+            pause_s = min(max(2 * pause_s, self.times.probe_s), 3 * self.times.probe_s)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Unusable):
+        return "it does not answer"
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

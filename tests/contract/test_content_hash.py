@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from dsfs.cache.index import open_index
 from dsfs.cache.layout import open_layout, trust_id
 from dsfs.cache.node import NodeTier
+from dsfs.cache.open_index import open_index
 from dsfs.ranges import block_count, block_range
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, dsfs, eventually
+from tests.pages import drop_pages
 from tests.servers.archive_files import FilesServer, files_server
 
 SMALL, LARGE = os.urandom(300_000), os.urandom(9_000_011)
@@ -90,6 +91,27 @@ def test_what_a_server_had_no_time_to_hash_the_next_one_does(mounts: Mounts, tmp
             before = again.sum_of("dsfs_kernel_opened_bytes_total")  # the read before may have been handed over, too
             (again.root / "large").read_bytes()
             assert again.sum_of("dsfs_kernel_opened_bytes_total") == before + len(LARGE)
+
+
+def test_what_was_shared_of_a_lie_reaches_nobody_else(mounts: Mounts, tmp_path: Path) -> None:
+    """Its parts are shared as they come, before it is seen to be one."""
+    shared = tmp_path / "shared"
+    with files_server() as server:
+        server.lies["large"] = bytes(len(LARGE))
+        manifest = write_manifests(tmp_path / "m.yaml", listed(server, {"large": LARGE}, readPath="daemon", share=True))
+        flags = ("-f", manifest, "--cache-size=1GiB", f"--shared-cache={shared}")
+        mount = mounts.mount(*flags, dataset="team/data")
+        mount.expect_log("what the source sent is not what it lists")
+        (mount.root / "large").read_bytes()
+        eventually(lambda: mount.sum_of("dsfs_cache_corrupt_blocks_total") == 1, 20, "the lie is dropped")
+        server.lies.clear()
+        drop_pages(mount.root / "large")
+        assert (mount.root / "large").read_bytes() == LARGE
+        eventually(lambda: not _unproven(mount.cache_dir), 20, "it is proven")
+        other = mounts.mount(*flags, dataset="team/data")
+        assert (other.root / "large").read_bytes() == LARGE
+        eventually(lambda: not _unproven(other.cache_dir), 20, "there too")
+        assert other.sum_of("dsfs_cache_corrupt_blocks_total") == 0
 
 
 def _store_wrong(cache: Path, key: str) -> None:

@@ -173,3 +173,20 @@ def test_it_is_seen_nowhere(mounts: Mounts, origin: Guarded, tmp_path: Path) -> 
         shown[str(path)] = data.decode("latin-1")
     assert not [name for name, text in shown.items() if fake in text]
     assert len(shown) > 50
+
+
+def test_who_comes_to_a_secret_late_goes_through_the_shared_cache_too(
+    mounts: Mounts, origin: Guarded, tmp_path: Path
+) -> None:
+    origin.allow("fake-token-late")
+    secrets, shared = tmp_path / "secrets", tmp_path / "shared"
+    (secrets / "team").mkdir(parents=True)
+    manifest = write_manifests(tmp_path / "m.yaml", web_dataset(origin, "one", "team", readPath="daemon"))
+    mount = mounts.mount("-f", manifest, f"--secrets={secrets}", f"--shared-cache={shared}", dataset="team/one")
+    mount.expect_log("cannot be used|listing failed")
+    mount.wait_phase("FAILED")
+    (secrets / "team/web").mkdir()
+    (secrets / "team/web/token").write_text("fake-token-late")
+    mount.wait_phase("READY")
+    read_all(mount.root)
+    eventually(lambda: [path for path in shared.glob("private/team/**/*") if path.is_file()], 10, "it is shared")

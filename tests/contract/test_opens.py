@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dsfs.cache.index import open_index
+from dsfs.cache.open_index import open_index
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually
 

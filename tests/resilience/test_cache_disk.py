@@ -12,6 +12,7 @@ import pytest
 
 from tests.contract.conftest import one_line_failure
 from tests.mounts import Mount, Mounts, dsfs, eventually
+from tests.pages import drop_pages
 from tests.resilience.conftest import DIRECT, MIB, make_tree, mount_path
 
 PATHS = (*DIRECT, "pyfuse3")
@@ -92,6 +93,71 @@ def test_much_smaller_than_what_is_read(mounts: Mounts, tmp_path: Path, path: st
     for _ in range(2):
         compare(mount, source)
     eventually(lambda: mount.look()["cache_used"] <= 6 * MIB, 15, "the cache is within its size")
+
+
+def test_a_server_takes_over_on_a_full_disk(mounts: Mounts, tmp_path: Path, tmpfs: Callable[[str], Path]) -> None:
+    """What is cached is read, though nothing can be written down; and once there is room all is as it was."""
+    source, place = make_tree(tmp_path / "source", files=10, large_mib=2), tmpfs("24m")
+    mount = mount_path(mounts, "daemon", source, "--cache-size=16MiB", "--min-free=0", cache_dir=place / "cache")
+    mount.wait_phase("READY")
+    compare(mount, source)
+    cached = mount.dataset()["cached_bytes"]
+    assert cached > 2 * MIB
+    mount.expect_log("cache|No space|full")
+    with open(place / "filler", "wb", buffering=0) as filler:
+        while os.statvfs(place).f_bavail:
+            filler.write(bytes(4096))
+    hidden = tmp_path / "hidden"
+    os.rename(source, hidden)
+    try:
+        for _ in range(2):
+            mount.kill_server()
+            assert mount.server_pid
+            for file in sorted(hidden.rglob("f*")):
+                drop_pages(mount.root / file.relative_to(hidden))
+                assert (mount.root / file.relative_to(hidden)).read_bytes() == file.read_bytes()
+    finally:
+        os.rename(hidden, source)
+    (place / "filler").unlink()
+    mount.kill_server()
+    assert mount.server_pid
+    eventually(lambda: mount.dataset()["cached_bytes"] == cached, 20, "it knows all that it has")
+    compare(mount, source)
+
+
+@pytest.mark.parametrize("path", ["passthrough", "daemon"])
+def test_a_server_takes_over_on_a_disk_that_has_become_read_only(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    """As an ext4 does after an error: what is cached is read, the rest comes from the origin and is not kept."""
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    cache.mkdir()
+    for number in range(4):  # a directory each: neighbours are read ahead
+        (source / f"d{number}").mkdir(parents=True)
+        (source / f"d{number}/f").write_bytes(os.urandom(40_000 + number))
+    mount = mount_path(mounts, path, source, cache_dir=cache)
+    mount.wait_phase("READY")
+    first, *_others = sorted(source.rglob("f*"))
+    assert (mount.root / first.relative_to(source)).read_bytes() == first.read_bytes()
+    cached = mount.dataset()["cached_bytes"]
+    # over the one that has files open for writing, which nobody can make read-only
+    subprocess.run(["mount", "--bind", "-o", "ro", cache, cache], check=True)
+    try:
+        mount.expect_log("cache|Read-only")
+        for _ in range(2):
+            mount.kill_server()
+            eventually(lambda: mount.look()["datasets"], 20, "a server answers, though it is not well")
+            drop_pages(mount.root / first.relative_to(source))
+            before = mount.sum_of("dsfs_origin_read_bytes_total")
+            assert (mount.root / first.relative_to(source)).read_bytes() == first.read_bytes()
+            # a byte may be asked for, to see whether this one may read at all: no proof of it can be written down
+            assert mount.sum_of("dsfs_origin_read_bytes_total") - before in (0, 1)
+            compare(mount, source)
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True)
+    mount.kill_server()
+    eventually(lambda: mount.look()["healthy"], 20, "the next one is")
+    compare(mount, source)
+    eventually(lambda: mount.dataset()["cached_bytes"] > cached, 20, "it is kept again")
+    assert mount.look()["healthy"]
 
 
 def test_no_room_at_all(tmp_path: Path, tmpfs: Callable[[str], Path]) -> None:

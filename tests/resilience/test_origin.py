@@ -237,6 +237,21 @@ def test_a_stalled_origin_ends_in_a_timeout(mounts: Mounts, path: str) -> None:
         assert (mount.root / "file").read_bytes() == server.files["/file"]
 
 
+@pytest.mark.parametrize("path", ["daemon", "pyfuse3"])
+def test_an_origin_that_has_never_answered_holds_nobody_up_for_longer(mounts: Mounts, path: str) -> None:
+    """Who looks at names is told in time too, from the first moment on."""
+    with web.hostile() as server:
+        server.always("/data/", web.stall_at_once)
+        server.files["/data/"] = b""
+        mount = mount_path(mounts, path, f"{server.url}data/", f"--read-timeout={READ_TIMEOUT_S}s", type="HTTP")
+        mount.expect_log("listing failed")
+        for look in (lambda: os.listdir(mount.root), lambda: os.stat(mount.root / "file")):
+            started = time.monotonic()
+            with pytest.raises(TimeoutError):
+                look()
+            assert time.monotonic() - started < READ_TIMEOUT_S + SLACK_S
+
+
 @pytest.mark.parametrize("path", ["passthrough", "daemon"])
 def test_many_readers_of_a_stalled_origin_do_not_wait_for_each_other(mounts: Mounts, path: str) -> None:
     """More than are fetched at once: also who has no turn to ask is told in time, be it at open or at read."""

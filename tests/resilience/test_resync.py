@@ -14,6 +14,7 @@ import pytest
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually
 from tests.servers import hostile as web
+from tests.servers.git_server import Repository
 
 SESSIONS = ("direct", "pyfuse3")
 
@@ -112,6 +113,35 @@ def test_what_is_shown_counts_alone_and_has_the_quota(mounts: Mounts, tmp_path: 
     assert cached() == 1_000_000
 
 
+def test_what_changed_while_it_was_not_mounted_counts_no_more(mounts: Mounts, tmp_path: Path) -> None:
+    """Nor does what another dataset had, which was called the same."""
+    source, other = tmp_path / "source", tmp_path / "other"
+    for directory, size in ((source, 200_000), (other, 100_000)):
+        directory.mkdir()
+        for number in range(3):
+            (directory / f"f{number}").write_bytes(os.urandom(size))
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", source, cache={"quota": "900KiB"}))
+    first = mounts.mount("-f", manifest, dataset="default/data")
+    first.wait_phase("READY")
+    verb(first, "warm", "data")
+    assert first.dataset()["cached_bytes"] == 600_000
+    assert first.unmount().returncode == 0
+    for name in ("f0", "f1"):
+        (source / name).write_bytes(os.urandom(200_000))
+    mount = mounts.mount("-f", manifest, cache_dir=first.cache_dir, dataset="default/data")
+    mount.wait_phase("READY")
+    eventually(lambda: mount.dataset()["cached_bytes"] == 200_000, 10, "what is shown counts alone")
+    verb(mount, "warm", "data")
+    assert mount.dataset()["cached_bytes"] == 600_000
+    changed = write_manifests(tmp_path / "other.yaml", dataset("data", other, cache={"quota": "900KiB"}))
+    verb(mount, "dataset", "delete", "data")
+    verb(mount, "dataset", "apply", "-f", changed)
+    eventually(lambda: mount.dataset()["bytes"] == 300_000, 10, "another source is shown")
+    eventually(lambda: mount.dataset()["cached_bytes"] == 0, 10, "of which nothing is cached")
+    verb(mount, "warm", "data")
+    assert mount.dataset()["cached_bytes"] == mount.sum_of("dsfs_dataset_cached_bytes", dataset="data") == 300_000
+
+
 def test_evict_gives_back_what_older_revisions_have_left(mounts: Mounts, source: Path) -> None:
     mount = mounts.mount(source)
     mount.wait_phase("READY")
@@ -133,6 +163,28 @@ def test_a_resync_without_changes_changes_nothing(mounts: Mounts, source: Path) 
     first = mount.wait_phase("READY")["revision"]
     verb(mount, "dataset", "resync", "source")
     assert mount.dataset()["revision"] == first
+
+
+def test_a_commit_that_changes_nothing_is_shown_all_the_same(mounts: Mounts, tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repo.git", filters=False)
+    first = repository.commit({"data/a": b"one", "code": b"x"})
+    uri = f"git+file://{repository.path}"
+    manifest = write_manifests(tmp_path / "m.yaml", dataset("data", uri, type="GIT"))
+    mount = mounts.mount("-f", manifest, dataset="default/data")
+    assert mount.wait_phase("READY")["revision"] == first
+    with open(mount.root / "data/a", "rb") as held:
+        numbers = os.fstat(held.fileno()).st_ino
+        second = repository.commit({"data/a": b"two"})
+        verb(mount, "dataset", "resync", "data")
+        assert mount.dataset()["revision"] == second
+        third = repository.commit({})
+        assert third != second
+        inode = os.stat(mount.root / "data/a").st_ino
+        verb(mount, "dataset", "resync", "data")
+        assert mount.dataset()["revision"] == third
+        assert os.stat(mount.root / "data/a").st_ino == inode != numbers
+        assert held.read() == b"one"
+    assert (mount.mountpoint / f"default/data@{third}/data/a").read_bytes() == b"two"
 
 
 def test_a_mapping_lives_through_resyncs_and_a_crash(mounts: Mounts, source: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -283,3 +284,32 @@ def test_areas_have_modes_and_one_owner(layout: SharedLayout, monkeypatch: pytes
     if layout.uid != 0:
         with pytest.raises(CacheDirectoryError, match="belongs to"):
             open_area(other, PUBLIC)
+
+
+def test_what_cannot_be_removed_keeps_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a directory, which some file servers put everywhere, taken for one of our files."""
+    (tmp_path / "@eaDir").mkdir()
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"1234")
+    found = sorted(entries(f"{tmp_path}"), key=lambda entry: entry.path)
+    assert [os.path.basename(entry.path) for entry in found] == ["a", "b", "c"]
+    unlink = os.unlink
+
+    def refuse_one(path: str) -> None:
+        if path.endswith("a"):
+            raise PermissionError(errno.EPERM, "immutable")
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse_one)
+    assert remove(found) == sum(entry.space_bytes for entry in found[1:])
+    assert sorted(os.listdir(tmp_path)) == ["@eaDir", "a"]
+    with pytest.raises(PermissionError):
+        remove(found[:1])
+
+
+def test_a_file_of_somebody_else_is_not_trusted(tmp_path: Path) -> None:
+    group = Group("ab" * 32, 0, BLOCK, BLOCK)
+    write_group(f"{tmp_path}/x", group, [b"b" * BLOCK], "t", 0o600)
+    assert read_group(f"{tmp_path}/x", group, owners=(os.getuid(), 0)) == [b"b" * BLOCK]
+    with pytest.raises(DamagedGroup, match="none of ours"):
+        read_group(f"{tmp_path}/x", group, owners=(os.getuid() + 1,))

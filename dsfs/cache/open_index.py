@@ -1,0 +1,48 @@
+"""Opening the index of a cache that may be damaged, or on a disk that refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import weakref
+
+import structlog
+
+from dsfs.cache.index import Index
+
+log = structlog.get_logger()
+
+_MEMORY = "/dev/shm"
+_REFUSED = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
+    *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
+}
+"""Of a disk, or a process, that cannot do it now: there may be nothing wrong with the file."""
+
+
+def open_index(directory: str) -> Index:
+    """The index of a cache; a damaged one is begun anew, and found again in ``objects/``.
+
+    Where the disk refuses to be written to, what is cached is to be read all the same: an index that lasts as long as
+    this server is made of ``objects/``, and the one on the disk stays as it is. Raises OSError, sqlite3.Error.
+    """
+    try:
+        return Index(directory)
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _REFUSED:
+            log.warning("index of the cache cannot be used now", directory=directory, reason=str(error))
+            return _in_memory()
+        reason = str(error)
+    log.warning("index of the cache is damaged and built anew", directory=directory, reason=reason)
+    shutil.rmtree(directory)
+    os.makedirs(directory, mode=0o700)
+    return Index(directory)
+
+
+def _in_memory() -> Index:
+    scratch = tempfile.TemporaryDirectory(prefix="dsfs-index-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+    index = Index(scratch.name)
+    weakref.finalize(index, scratch.cleanup)
+    return index

@@ -1,0 +1,113 @@
+"""A listing that has begun is of one revision, whoever goes on with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+
+from dsfs.bridge import network_side
+from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.store import DatasetStore
+from dsfs.errors import SourceUnavailable
+from dsfs.fetch.origin import Origin
+from dsfs.manifest.schema import Manifest, SourceSpec
+from dsfs.model import Kind, ListingPage, SourceObject
+from dsfs.sources.base import Source
+from dsfs.sources.prefixed import PrefixedSource
+from dsfs.sources.reference import ReferenceSource
+
+
+class Branch:
+    """Lists ``head``, whatever that is when it is first asked, and breaks off in the middle ``failures`` times."""
+
+    identity = uri = "test://branch"
+    head = "a"
+    failures = 0
+
+    def __init__(self) -> None:
+        self.revision = ""
+        self._wanted = ""
+
+    def go_on_at(self, revision: str) -> None:
+        self._wanted = revision
+
+    async def list_tree(self) -> AsyncIterator[ListingPage]:
+        self.revision = self.revision or self._wanted or Branch.head
+        yield ListingPage(
+            (SourceObject("d", Kind.DIRECTORY), SourceObject("d/one", size=1, version_tag=self.revision)), ("d",)
+        )
+        if Branch.failures:
+            Branch.failures -= 1
+            raise SourceUnavailable("broke off")
+        yield ListingPage((SourceObject("two", size=1, version_tag=self.revision),), ("",))
+
+    async def close(self) -> None:
+        return
+
+
+@pytest.fixture(params=["itself", "below", "referred to"])
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Branch]:
+    monkeypatch.setattr(Branch, "head", "a")
+    monkeypatch.setattr(Branch, "failures", 0)
+    ways = {
+        "itself": lambda source: source,
+        "below": lambda source: PrefixedSource(source, "p"),
+        "referred to": lambda source: ReferenceSource(source, "dataset://a/b", ""),
+    }
+    return lambda: ways[request.param](Branch())  # type: ignore[return-value]
+
+
+def tags(dataset: Dataset) -> set[str]:
+    return {row.tag for _path, row in dataset.catalog.files()}
+
+
+@pytest.mark.parametrize("by", ["another server", "another source"])
+def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branch], by: str) -> None:
+    manifest = Manifest(namespace="vision", name="data", source=SourceSpec(type="GIT", uri="https://h/r.git"))
+
+    async def build() -> Source:
+        return make()  # type: ignore[return-value]
+
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+
+            def begin(*shown_before: str) -> Dataset:
+                origin = Origin(make(), "vision", "data")  # type: ignore[arg-type]
+                dataset = Dataset(manifest, 2, DatasetStore(str(tmp_path)), bridge, origin, build, 5.0)
+                dataset.open_revision(shown_before)
+                return dataset
+
+            Branch.failures = 1
+            dataset = begin()
+            first = trio.CancelScope()
+            nursery.start_soon(run_until, dataset, first)
+            await dataset.settled.wait()
+            assert dataset.message == "broke off"
+            Branch.head = "b"
+            if by == "another server":
+                first.cancel()
+                dataset = begin(*dataset.shown())
+                nursery.start_soon(dataset.run)
+            else:
+                await dataset.renew()
+                dataset.ask_for_resync()
+            with trio.fail_after(10):
+                while not dataset.catalog.sealed:  # noqa: ASYNC110  # nothing tells of it but this
+                    await trio.sleep(0.01)
+            assert (dataset.catalog.revision, tags(dataset)) == ("a", {"a"})
+            with trio.fail_after(10):
+                assert await dataset.resync() == "b"
+            assert tags(dataset) == {"b"}
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+
+
+async def run_until(dataset: Dataset, scope: trio.CancelScope) -> None:
+    with scope:
+        await dataset.run()
