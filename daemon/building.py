@@ -11,10 +11,12 @@ import structlog
 from daemon.settings import Settings, credential_environment
 from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
+from dsfs.client import is_below
 from dsfs.datasets.access import visible
 from dsfs.errors import ConfigError
 from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceType
 from dsfs.sources.base import Source, is_of_this_node
+from dsfs.sources.directory import DirectorySource
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource, parse_reference
 from dsfs.sources.registry import build_source, check_type
@@ -62,6 +64,11 @@ class Builder:
                 namespace=manifest.namespace,
                 strict=manifest.api_version == API_VERSION,
             )
+            if isinstance(source, DirectorySource) and is_below(self._settings.mountpoint, source.root):
+                raise ConfigError(
+                    f"{manifest.id}: {source.root} holds the mount point {self._settings.mountpoint}, and would show "
+                    "itself in itself (mount elsewhere)"
+                )
         prefix = manifest.mount_options.path.strip("/")
         if prefix not in ("", "."):
             source = PrefixedSource(source, prefix.removeprefix("./"))

@@ -9,10 +9,12 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from daemon.keeping.mounting import mount_table
-from dsfs.client import place_of, runtime_root
+from dsfs.client import place_of, runtime_directories, runtime_root
 from dsfs.errors import MountError
 
 _HEALING_S = 3.0
@@ -41,12 +43,7 @@ def runtime_dir_of(mountpoint: str) -> str:
 
 def all_mounts() -> list[Running]:
     """Every mount that this user started and that was not unmounted in order."""
-    root = runtime_root()
-    try:
-        names = sorted(os.listdir(root))
-    except FileNotFoundError:
-        return []
-    found = (look(f"{root}/{name}") for name in names)
+    found = map(look, runtime_directories())
     return [running for running in found if running is not None]
 
 
@@ -67,6 +64,33 @@ def find(mountpoint: str | None) -> Running:
     raise MountError(f"several dsfs mounts are running: name one with -m ({_list(alive)})")
 
 
+@contextmanager
+def starting(mountpoint: str) -> Iterator[None]:
+    """Nobody else starts a mount there meanwhile: until its keeper has its lock, nothing else shows that it comes.
+
+    Raises MountError if somebody does already.
+    """
+    root = runtime_root()
+    for directory in (os.path.dirname(root), root):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    path = f"{runtime_dir_of(mountpoint)}.starting"
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise MountError(f"{mountpoint}: another dsfs mount is just starting there") from None
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(fd)):
+            break
+        os.close(fd)  # of one that has just ended, and has removed it
+    try:
+        yield
+    finally:
+        os.unlink(path)
+        os.close(fd)
+
+
 def prepare(mountpoint: str) -> str:
     """A clean runtime directory for a new mount. Raises MountError when one is alive there."""
     path = runtime_dir_of(mountpoint)
@@ -74,10 +98,8 @@ def prepare(mountpoint: str) -> str:
     if running is not None and running.alive:
         raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {running.keeper_pid}); unmount it first")
     shutil.rmtree(path, ignore_errors=True)
-    root = runtime_root()
-    for directory in (os.path.dirname(root), root, f"{path}/journal"):
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-    os.chmod(root, 0o700)
+    os.makedirs(f"{path}/journal", mode=0o700)
+    os.chmod(os.path.dirname(path), 0o700)
     return path
 
 

@@ -121,10 +121,13 @@ def _bytes_of(text: str, directory: str) -> int:
 
 
 def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:
-    """Root's cache is the node's; a user's lies where XDG says."""
+    """Root's cache is the node's; a user's lies where XDG says. Raises ConfigError when that is nowhere."""
     if os.getuid() == 0:
         return "/var/cache/dsfs"
-    return f"{environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')}/dsfs"
+    base = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise ConfigError("this user has no home directory for a cache: say where it is to be (--cache-dir DIR)")
+    return f"{base}/dsfs"
 
 
 def parse_address(text: str) -> tuple[str, int]:

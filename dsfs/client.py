@@ -39,6 +39,17 @@ def runtime_root(environ: Mapping[str, str] = os.environ) -> str:
     return f"{own}/dsfs"
 
 
+def runtime_roots(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Where running mounts of this user may be: of a session that has a runtime directory, and of one that has none.
+    Raises MountError as ``runtime_root``."""
+    first = runtime_root(environ)
+    if os.getuid() == 0:
+        return [first]
+    bases = (f"/run/user/{os.getuid()}", f"/tmp/dsfs-{os.getuid()}")
+    roots = [first, *(f"{base}/dsfs" for base in bases if is_own(base))]
+    return list({os.path.realpath(root): root for root in reversed(roots)}.values())[::-1]
+
+
 def is_own(directory: str) -> bool:
     """Whether it is a directory of this user, in which nobody else can put anything, or not there."""
     try:
@@ -46,6 +57,16 @@ def is_own(directory: str) -> bool:
     except FileNotFoundError:
         return True
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def runtime_directories() -> Iterator[str]:
+    """One for each running mount of this user, and what ended ones have left."""
+    for root in runtime_roots():
+        try:
+            names = sorted(os.listdir(root))
+        except OSError:  # nothing is mounted from there
+            continue
+        yield from (f"{root}/{name}" for name in names)
 
 
 def place_of(mountpoint: str) -> str:
@@ -60,6 +81,11 @@ def place_of(mountpoint: str) -> str:
         parent, name = os.path.split(os.path.normpath(os.path.join(os.path.dirname(place), target)))
         place = os.path.join(os.path.realpath(parent), name)
     return place
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether an absolute path is a directory, or in it, by its name alone."""
+    return os.path.commonpath([os.path.normpath(path), os.path.normpath(directory)]) == os.path.normpath(directory)
 
 
 def to_mount(mountpoint: str | None, timeout_s: float) -> Ask:
@@ -153,13 +179,7 @@ def _sockets() -> tuple[dict[str, str], set[str]]:
     """By mount point, the control sockets of the servers that answer; and the mount points of those that do not."""
     answering: dict[str, str] = {}
     silent: set[str] = set()
-    root = runtime_root()
-    try:
-        names = os.listdir(root)
-    except OSError:
-        names = []
-    for name in names:
-        path = f"{root}/{name}"
+    for path in runtime_directories():
         try:
             with open(f"{path}/keeper.json", encoding="utf-8") as file:
                 place = str(json.load(file)["mountpoint"])

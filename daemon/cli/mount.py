@@ -32,7 +32,7 @@ from daemon.settings import (
     parse_address,
 )
 from daemon.users import users_of
-from dsfs.client import place_of
+from dsfs.client import is_below, place_of
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
@@ -130,19 +130,20 @@ def mount(
     )
     mountpoint = settings.mountpoint
     chosen = capabilities.choose_session(session, capabilities.look())
-    check_mountpoint(mountpoint)
-    runtime_dir = running.prepare(mountpoint)
-    settings = replace(settings, session=chosen)
-    settings.save()
-    keeper, answer = _start_keeper(settings, foreground=foreground)
-    if "error" in answer:
-        keeper.wait()
-        log = f"{runtime_dir}/server.log"
-        if answer.get("unexpected") and os.path.exists(log):
-            running.forget_all_but_log(runtime_dir)
-            raise MountError(f"{answer['error']} (see {log})")
-        running.forget(runtime_dir)  # or `dsfs status` would go on to show what never was
-        raise MountError(str(answer["error"]))
+    with running.starting(mountpoint):
+        check_mountpoint(mountpoint)
+        runtime_dir = running.prepare(mountpoint)
+        settings = replace(settings, session=chosen)
+        settings.save()
+        keeper, answer = _start_keeper(settings, foreground=foreground)
+        if "error" in answer:
+            keeper.wait()
+            log = f"{runtime_dir}/server.log"
+            if answer.get("unexpected") and os.path.exists(log):
+                running.forget_all_but_log(runtime_dir)
+                raise MountError(f"{answer['error']} (see {log})")
+            running.forget(runtime_dir)  # or `dsfs status` would go on to show what never was
+            raise MountError(str(answer["error"]))
     if foreground:
         status = stay(mountpoint, runtime_dir, keeper.pid)
         running.forget(runtime_dir)
@@ -189,6 +190,9 @@ def settings_of(
     if namespace and not file:
         raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
     mountpoint = place_of(where[-1])
+    for flag, directory in (("--cache-dir", cache_dir), ("--shared-cache", shared_cache)):
+        if directory is not None and is_below(os.path.abspath(directory), mountpoint):
+            raise typer.BadParameter(f"{flag} {directory}: is in the mount point {mountpoint}, which is to cover it")
     return Settings(
         mountpoint=mountpoint,
         runtime_dir=running.runtime_dir_of(mountpoint),
@@ -219,7 +223,8 @@ def settings_of(
 def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="What to unmount.")]) -> None:
     """Unmount and stop. Refused while somebody uses it."""
     place = place_of(mountpoint)
-    found = next((each for each in running.all_mounts() if each.mountpoint == place), None)
+    known = [each for each in running.all_mounts() if each.mountpoint == place]
+    found = max(known, key=lambda each: each.alive, default=None)  # one that has ended may have left its own
     if found is None or not found.alive:
         if not _is_ours(place):
             raise MountError(f"{place}: dsfs has nothing mounted there")

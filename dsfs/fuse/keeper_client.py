@@ -227,11 +227,13 @@ class KeeperClient:
         return self._note(message, fd, path)
 
     async def unmount(self, name: str) -> None:
-        """Detach a connection. Raises MountError."""
-        self._known.pop(name, None)
+        """Detach a connection, if it was mounted. Raises MountError."""
+        if name not in self._known:
+            return
         message, _fd = await self._ask({"op": "unmount", "name": name})
         if "error" in message:
             raise MountError(str(message["error"]))
+        self._known.pop(name, None)
 
     async def keep_state(self, name: str, state: dict[str, Any]) -> None:
         """Have the next server told this about a connection."""

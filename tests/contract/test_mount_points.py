@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tests.contract.conftest import one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
-from tests.mounts import HOST, Mounts, dsfs, is_mounted, runtime_dir_of
+from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, is_mounted, runtime_dir_of
 from tests.servers.process import free_ports
 
 
@@ -90,3 +93,68 @@ def test_a_source_is_shown_as_it_was_given(mounts: Mounts, tmp_path: Path) -> No
     mount = mounts.mount("-f", write_manifests(tmp_path / "m.yaml", manifest))
     mount.expect_log("listing failed")
     assert mount.dataset()["source"] == "s3://bucket/prefix"
+
+
+def test_two_that_are_started_at_once(mounts: Mounts, source: Path) -> None:
+    """One is mounted, and is whole; the others are told."""
+    place, cache = mounts.place()
+    mounts.adopt(place, cache)
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda _: dsfs("mount", source, place, f"--cache-dir={cache}"), range(4)))
+        failed = [each for each in done if each.returncode != 0]
+        assert len(failed) == 3
+        for each in failed:
+            one_line_failure(each, str(place))
+        assert (place / "a.txt").read_bytes() == b"first"
+        assert status(place)["healthy"]
+        assert dsfs("restart", place).returncode == 0
+        assert (place / "a.txt").read_bytes() == b"first"
+        assert dsfs("unmount", place).returncode == 0
+    assert not list(runtime_dir_of(place).parent.glob(f"{runtime_dir_of(place).name}*"))
+
+
+def test_what_would_lie_in_itself(source: Path, tmp_path: Path) -> None:
+    place = source / "mnt"
+    place.mkdir()
+    one_line_failure(dsfs("mount", source, place, f"--cache-dir={tmp_path}/cache"), str(place), "mount elsewhere")
+    wrong_usage(dsfs("mount", tmp_path / "other", place, f"--cache-dir={place}/cache"), "--cache-dir")
+    wrong_usage(dsfs("mount", tmp_path / "other", place, f"--shared-cache={place}"), "--shared-cache")
+    assert os.listdir(place) == []
+
+
+def test_addresses_that_cannot_be_had(mounts: Mounts, source: Path) -> None:
+    place, cache = mounts.place()
+    argv = ("mount", source, place, f"--cache-dir={cache}")
+    one_line_failure(dsfs(*argv, "--http=nosuch.invalid:9100"), "nosuch.invalid:9100", "not known")
+    with socket.create_server((HOST, 0)) as taken:
+        one_line_failure(dsfs(*argv, f"--http={HOST}:{taken.getsockname()[1]}"), "in use")
+
+
+def test_a_port_that_another_program_took_keeps_no_server_from_starting(mounts: Mounts, source: Path) -> None:
+    mount = mounts.mount(source)
+    mount.expect_log("nobody can look at metrics")
+    assert mount.http is not None
+    mount.kill_server()
+    with take(int(mount.http.partition(":")[2])):
+        eventually(lambda: "nobody can look at metrics" in mount.log(), 20, "the next server says so")
+        assert mount.server_pid
+        assert (mount.root / "a.txt").read_bytes() == b"first"
+    eventually(lambda: answers(mount), 20, "it listens once the port is free")
+
+
+def take(port: int) -> socket.socket:
+    """A port that a process has which is just ending, before another asks for it."""
+    deadline_s = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_server((HOST, port))
+        except OSError:
+            assert time.monotonic() < deadline_s
+
+
+def answers(mount: Mount) -> bool:
+    try:
+        return bool(mount.metrics())
+    except OSError:
+        return False

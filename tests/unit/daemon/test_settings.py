@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from daemon.settings import Settings
+import pytest
+
+from daemon.settings import Settings, default_cache_dir
+from dsfs.errors import ConfigError
 
 
 def test_what_a_later_version_wrote_can_be_read(tmp_path: Path) -> None:
@@ -13,3 +16,13 @@ def test_what_a_later_version_wrote_can_be_read(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "of_next_year": 1}))
     assert Settings.load(str(tmp_path)) == wanted
+
+
+def test_a_user_without_a_home_is_asked_where_the_cache_is_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    monkeypatch.delenv("HOME", raising=False)
+    with pytest.raises(ConfigError, match="--cache-dir"):
+        default_cache_dir({})
+    assert default_cache_dir({"XDG_CACHE_HOME": "/x"}) == "/x/dsfs"
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert default_cache_dir({}) == "/home/somebody/.cache/dsfs"
