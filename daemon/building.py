@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
-import structlog
-
 from daemon.settings import Settings, credential_environment
 from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
@@ -21,8 +19,6 @@ from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource, parse_reference
 from dsfs.sources.registry import build_source, check_type
 from dsfs.sources.unusable import UnusableSource
-
-log = structlog.get_logger()
 
 _CLAIMS = ("pvc://", MANUAL_URI)
 _LONGEST_CHAIN = 8  # of references to references
@@ -122,7 +118,6 @@ class Builder:
         if self._settings.shared_cache is None or isinstance(source, UnusableSource):
             return ""
         if is_of_this_node(source.identity):
-            log.info("not in the shared cache: its source is a directory of this node", dataset=manifest.id)
             return ""
         owner = self.shown_of(manifest)
         return PUBLIC if owner.share and not owner.share_to_namespace_selector else private_area(owner.namespace)

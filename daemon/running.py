@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -81,8 +82,9 @@ def starting(mountpoint: str) -> Iterator[None]:
         except BlockingIOError:
             os.close(fd)
             raise MountError(f"{mountpoint}: another dsfs mount is just starting there") from None
-        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(fd)):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                break
         os.close(fd)  # of one that has just ended, and has removed it
     try:
         yield
@@ -98,7 +100,7 @@ def prepare(mountpoint: str) -> str:
     if running is not None and running.alive:
         raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {running.keeper_pid}); unmount it first")
     shutil.rmtree(path, ignore_errors=True)
-    os.makedirs(f"{path}/journal", mode=0o700)
+    os.makedirs(f"{path}/journal", mode=0o700, exist_ok=True)
     os.chmod(os.path.dirname(path), 0o700)
     return path
 

@@ -86,7 +86,7 @@ class Serving:
         if not rooms.tier.index.was_clean:
             # what is not in the index is found again by whoever reads it
             go_on = trio.from_thread.check_cancelled  # minutes, which a next server would wait for
-            rebuild = partial(trio.to_thread.run_sync, rebuild_index, rooms.tier, rooms.boot, go_on, limiter=CATALOG)
+            rebuild = partial(trio.to_thread.run_sync, _rebuild, rooms.tier, rooms.boot, go_on, limiter=CATALOG)
             begin(_optional, "rebuilding of the cache's index", rebuild)
 
     async def _show(self, serving: trio.Nursery) -> None:
@@ -156,6 +156,11 @@ async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
         await work()
     except Exception:
         log.exception("background work failed", work=what)
+
+
+def _rebuild(tier: NodeTier, boot: bytes, go_on: Callable[[], None]) -> None:
+    rebuild_index(tier, boot, go_on)
+    tier.index.is_whole = True
 
 
 async def _confirm(rooms: Rooms) -> None:

@@ -39,7 +39,7 @@ from dsfs.manifest.documents import Documents
 from dsfs.manifest.schema import Manifest, Preheat
 from dsfs.model import Phase, ReadPath
 from dsfs.ranges import MiB
-from dsfs.sources.base import Source
+from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.unusable import UnusableSource
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class Shown:
         prefix = self._builder.key_prefix(manifest)  # of an unusable source too: it may become one that is not
         quota = manifest.cache.quota
         area = self._builder.shared_area(manifest, source)
+        if self._settings.shared_cache is not None and is_of_this_node(source.identity):
+            log.info("not in the shared cache: its source is a directory of this node", dataset=manifest.id)
         origin = Origin(
             source, manifest.namespace, manifest.name, quota_bytes=quota, key_prefix=prefix, shared_area=area
         )

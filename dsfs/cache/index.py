@@ -72,6 +72,9 @@ class Index:
         self._saved_s = time.time()
         self.was_clean = known and bool(self._rows.noted(_CLEAN))
         """False: the last server did not end in order, and objects/ may hold what the index does not know."""
+        self.is_whole = self.was_clean
+        """Whether all that lies there is known by now."""
+        self.before_close: Callable[[], object] = _nothing_to_do
         self._rows.forget([_CLEAN])
 
     @property
@@ -302,8 +305,7 @@ class Index:
     def disown_others(self, owner: str, shown: Marks) -> None:
         """As ``disown``, of all but what a dataset shows."""
         self.flush(time.time())
-        own = (cached.key for cached in self.everything() if owner in cached.owners)
-        self.disown(owner, (key for key in own if key not in shown))
+        self.disown(owner, (key for key in self._rows.of_owner(owner) if key not in shown))
 
     def __contains__(self, key: str) -> bool:
         """Whether something of an object was here at the last flush, or was brought in since. Blocks on the disk."""
@@ -405,16 +407,29 @@ class Index:
             self._uses.save()
 
     def close(self, now_s: float) -> None:
-        """Flush, and say that this end was in order. When the disk refuses, it was not, and the next start looks at
-        all that lies in ``objects/``."""
+        """Flush, and say that this end was in order. When the disk refuses, or what lies in ``objects/`` was not looked
+        at to its end, it was not, and the next start looks."""
+        self.before_close()
         try:
             self.flush(now_s)
-            self._rows.note(_CLEAN, True)
+            if self.is_whole:
+                self._rows.note(_CLEAN, True)
             self.save(now_s)
         except OSError as error:
             log.warning("index of the cache not written at its end, the next start looks again", reason=str(error))
         finally:
             self._rows.close()
+
+
+def _nothing_to_do() -> None:
+    return
+
+
+def forget_clean(directory: str) -> None:
+    """Have whoever opens this index next look at all that lies in ``objects/``. Raises sqlite3.Error, OSError."""
+    rows = Rows(directory)
+    rows.forget([_CLEAN])
+    rows.close()
 
 
 def _held(row: Row, dataset: str, number: int) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sqlite3
@@ -10,11 +11,12 @@ import weakref
 
 import structlog
 
-from dsfs.cache.index import Index
+from dsfs.cache.index import Index, forget_clean
 
 log = structlog.get_logger()
 
 _MEMORY = "/dev/shm"
+_PREFIX = "dsfs-index-"
 _REFUSED = {
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
     *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
@@ -33,7 +35,7 @@ def open_index(directory: str) -> Index:
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _REFUSED:
             log.warning("index of the cache cannot be used now", directory=directory, reason=str(error))
-            return _in_memory()
+            return _in_memory(directory)
         reason = str(error)
     log.warning("index of the cache is damaged and built anew", directory=directory, reason=reason)
     shutil.rmtree(directory)
@@ -41,8 +43,23 @@ def open_index(directory: str) -> Index:
     return Index(directory)
 
 
-def _in_memory() -> Index:
-    scratch = tempfile.TemporaryDirectory(prefix="dsfs-index-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
-    index = Index(scratch.name)
-    weakref.finalize(index, scratch.cleanup)
+def _in_memory(directory: str) -> Index:
+    """One that lasts as long as this server; the one on the disk is not believed again before it was brought up to
+    date."""
+    for place in glob.glob(f"{_MEMORY}/{_PREFIX}*"):
+        if not os.path.exists(f"/proc/{place.rpartition('.')[2]}"):  # of one that was killed
+            shutil.rmtree(place, ignore_errors=True)
+    scratch = tempfile.mkdtemp(
+        prefix=_PREFIX, suffix=f".{os.getpid()}", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None
+    )
+    index = Index(scratch)
+
+    def leave() -> None:
+        try:
+            forget_clean(directory)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("index of the cache still cannot be used", directory=directory, reason=str(error))
+
+    index.before_close = leave
+    weakref.finalize(index, shutil.rmtree, scratch, ignore_errors=True)
     return index

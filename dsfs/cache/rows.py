@@ -103,6 +103,21 @@ class Rows:
             if len(some) < _READ_AHEAD:
                 return
 
+    def of_owner(self, owner: str) -> Iterator[str]:
+        """Keys of what a dataset uses. SQLite looks through all rows for them, in a thread of its own time."""
+        after = 0
+        while True:
+            with _trouble("read"):
+                some = self._cache._sql(
+                    "SELECT rowid, key, value FROM Cache WHERE raw = 1 AND rowid > ? AND instr(value, ?)"
+                    " ORDER BY rowid LIMIT ?",
+                    (after, json.dumps(owner), _READ_AHEAD),
+                ).fetchall()
+            yield from (key for _rowid, key, value in some if not key.startswith("#") and owner in _row(value).owners)
+            if len(some) < _READ_AHEAD:
+                return
+            after = some[-1][0]
+
     def classes(self) -> list[str]:
         """The classes that there are rows of. A look-up each."""
         found: list[str] = []

@@ -26,6 +26,7 @@ from dsfs.errors import (
     ConfigError,
     DsfsError,
     SourceError,
+    SourceMissing,
     SourceRefused,
     SourceUnavailable,
     SourceUnsupported,
@@ -157,6 +158,8 @@ class Dataset:
                     await self._rounds.asked()  # who asks for a resync does not want to wait for the next try
                 if isinstance(error, SourceRefused | SourceUnsupported):
                     await self.renew()
+                elif isinstance(error, SourceMissing) and await self._list_another():
+                    return
                 continue
             self._names.writer = None
             self.catalog.refresh()
@@ -166,6 +169,23 @@ class Dataset:
             self.on_listed()
             self.on_first_listed()
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
+
+    async def _list_another(self) -> bool:
+        """Where the revision that a listing began with is gone, as after a forced push: have the one of today."""
+        self.catalog.refresh()
+        if self.catalog.revision == self.catalog.name:
+            return False
+        try:
+            await self._show_next()
+        except (DsfsError, OSError) as error:
+            self._message = str(error)
+            return False
+        writer, self._names.writer = self._names.writer, None
+        if writer is not None:
+            await trio.to_thread.run_sync(writer.close, limiter=CATALOG)
+        self._shown(Phase.READY)
+        self._rounds.end(None)
+        return True
 
     async def renew(self) -> None:
         """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
@@ -284,7 +304,7 @@ class Dataset:
                 await self._bridge.call(source.close)
             raise
         await self.sources.use(source)
-        if not found and source.revision in ("", self.catalog.revision):
+        if not found and self.catalog.sealed and source.revision in ("", self.catalog.revision):
             await trio.to_thread.run_sync(remove_catalog, file, limiter=CATALOG)
             return  # nothing has changed: what is shown is the next revision
         try:
@@ -294,14 +314,18 @@ class Dataset:
             raise
         # No await between these lines: from here on the tree is the new one.
         before = self.catalog.file
-        self._names.show_next(file)
+        if found:
+            self._names.show_next(file)
+        else:  # the same under another name: older ones stay, as many as before
+            self._names.show_instead(file)
         log.info("revision swapped", dataset=self.manifest.id, revision=self.catalog.revision)
         self.on_listed()
         swapped, self.swapped = self.swapped, trio.Event()
         swapped.set()
         await self.on_swap(found)
         await self.clean()
-        self.on_left(before)
+        if found:
+            self.on_left(before)
 
     async def close_sources(self) -> None:
         """Give back the connections of sources that were replaced, and of the one in use. The last thing to call."""

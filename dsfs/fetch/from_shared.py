@@ -45,7 +45,10 @@ class FromShared:
     def takes(self, file: RemoteFile) -> bool:
         """Whether a file goes through the shared tier now. One that was not what it should be comes from the origin
         until it is."""
-        return self._shared.usable and bool(file.origin.shared_area) and file.key not in self._checks.doubted
+        return self._shared.usable and bool(file.origin.shared_area) and not self._is_doubted(file)
+
+    def _is_doubted(self, file: RemoteFile) -> bool:
+        return file.key in self._checks.doubted
 
     async def _forget(self, file: RemoteFile) -> None:
         """What was shared of a file before all of it was seen to be wrong is not to reach other nodes, nor us again."""
@@ -80,8 +83,10 @@ class FromShared:
         flight.bringing = found
         try:
             await self._from_origin.bring(flight)
-            if found is not None:
+            if found is not None and not self._is_doubted(flight.file):
                 await self._shared.publish(found, [flight.data[block] for block in flight.blocks])
+                if self._is_doubted(flight.file):  # since all of it is here, which this was the last of
+                    await self._forget(flight.file)
         finally:
             flight.bringing = None
             if found is not None:

@@ -227,13 +227,11 @@ class KeeperClient:
         return self._note(message, fd, path)
 
     async def unmount(self, name: str) -> None:
-        """Detach a connection, if it was mounted. Raises MountError."""
-        if name not in self._known:
-            return
+        """Detach a connection, if it is mounted. Raises MountError."""
+        was_mounted = self._known.pop(name, None) is not None
         message, _fd = await self._ask({"op": "unmount", "name": name})
-        if "error" in message:
+        if "error" in message and was_mounted:
             raise MountError(str(message["error"]))
-        self._known.pop(name, None)
 
     async def keep_state(self, name: str, state: dict[str, Any]) -> None:
         """Have the next server told this about a connection."""

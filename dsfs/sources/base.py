@@ -97,7 +97,7 @@ async def closing(pages: AsyncIterator[ListingPage]) -> AsyncIterator[AsyncItera
             await pages.aclose()
 
 
-_OF_THIS_NODE = re.compile(r"(^|\bof )(directory:|fsspec:(\S*::)?(fsspec\+)?(file|local|memory):)")
+_OF_THIS_NODE = re.compile(r"(^|\bof )(directory:|fsspec:(.*::)?(fsspec\+)?(file|local|memory):)")
 
 
 def is_of_this_node(identity: str) -> bool:

@@ -128,7 +128,7 @@ class HttpSource:
             place = urlsplit(str(answer.url)).path
             is_index = _is_index(place, urlsplit(url).path)
             if not is_index and not place.endswith("/"):
-                raise _no_index(url, answer)
+                raise await self._astray(url, answer)
             async for chunk in chunks(answer, url):
                 for start in range(0, len(chunk), _PARSED_AT_ONCE):
                     parser.feed(decoder.decode(chunk[start : start + _PARSED_AT_ONCE]))
@@ -139,7 +139,7 @@ class HttpSource:
             parser.close()
             found_names = parser.take()
             if not (is_index or found_names):
-                raise _no_index(url, answer)
+                raise await self._astray(url, answer)
             yield ListingPage(tuple(found_names), (directory,))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
@@ -255,7 +255,8 @@ class HttpSource:
             async with self._client.request("HEAD", url) as followed:
                 if _slash_added(url, str(followed.url)):
                     return SourceObject(path, Kind.DIRECTORY)
-                _check_is_file(path, followed, url)
+                if _is_page(path, followed, url):
+                    return await self._stat_page(path, followed, url)
                 answer = followed
         if answer.status in (404, 410):
             return None
@@ -267,13 +268,33 @@ class HttpSource:
             raise_for(answer, url)
         return await self._stat_by_get(path, url)
 
+    async def _stat_page(self, path: str, answer: aiohttp.ClientResponse, url: str) -> SourceObject | None:
+        """Of a name that leads to a page: another directory, or what says in its way that there is no such file. Raises
+        SourceRefused where everything leads to one."""
+        error = await self._astray(url, answer)
+        if isinstance(error, SourceRefused):
+            raise error
+        return SourceObject(path, Kind.DIRECTORY) if urlsplit(str(answer.url)).path.endswith("/") else None
+
+    async def _astray(self, url: str, answer: aiohttp.ClientResponse) -> SourceRefused | SourceMissing:
+        """What to say of a name that leads to a page. One of a site that does not show its index either is a page to
+        log in; else it is a dead link."""
+        said = f"{url} leads to {without_query(str(answer.url))}, a page that is not what was asked for"
+        root = self._url("", slash=True)
+        if self._single is not False or url == root:
+            return SourceRefused(said)
+        async with self._client.request("GET", root, {"Accept": "text/html"}) as index:
+            is_open = index.status == 200 and _is_index(urlsplit(str(index.url)).path, urlsplit(root).path)
+        return SourceMissing(said) if is_open else SourceRefused(said)
+
     async def _stat_by_get(self, path: str, url: str) -> SourceObject | None:
         async with self._client.request("GET", url, {"Range": "bytes=0-0"}) as answer:
             if _slash_added(url, str(answer.url)):
                 return SourceObject(path, Kind.DIRECTORY)
             if answer.status in (404, 410):
                 return None
-            _check_is_file(path, answer, url)
+            if _is_page(path, answer, url):
+                return await self._stat_page(path, answer, url)
             place = parse_content_range(answer.headers.get("Content-Range"))
             if answer.status == 416 and (place is None or not place.total):
                 return self._file(path, answer, 0)  # no byte to give: it is empty
@@ -345,18 +366,14 @@ def _is_index(answered: str, asked: str) -> bool:
     return place == wanted or name.startswith(_INDEXES) or (answered.endswith("/") and name == wanted_name)
 
 
-def _no_index(url: str, answer: aiohttp.ClientResponse) -> SourceRefused:
-    return SourceRefused(f"{url} leads to {without_query(str(answer.url))}, a page that is no index of it")
-
-
-def _check_is_file(path: str, answer: aiohttp.ClientResponse, url: str) -> None:
-    """Raises SourceRefused for a page that a redirect led to in place of a file: to log in, or that it is not there.
+def _is_page(path: str, answer: aiohttp.ClientResponse, url: str) -> bool:
+    """Whether a redirect led to a page in place of a file: to log in, or that says that it is not there.
 
     Whoever asks for pages gets them, and what is called as the file is taken for it.
     """
     asked, answered = urlsplit(url).path.rpartition("/")[2], urlsplit(str(answer.url)).path.rpartition("/")[2]
-    if answer.status < 400 and answer.content_type in _HTML and asked != answered and not path.lower().endswith(_PAGES):
-        raise SourceRefused(f"{url} leads to {without_query(str(answer.url))}, a page and not the file")
+    is_html = answer.status < 400 and answer.content_type in _HTML
+    return is_html and asked != answered and not path.lower().endswith(_PAGES)
 
 
 def _decoder(charset: str | None) -> codecs.IncrementalDecoder:

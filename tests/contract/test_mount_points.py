@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 import urllib.request
@@ -135,8 +136,11 @@ def test_a_port_that_another_program_took_keeps_no_server_from_starting(mounts: 
     mount = mounts.mount(source)
     mount.expect_log("nobody can look at metrics")
     assert mount.http is not None
+    keeper = mount.keeper_pid
+    os.kill(keeper, signal.SIGSTOP)  # or the next server may be faster
     mount.kill_server()
     with take(int(mount.http.partition(":")[2])):
+        os.kill(keeper, signal.SIGCONT)
         eventually(lambda: "nobody can look at metrics" in mount.log(), 20, "the next server says so")
         assert mount.server_pid
         assert (mount.root / "a.txt").read_bytes() == b"first"

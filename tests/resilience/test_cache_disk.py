@@ -155,6 +155,8 @@ def test_a_server_takes_over_on_a_disk_that_has_become_read_only(mounts: Mounts,
         subprocess.run(["umount", "-l", cache], check=True)
     mount.kill_server()
     eventually(lambda: mount.look()["healthy"], 20, "the next one is")
+    for file in source.rglob("f"):
+        drop_pages(mount.root / file.relative_to(source))
     compare(mount, source)
     eventually(lambda: mount.dataset()["cached_bytes"] > cached, 20, "it is kept again")
     assert mount.look()["healthy"]

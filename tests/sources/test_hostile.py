@@ -458,6 +458,39 @@ def test_an_index_that_is_stored_compressed_is_not_an_empty_one(server: h.Hostil
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_link_that_leads_to_a_page_is_a_dead_one_where_the_index_is_shown(server: h.Hostile, method: str) -> None:
+    """As sites say "not found", and as they call the latest of some directories."""
+    page = {"Content-Type": "text/html"}
+    links = b'<a href="f">f</a><a href="gone">gone</a><a href="latest">l</a><a href="docs/">d</a>'
+    server.always("/bucket/", lambda *_: h.Answer(200, page, links))
+    server.always("/404.html", lambda *_: h.Answer(200, page, b"not found"))
+    server.always("/2024/", lambda *_: h.Answer(200, page, b'<a href="g">g</a>'))
+
+    def lead(to: str) -> h.Behaviour:
+        def answer(asked: h.Asked, data: bytes, answer: h.Answer) -> h.Answer:
+            refuses = method == "GET" and asked.method == "HEAD"
+            return h.Answer(405 if refuses else 302, {"Location": to}, b"")
+
+        return answer
+
+    for name, to in (("gone", "/404.html"), ("latest", "/2024/"), ("docs/", "/404.html"), ("latest/", "/2024/")):
+        server.always(f"/bucket/{name}", lead(to))
+
+    async def run() -> None:
+        source = http(server)
+        assert await source.stat("gone") is None
+        assert await source.stat("latest") == SourceObject("latest", Kind.DIRECTORY)
+        assert [obj.path async for page in source.list_directory("latest") for obj in page.objects] == ["latest/g"]
+        with pytest.raises(SourceMissing):
+            await completed(source.list_directory("docs"))
+        tree = [obj.path async for page in source.list_tree() for obj in page.objects]
+        assert sorted(tree) == ["docs", "f", "gone", "latest"]
+        await source.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("place", ["/accounts/login/", "/"])
 def test_a_page_without_names_elsewhere_is_no_index(server: h.Hostile, place: str) -> None:
     """As some frameworks have theirs to log in."""
@@ -466,7 +499,7 @@ def test_a_page_without_names_elsewhere_is_no_index(server: h.Hostile, place: st
 
     async def run() -> None:
         source = http(server)
-        with pytest.raises(SourceRefused, match="no index"):
+        with pytest.raises(SourceRefused, match="not what was asked for"):
             await completed(source.list_directory(""))
         await source.close()
 

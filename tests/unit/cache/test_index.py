@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import tempfile
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfs.cache.index import Index
+from dsfs.cache.open_index import open_index
+from dsfs.cache.rows import Rows
 
 KEYS = [f"{number:064x}" for number in range(3)]
 events = st.lists(
@@ -56,6 +61,7 @@ def test_sums_are_those_of_a_dictionary(events: list[tuple[str, str, str]]) -> N
             assert index.owner_bytes(owner) == sum(row.cached_bytes for row in rows.values() if owner in row.owners)
         for key, row in rows.items():
             assert set(row.owners) >= owners[key]
+        index.is_whole = True  # as once all that lies beside it was looked at
         index.close(3.0)
         again = Index(directory)
         assert again.was_clean
@@ -87,6 +93,7 @@ def test_a_clock_that_jumps_changes_nothing_of_the_order(tmp_path: Path, jump_s:
     index.use(KEYS[0], "a")
     index.flush(now_s + jump_s)
     assert [row.key for row in index.everything()] == [KEYS[1], KEYS[2], KEYS[0]]
+    index.is_whole = True
     index.close(now_s)
     again = Index(str(tmp_path))
     assert again.was_clean
@@ -234,3 +241,46 @@ def test_a_large_object_that_was_asked_for_grows(tmp_path: Path) -> None:
     assert len(gone) == 26
     assert index.choose_victims(50, large) == [], "it is as others again"
     index.close(101.0)
+
+
+def test_who_has_not_looked_to_the_end_does_not_say_that_all_is_known(tmp_path: Path) -> None:
+    """A server that is replaced while it looks through what the one that crashed has left."""
+    for is_whole, expected in ((False, False), (True, True), (True, True)):
+        index = Index(str(tmp_path))
+        index.is_whole = index.is_whole or is_whole
+        index.close(1.0)
+        again = Index(str(tmp_path))
+        assert again.was_clean is expected
+        again.close(2.0)
+
+
+def test_a_disk_that_refuses_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was used is known again once the disk takes something; and what changed meanwhile is looked for."""
+    directory = str(tmp_path / "index")
+    os.mkdir(directory)
+    index = Index(directory)
+    index.add(KEYS[0], 10, 10, "a")
+    index.is_whole = True
+    index.close(1.0)
+    forget, full = Rows.forget, sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def refuse(rows: Rows, names: list[str]) -> None:
+        if rows._cache.directory == directory:
+            raise full
+        forget(rows, names)
+
+    with structlog.testing.capture_logs() as said, monkeypatch.context() as patch:
+        patch.setattr(Rows, "forget", refuse)
+        for _ in range(2):
+            other = open_index(directory)
+            assert (other.was_clean, other.used_bytes) == (False, 0)
+            other.close(2.0)
+    assert len(said) == 4
+    with structlog.testing.capture_logs(), monkeypatch.context() as patch:
+        patch.setattr(Rows, "forget", refuse)
+        beside = open_index(directory)
+    beside.close(4.0)  # the disk has room again by now
+    again = open_index(directory)
+    assert (again.was_clean, again.used_bytes, again.owner_bytes("a")) == (False, 10, 10)
+    again.close(5.0)

@@ -12,7 +12,7 @@ import trio
 from dsfs.bridge import network_side
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import SourceUnavailable
+from dsfs.errors import SourceMissing, SourceUnavailable
 from dsfs.fetch.origin import Origin
 from dsfs.manifest.schema import Manifest, SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
@@ -27,6 +27,7 @@ class Branch:
     identity = uri = "test://branch"
     head = "a"
     failures = 0
+    gone: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.revision = ""
@@ -36,6 +37,8 @@ class Branch:
         self._wanted = revision
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
+        if self._wanted in Branch.gone:
+            raise SourceMissing(f"{self._wanted} is gone")
         self.revision = self.revision or self._wanted or Branch.head
         yield ListingPage(
             (SourceObject("d", Kind.DIRECTORY), SourceObject("d/one", size=1, version_tag=self.revision)), ("d",)
@@ -53,6 +56,7 @@ class Branch:
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Branch]:
     monkeypatch.setattr(Branch, "head", "a")
     monkeypatch.setattr(Branch, "failures", 0)
+    monkeypatch.setattr(Branch, "gone", frozenset())
     ways = {
         "itself": lambda source: source,
         "below": lambda source: PrefixedSource(source, "p"),
@@ -65,8 +69,10 @@ def tags(dataset: Dataset) -> set[str]:
     return {row.tag for _path, row in dataset.catalog.files()}
 
 
+@pytest.mark.parametrize("forced", [False, True])
 @pytest.mark.parametrize("by", ["another server", "another source"])
-def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branch], by: str) -> None:
+def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branch], by: str, forced: bool) -> None:
+    """``forced``: and the commit is gone."""
     manifest = Manifest(namespace="vision", name="data", source=SourceSpec(type="GIT", uri="https://h/r.git"))
 
     async def build() -> Source:
@@ -88,6 +94,8 @@ def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branc
             await dataset.settled.wait()
             assert dataset.message == "broke off"
             Branch.head = "b"
+            if forced:
+                Branch.gone = frozenset("a")
             if by == "another server":
                 first.cancel()
                 dataset = begin(*dataset.shown())
@@ -98,7 +106,8 @@ def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branc
             with trio.fail_after(10):
                 while not dataset.catalog.sealed:  # noqa: ASYNC110  # nothing tells of it but this
                     await trio.sleep(0.01)
-            assert (dataset.catalog.revision, tags(dataset)) == ("a", {"a"})
+            shown = "b" if forced else "a"
+            assert (dataset.catalog.revision, tags(dataset)) == (shown, {shown})
             with trio.fail_after(10):
                 assert await dataset.resync() == "b"
             assert tags(dataset) == {"b"}
