@@ -157,6 +157,7 @@ async def _node_tier(settings: Settings, *, takes_over: bool) -> AsyncIterator[t
     layout = await _locked_layout(settings.cache_dir, read_only=takes_over)
     try:
         index = open_index(layout.index)
+        index.is_whole = index.was_clean  # else once it was rebuilt
         boot = trust_id(layout.root)
         tier = NodeTier(
             layout, index, settings.cache_limit, boot, least_free=settings.least_free, open_objects=_open_objects()

@@ -72,8 +72,8 @@ class Index:
         self._saved_s = time.time()
         self.was_clean = known and bool(self._rows.noted(_CLEAN))
         """False: the last server did not end in order, and objects/ may hold what the index does not know."""
-        self.is_whole = self.was_clean
-        """Whether all that lies there is known by now."""
+        self.is_whole = True
+        """Whether all that lies there is known by now, as far as whoever looks for it tells."""
         self.before_close: Callable[[], object] = _nothing_to_do
         self._rows.forget([_CLEAN])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import time
@@ -15,13 +14,9 @@ import pytest
 from tests.manifests import dataset, write_manifests
 from tests.mounts import (
     Mounts,
-    dsfs,
     eventually,
     fuse_mounts_below,
     is_mounted,
-    leftovers,
-    processes_of,
-    runtime_dir_of,
 )
 from tests.resilience.conftest import DIRECT, Web, errno_of_read, make_tree, mount_path, readers
 
@@ -126,37 +121,3 @@ def test_portable_session_is_mounted_again(mounts: Mounts, tmp_path: Path) -> No
     eventually(lambda: (mount.root / "d1/f001").exists(), 20, "it is mounted again")
     assert (mount.root / "d1/f001").read_bytes() == data
     assert len(fuse_mounts_below(mount.mountpoint)) == 1
-
-
-@pytest.mark.parametrize("path", ["passthrough", "pyfuse3"])
-def test_both_processes_killed_and_mounted_anew(mounts: Mounts, tmp_path: Path, path: str) -> None:
-    source = make_tree(tmp_path / "source", files=4)
-    mount = mount_path(mounts, path, source)
-    data = (source / "d1/f001").read_bytes()
-    assert (mount.root / "d1/f001").read_bytes() == data
-    keeper, server = mount.keeper_pid, mount.server_pid
-    os.kill(keeper, signal.SIGSTOP)
-    for pid in (server, keeper):
-        os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not processes_of([runtime_dir_of(mount.mountpoint)]), 10, "both are gone")
-    assert is_mounted(mount.mountpoint)
-    assert errno_of_read(mount.root / "d1/f001") in (errno.ENOTCONN, errno.ECONNABORTED)
-    status = mount.status()
-    assert status["healthy"] is False
-    again = mount_path(mounts, path, source, mountpoint=mount.mountpoint, cache_dir=mount.cache_dir)
-    assert "dead mount" in again.said
-    assert (again.root / "d1/f001").read_bytes() == data
-    assert again.status()["healthy"] is True
-    assert len(fuse_mounts_below(mount.mountpoint)) == (2 if path == "passthrough" else 1)
-
-
-def test_dead_mount_can_be_unmounted(mounts: Mounts, tmp_path: Path) -> None:
-    mount = mount_path(mounts, "passthrough", make_tree(tmp_path / "source", files=4))
-    keeper, server = mount.keeper_pid, mount.server_pid
-    os.kill(keeper, signal.SIGSTOP)
-    for pid in (server, keeper):
-        os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not processes_of([runtime_dir_of(mount.mountpoint)]), 10, "both are gone")
-    done = dsfs("unmount", mount.mountpoint)
-    assert done.returncode == 0, done.stderr
-    assert leftovers(mount.mountpoint) == []

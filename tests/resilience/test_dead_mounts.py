@@ -1,17 +1,34 @@
-"""Mounts of which both processes are gone: listed, cleared, replaced; nobody ever waits for them without a bound."""
+"""Mounts of which both processes are gone: listed, cleared, replaced; nobody ever waits for them without a bound.
+
+All such tests are here, one after the other: ``dsfs doctor --clear`` clears the dead mounts of all.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from daemon.doctor import kernel_patience
 from dsfs.fuse.patience import kernel_patience_s, within_patience
-from tests.mounts import Mount, Mounts, abort, dsfs, eventually, fuse_mounts_below, is_mounted, runtime_dir_of
-from tests.resilience.conftest import make_tree, mount_path
+from tests.mounts import (
+    Mount,
+    Mounts,
+    abort,
+    dsfs,
+    eventually,
+    fuse_mounts_below,
+    is_mounted,
+    leftovers,
+    processes_of,
+    runtime_dir_of,
+)
+from tests.resilience.conftest import errno_of_read, make_tree, mount_path
 
 
 def kill_all_of(mount: Mount) -> None:
@@ -81,3 +98,37 @@ def test_kernel_patience(tmp_path: Path) -> None:
     assert not bad.ok
     assert "cut to 25 s" in bad.result
     assert "sysctl" in bad.remedy
+
+
+@pytest.mark.parametrize("path", ["passthrough", "pyfuse3"])
+def test_both_processes_killed_and_mounted_anew(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, path, source)
+    data = (source / "d1/f001").read_bytes()
+    assert (mount.root / "d1/f001").read_bytes() == data
+    keeper, server = mount.keeper_pid, mount.server_pid
+    os.kill(keeper, signal.SIGSTOP)
+    for pid in (server, keeper):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not processes_of([runtime_dir_of(mount.mountpoint)]), 10, "both are gone")
+    assert is_mounted(mount.mountpoint)
+    assert errno_of_read(mount.root / "d1/f001") in (errno.ENOTCONN, errno.ECONNABORTED)
+    status = mount.status()
+    assert status["healthy"] is False
+    again = mount_path(mounts, path, source, mountpoint=mount.mountpoint, cache_dir=mount.cache_dir)
+    assert "dead mount" in again.said
+    assert (again.root / "d1/f001").read_bytes() == data
+    assert again.status()["healthy"] is True
+    assert len(fuse_mounts_below(mount.mountpoint)) == (2 if path == "passthrough" else 1)
+
+
+def test_dead_mount_can_be_unmounted(mounts: Mounts, tmp_path: Path) -> None:
+    mount = mount_path(mounts, "passthrough", make_tree(tmp_path / "source", files=4))
+    keeper, server = mount.keeper_pid, mount.server_pid
+    os.kill(keeper, signal.SIGSTOP)
+    for pid in (server, keeper):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not processes_of([runtime_dir_of(mount.mountpoint)]), 10, "both are gone")
+    done = dsfs("unmount", mount.mountpoint)
+    assert done.returncode == 0, done.stderr
+    assert leftovers(mount.mountpoint) == []

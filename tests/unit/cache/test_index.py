@@ -61,7 +61,6 @@ def test_sums_are_those_of_a_dictionary(events: list[tuple[str, str, str]]) -> N
             assert index.owner_bytes(owner) == sum(row.cached_bytes for row in rows.values() if owner in row.owners)
         for key, row in rows.items():
             assert set(row.owners) >= owners[key]
-        index.is_whole = True  # as once all that lies beside it was looked at
         index.close(3.0)
         again = Index(directory)
         assert again.was_clean
@@ -93,7 +92,6 @@ def test_a_clock_that_jumps_changes_nothing_of_the_order(tmp_path: Path, jump_s:
     index.use(KEYS[0], "a")
     index.flush(now_s + jump_s)
     assert [row.key for row in index.everything()] == [KEYS[1], KEYS[2], KEYS[0]]
-    index.is_whole = True
     index.close(now_s)
     again = Index(str(tmp_path))
     assert again.was_clean
@@ -247,7 +245,7 @@ def test_who_has_not_looked_to_the_end_does_not_say_that_all_is_known(tmp_path: 
     """A server that is replaced while it looks through what the one that crashed has left."""
     for is_whole, expected in ((False, False), (True, True), (True, True)):
         index = Index(str(tmp_path))
-        index.is_whole = index.is_whole or is_whole
+        index.is_whole = is_whole
         index.close(1.0)
         again = Index(str(tmp_path))
         assert again.was_clean is expected
@@ -260,7 +258,6 @@ def test_a_disk_that_refuses_costs_no_row(tmp_path: Path, monkeypatch: pytest.Mo
     os.mkdir(directory)
     index = Index(directory)
     index.add(KEYS[0], 10, 10, "a")
-    index.is_whole = True
     index.close(1.0)
     forget, full = Rows.forget, sqlite3.OperationalError("database or disk is full")
     full.sqlite_errorcode = sqlite3.SQLITE_FULL
