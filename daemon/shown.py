@@ -217,10 +217,9 @@ class Shown:
 
     async def _recount(self, dataset: Dataset) -> None:
         """As ``_left``, of whatever a server before this one has shown under this name."""
-        file = dataset.catalog.file
-
+        shown = partial(marked, dataset.catalog.file, dataset.origin)
         try:
-            await self._reader.count_only(dataset.manifest.id, partial(marked, file, dataset.origin))
+            await self._reader.count_only(dataset.manifest.id, shown)
         except (CatalogError, sqlite3.Error) as error:  # only the count is off
             log.warning("what is cached is not counted anew", dataset=dataset.manifest.id, reason=str(error))
 

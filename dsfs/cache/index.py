@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -304,7 +304,6 @@ class Index:
 
     def disown_others(self, owner: str, shown: Marks) -> None:
         """As ``disown``, of all but what a dataset shows."""
-        self.flush(time.time())
         self.disown(owner, (key for key in self._rows.of_owner(owner) if key not in shown))
 
     def __contains__(self, key: str) -> bool:
@@ -427,9 +426,8 @@ def _nothing_to_do() -> None:
 
 def forget_clean(directory: str) -> None:
     """Have whoever opens this index next look at all that lies in ``objects/``. Raises sqlite3.Error, OSError."""
-    rows = Rows(directory)
-    rows.forget([_CLEAN])
-    rows.close()
+    with closing(Rows(directory)) as rows:
+        rows.forget([_CLEAN])
 
 
 def _held(row: Row, dataset: str, number: int) -> Row:

@@ -71,20 +71,20 @@ class Dataset:
         """Set once the source has answered, well or badly, or an older revision is shown in its place."""
         self.settled = trio.Event()
         """Set once the revision is sealed, or the first crawl has failed."""
-        self.on_swap: Callable[[Changes | ManyChanges], Awaitable[None]] = _nobody_to_tell
+        self.on_swap: Callable[[Changes | ManyChanges], Awaitable[None]] = _nobody_to_wait_for
         """Told what another revision changed, None for "a lot", once it is shown."""
-        self.on_listed: Callable[[], None] = _nobody_to_call
+        self.on_listed: Callable[[], None] = _nobody_to_tell
         """Called whenever another revision is shown, or the one that is has become whole."""
-        self.on_first_listed: Callable[[], None] = _nobody_to_call
+        self.on_first_listed: Callable[[], None] = _nobody_to_tell
         """Called once the first revision is whole, of which nobody knows how it differs from what was shown before."""
-        self.on_left: Callable[[str], None] = _nobody_asks
+        self.on_left: Callable[[str], None] = _nobody_to_tell
         """Told the catalog of a revision that has been shown until now."""
         self.on_touch: Callable[[int], None] | None = None
         """Told the number of each file that is opened or read, as far as the kernel asks for it."""
-        self.on_sampled: Callable[[Sequence[int], Samples], None] = _nobody_to_ask
+        self.on_sampled: Callable[[Sequence[int], Samples], None] = _nobody_to_tell
         """Given directories below which many small files were read here and there, the nearest first: the rest may be
         worth having."""
-        self.before_swap: Callable[[str], Awaitable[None]] = _nothing_to_do_before
+        self.before_swap: Callable[[str], Awaitable[None]] = _nobody_to_wait_for
         """Given the catalog of the next revision before it is shown; what it raises keeps that from being shown."""
         self.swapped = trio.Event()
         """Set when another revision is shown than the one that was when somebody took hold of this event."""
@@ -172,8 +172,7 @@ class Dataset:
 
     async def _list_another(self) -> bool:
         """Where the revision that a listing began with is gone, as after a forced push: have the one of today."""
-        self.catalog.refresh()
-        if self.catalog.revision == self.catalog.name:
+        if not self._begun_revision():
             return False
         try:
             await self._show_next()
@@ -201,11 +200,13 @@ class Dataset:
 
     def _keep_to_revision(self, source: Source) -> None:
         """A listing that has begun goes on with the revision that it began with, or it would be one of two."""
-        if self._names.writer is None:
-            return
+        if self._names.writer is not None and (revision := self._begun_revision()):
+            go_on_at(source, revision)
+
+    def _begun_revision(self) -> str:
+        """What the source calls the revision whose listing has begun; "" while that is not known, or it has no name."""
         self.catalog.refresh()
-        if self.catalog.revision != self.catalog.name:  # which it has until the source gives another
-            go_on_at(source, self.catalog.revision)
+        return self.catalog.revision if self.catalog.revision != self.catalog.name else ""
 
     def follow(self, manifest: Manifest) -> None:
         """The manifest has changed, in nothing that makes another dataset of it."""
@@ -387,21 +388,9 @@ class Dataset:
         return self._names.remote_file(row)
 
 
-def _nobody_to_ask(directories: Sequence[int], samples: Samples) -> None:
+def _nobody_to_tell(*_told: object) -> None:
     return
 
 
-def _nobody_to_call() -> None:
-    return
-
-
-async def _nothing_to_do_before(catalog_file: str) -> None:
-    return
-
-
-def _nobody_asks(catalog_file: str) -> None:
-    return
-
-
-async def _nobody_to_tell(found: Changes | ManyChanges) -> None:
+async def _nobody_to_wait_for(*_told: object) -> None:
     return

@@ -365,20 +365,13 @@ class Reader:
 
     async def count_for(self, owner: str, other: str) -> None:
         """What a dataset has in the node tier is another's too from now on: a clone has the bytes of its original."""
-        try:
-            await trio.to_thread.run_sync(self._tier.index.share, owner, other, limiter=DISK)
-        except OSError as error:
-            self._tier.note_trouble(error)
+        await self._count(partial(self._tier.index.share, owner, other), DISK)
 
     async def count_only(self, owner: str, shown: Callable[[], Marks]) -> None:
         """All but what a dataset shows is not its own in the node tier. ``shown`` is called in a thread, if there is
         anything to look for."""
-        if self._tier.index.owner_bytes(owner) == 0:
-            return
-        try:
-            await trio.to_thread.run_sync(lambda: self._tier.index.disown_others(owner, shown()), limiter=_RECOUNT)
-        except OSError as error:
-            self._tier.note_trouble(error)
+        if self._tier.index.owner_bytes(owner):
+            await self._count(lambda: self._tier.index.disown_others(owner, shown()), _RECOUNT)
 
     async def count_no_more(self, owner: str, keys: Callable[[], Iterable[str]]) -> None:
         """What a dataset does not show any more is not its own in the node tier. ``keys`` is called in a thread."""
@@ -388,8 +381,12 @@ class Reader:
                 trio.from_thread.check_cancelled()
                 yield key
 
+        await self._count(lambda: self._tier.index.disown(owner, until_cancelled()), _RECOUNT)
+
+    async def _count(self, work: Callable[[], None], limiter: trio.CapacityLimiter) -> None:
+        """In a thread. A disk that refuses is trouble of the cache, and of nobody who asks."""
         try:
-            await trio.to_thread.run_sync(lambda: self._tier.index.disown(owner, until_cancelled()), limiter=_RECOUNT)
+            await trio.to_thread.run_sync(work, limiter=limiter)
         except OSError as error:
             self._tier.note_trouble(error)
 
