@@ -253,7 +253,7 @@ class Warming:
         glob = job.asked.glob
         job.totals = await trio.to_thread.run_sync(measure, found(), self._reader.block_bytes, limiter=CATALOG)
         if glob and not job.totals.files:
-            raise ConfigError(f"no file matches {glob}")
+            raise ConfigError("; ".join(filter(None, (f"no file matches {glob}", dataset.catalog.refusal))))
         await check_room(self._tier, job.totals, found, dataset.origin)
         stays = job.what != COMPLETION
         job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error, stays=stays), State.WARMING

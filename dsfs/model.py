@@ -38,10 +38,14 @@ class SourceObject:
 
 @dataclass(frozen=True, slots=True)
 class ListingPage:
-    """Some of what a source lists, and the directories that are wholly listed once this page is taken in."""
+    """Some of what a source lists, and the directories that are wholly listed once this page is taken in.
+
+    ``refused`` are directories that the source does not let be listed, each with why.
+    """
 
     objects: tuple[SourceObject, ...]
     complete: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 class ReadPath(StrEnum):

@@ -9,7 +9,7 @@ from functools import partial
 
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import SourceError, SourceMissing, SourceTimeout, SourceUnavailable
+from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceTimeout, SourceUnavailable
 from dsfs.model import ListingPage, SourceObject
 from dsfs.sources.base import Source, closing, walk
 from dsfs.sources.retry import one_of_many
@@ -20,6 +20,8 @@ _TOGETHER = 128  # names; then it is looked where somebody wants more
 
 async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], None]) -> None:
     """List everything and seal. Raises SourceError when the source fails; what was listed stays, so call again.
+
+    Single names that the source refuses are sealed as such.
 
     ``answered`` is called when the first page is in the catalog.
     """
@@ -45,15 +47,30 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
         for directory in found:
             await _list_found(source, writer, directory)
         await _resolve_all(source, writer)
+    await _check_refused(source, writer)
     await asyncio.to_thread(writer.seal)
+
+
+async def _check_refused(source: Source, writer: CatalogWriter) -> None:
+    """Raises SourceRefused where it is not single names that are refused: the credentials are."""
+    if why := await asyncio.to_thread(writer.refusal):
+        async with closing(source.list_directory("")) as pages:
+            await anext(pages, None)
+        if not await asyncio.to_thread(writer.refuses_single_names):
+            raise SourceRefused(why)
 
 
 async def _list_found(source: Source, writer: CatalogWriter, directory: str) -> None:
     """A directory that only a look at its name has shown to be one: no listing named it as such."""
     async with closing(walk(source.list_directory, directory)) as pages:
-        with contextlib.suppress(SourceMissing):  # it is gone again
+        try:
             async for page in pages:
                 await asyncio.to_thread(writer.add, page)
+        except SourceMissing:
+            pass  # it is gone again
+        except SourceRefused as error:
+            writer.refuse(directory, str(error))
+            return
     await asyncio.to_thread(writer.add, ListingPage((), (directory,)))
 
 
@@ -65,7 +82,8 @@ async def _resolve_wanted(source: Source, writer: CatalogWriter) -> None:
 
 
 async def _resolve_all(source: Source, writer: CatalogWriter) -> None:
-    """All that is left, where somebody looks first. A name that its server refuses does not keep the others."""
+    """All that is left, where somebody looks first. A name that its server refuses, or that is wrong in itself, does
+    not keep the others; raises the first that is wrong."""
     failure: SourceError | None = None
     after = 0
     alive = False
@@ -80,6 +98,8 @@ async def _resolve_all(source: Source, writer: CatalogWriter) -> None:
             alive = True
         except SourceUnavailable:
             raise
+        except SourceRefused:
+            alive = True  # and the writer knows
         except SourceError as error:
             failure = failure or error
     if failure is not None:
@@ -112,12 +132,13 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
 
     ``alive``: the source has answered just now. One that does not is not asked again for every name.
 
-    Raises SourceUnavailable at once; what is wrong with one name alone when all of them were asked for.
+    Raises SourceUnavailable at once; what is wrong with one name alone when all of them were asked for, and
+    SourceRefused where that is all that is.
     """
     gate = asyncio.Semaphore(_STATS_IN_FLIGHT)
     found: dict[str, SourceObject | None] = {}
     writing = asyncio.Lock()
-    refused: list[SourceError] = []
+    wrong: list[SourceError] = []
 
     def go_on(error: SourceError, _delay_s: float) -> bool:
         return alive and not isinstance(error, SourceTimeout)
@@ -132,8 +153,11 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
                 found[path] = None
             except SourceUnavailable:
                 raise
+            except SourceRefused as error:
+                writer.refuse(path, str(error))
+                wrong.append(error)
             except SourceError as error:
-                refused.append(error)
+                wrong.append(error)
         async with writing:  # one transaction for all that have come while the last one was written
             if found:
                 some = dict(found)
@@ -146,8 +170,8 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
                 group.create_task(one(path))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures  # callers know SourceError and CatalogError, and no groups of them
-    if refused:
-        raise refused[0]
+    if wrong:
+        raise min(wrong, key=lambda error: isinstance(error, SourceRefused))
 
 
 def _wanted_paths(writer: CatalogWriter) -> list[str]:

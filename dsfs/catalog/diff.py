@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsfs.catalog.lookup import ROOT_INO
+from dsfs.catalog.lookup import REFUSED, ROOT_INO
 from dsfs.errors import CatalogError
 
 _SAME = """
@@ -29,20 +29,32 @@ _DIFFERENT = """
     ) WHERE parent != 0
 """
 
+# Where no name differs: a name is refused newly only if it is new, or that revision is not shown.
+_REFUSED_DIFFER = """
+    SELECT (SELECT value FROM main.meta WHERE key = 'refused')
+    IS NOT (SELECT value FROM shown.meta WHERE key = 'refused')
+"""
+
+_NEWLY_REFUSED = f"""
+    SELECT e.ino FROM main.entry AS e JOIN shown.entry AS o ON o.parent = e.parent AND o.name = e.name
+    WHERE e.listed = {REFUSED} AND o.listed != {REFUSED} AND o.kind >= 0 AND o.size IS NOT NULL LIMIT 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
     """From one revision to the next, in the numbers that both share.
 
     ``names`` are (directory, name) that were added, removed, or are something else now; ``directories`` those they
-    are in.
+    are in. ``refused``: the source refuses other names than before, which is no change that a kernel remembers.
     """
 
     names: tuple[tuple[int, bytes], ...]
     directories: tuple[int, ...]
+    refused: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.names)
+        return bool(self.names) or self.refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +139,28 @@ def changes(new_file: str, shown_file: str, at_most: int) -> Changes | ManyChang
     db = _open_both(new_file, shown_file)
     try:
         names = db.execute(f"{_DIFFERENT} LIMIT ?", (at_most + 1,)).fetchall()
+        (refused,) = db.execute(_REFUSED_DIFFER).fetchone()
     except sqlite3.Error as error:
         raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
     finally:
         db.close()
     if len(names) > at_most:
         return ManyChanges(new_file, shown_file)
-    return Changes(tuple((parent, name) for parent, name in names), tuple(sorted({parent for parent, _name in names})))
+    directories = tuple(sorted({parent for parent, _name in names}))
+    return Changes(tuple((parent, name) for parent, name in names), directories, bool(refused))
+
+
+def newly_refused(new_file: str, shown_file: str) -> int | None:
+    """The number, in the new one of two catalogs with common numbers, of something that its source refused and that
+    the other one has. Blocks on the disk."""
+    db = _open_both(new_file, shown_file)
+    try:
+        found = db.execute(_NEWLY_REFUSED).fetchone()
+    except sqlite3.Error as error:
+        raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
+    finally:
+        db.close()
+    return None if found is None else int(found[0])
 
 
 def left(new_file: str, shown_file: str) -> Iterator[int]:

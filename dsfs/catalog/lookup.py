@@ -14,6 +14,8 @@ from dsfs.model import Kind
 
 CATALOG_LAYOUT = 1
 ROOT_INO = 1
+REFUSED = 2
+"""In the column ``listed``: the source did not let it be looked at."""
 
 _COLUMNS = "ino, parent, name, kind, size, mtime_ns, tag, target, executable, listed, subdirs"
 _BY_NAME = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name = ? AND kind >= 0"
@@ -58,6 +60,8 @@ class Catalog:
         self._db = _connect(path, immutable=False)
         self.created_ns = int(self._meta("created_ns"))
         self.sealed = False
+        self.refused = 0
+        """Names that the source does not let be looked at, once it is sealed."""
         self.refresh()
 
     @property
@@ -74,6 +78,7 @@ class Catalog:
         self.revision = str(self._meta("revision"))
         if not self.sealed and int(self._meta("sealed")):
             self.sealed = True
+            self.refused = int(self._meta("refused", 0))
             if not (os.path.exists(f"{self.file}-wal") and os.path.getsize(f"{self.file}-wal")):
                 self._db.close()
                 self._db = _connect(self.file, immutable=True)
@@ -91,10 +96,25 @@ class Catalog:
 
     def is_listed(self, ino: int) -> bool:
         """Whether every name in this directory is known, so that a name that is not a row does not exist."""
-        if self.sealed:
+        if self.sealed and not self.refused:
             return True
         row = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ino,)).fetchone()
-        return bool(row and row[0])
+        return bool(row and row[0]) and row[0] != REFUSED
+
+    def is_refused(self, ino: int) -> bool:
+        """Whether the source did not let an entry be looked at when all of it was listed."""
+        row = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ino,)).fetchone()
+        return bool(row) and row[0] == REFUSED
+
+    @property
+    def refusal(self) -> str:
+        """For people: what the source does not let be looked at; "" where that is nothing."""
+        if not self.refused:
+            return ""
+        why = self._meta("refusal", "")
+        if self.refused == 1:
+            return f"1 name is refused by the source: {why}"
+        return f"{self.refused} names are refused by the source, one of them: {why}"
 
     def children(self, parent: int, after: bytes, limit: int) -> list[Row]:
         """Entries of a directory in order of name, behind a name that need not be there (b"": from the start)."""
@@ -207,9 +227,9 @@ class Catalog:
         (size,) = self._db.execute("SELECT max(size) FROM entry").fetchone()
         return size or 0
 
-    def _meta(self, key: str) -> int | str:
-        found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        if found is None:
+    def _meta(self, key: str, default: int | str | None = None) -> int | str:
+        found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone() or (default,)
+        if found[0] is None:
             raise CatalogError(f"catalog {self.file} has no {key}: it is damaged; remove it to have it listed again")
         value: int | str = found[0]
         return value

@@ -1,7 +1,8 @@
 -- One catalog is one revision. Once sealed it never changes.
 
 CREATE TABLE meta (
-    key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, skipped, created_ns
+    key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, skipped, created_ns;
+                             -- and, where the source refused some, their number: refused, and of one of them why: refusal
     value
 ) WITHOUT ROWID;
 
@@ -16,7 +17,8 @@ CREATE TABLE entry (
     target   BLOB,                        -- where a symbolic link points
     executable INTEGER NOT NULL DEFAULT 0, -- files: 1 if the source says so; directories: 1 while only a look at its
                                            -- name says that it is one, and nothing has listed it
-    listed   INTEGER NOT NULL DEFAULT 0,  -- directories: 1 once every name in it is a row
+    listed   INTEGER NOT NULL DEFAULT 0,  -- directories: 1 once every name in it is a row; 2: the source refused to list it.
+                                          -- Files: 2 if the source refused to say its size
     subdirs  INTEGER NOT NULL DEFAULT 0   -- directories: directories in it, counted when it was listed
 );
 

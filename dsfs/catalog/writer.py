@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import structlog
 from cachetools import LRUCache
 
-from dsfs.catalog.lookup import CATALOG_LAYOUT, ROOT_INO
+from dsfs.catalog.lookup import CATALOG_LAYOUT, REFUSED, ROOT_INO
 from dsfs.errors import CatalogError
 from dsfs.model import Kind, ListingPage, SourceObject, is_name, path_parts
 
@@ -35,6 +35,7 @@ _MTIME_LIMIT_NS = 2**63 - 1  # what SQLite can hold, the year 2262; some servers
 
 
 _WANTED = 64
+_MOST_REFUSED = 10_000  # of which a revision is whole without; a source that refuses more refuses as such
 
 
 class _Directory(NamedTuple):
@@ -56,6 +57,7 @@ class CatalogWriter:
         self._said_skipped = False
         self._sealed = False  # then all that may be asked is in the catalog, and who comes late looks there
         self._revision = ""
+        self._refused: dict[str, str] = {}
         self.wanted: deque[tuple[int, bytes]] = deque(maxlen=_WANTED)
         """Directories, and from which name on somebody looks there."""
 
@@ -92,9 +94,10 @@ class CatalogWriter:
             raise CatalogError(f"catalog {path} cannot be made: {error}") from error
 
     def begin(self) -> None:
-        """All is listed from the start: what was skipped before will be skipped again."""
+        """All is listed from the start: what was skipped before, or refused, will be so again."""
         with self._lock, self._open_transaction() as is_open:
             if is_open:
+                self._refused.clear()
                 self._db.execute("UPDATE meta SET value = 0 WHERE key = 'skipped'")
 
     def add(self, page: ListingPage, *, of_all: bool = True) -> None:
@@ -102,6 +105,8 @@ class CatalogWriter:
 
         ``of_all``: of one of the whole tree, which counts what is skipped.
         """
+        for path, why in page.refused:
+            self.refuse(path, why)
         with self._lock, self._open_transaction() as is_open:
             if not is_open:
                 return
@@ -159,6 +164,20 @@ class CatalogWriter:
         if obj is not None and obj.kind is Kind.DIRECTORY:
             self._db.execute(_SET_FOUND, (parent.ino, os.fsencode(name)))
 
+    def refuse(self, path: str, why: str) -> None:
+        """The source does not let a directory be listed, or a file be looked at."""
+        if len(self._refused) <= _MOST_REFUSED:
+            self._refused.setdefault(path, why)
+
+    def refusal(self) -> str:
+        """Why the first of what was refused was; "" where nothing was."""
+        return next(iter(self._refused.values()), "")
+
+    def refuses_single_names(self) -> bool:
+        """Whether there is a file that is not refused, and not very many that are."""
+        query = f"SELECT 1 FROM entry WHERE kind IN ({Kind.FILE:d}, {Kind.SYMLINK:d}) AND size IS NOT NULL LIMIT 1"
+        return len(self._refused) <= _MOST_REFUSED and bool(self._select(query))
+
     def want(self, parent: int, name: bytes) -> None:
         """Somebody looks at a name whose size is not known: those behind it in its directory come first."""
         self.wanted.append((parent, name))
@@ -200,7 +219,7 @@ class CatalogWriter:
         with self._lock:
             query = "SELECT ino FROM entry WHERE kind = 1 AND listed = 0 AND executable = 1"
             found = [] if self._sealed else self._db.execute(query).fetchall()
-        return [self.path_of(ino) for (ino,) in found]
+        return [path for (ino,) in found if (path := self.path_of(ino)) not in self._refused]
 
     def name_revision(self, revision: str) -> None:
         """Take the source's own name for what is listed, instead of the time."""
@@ -223,6 +242,7 @@ class CatalogWriter:
         """Everything is here: count, mark, and fold the log into the file. The writer is closed by this."""
         with self._lock:
             with self._transaction():
+                self._seal_refused()
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))
@@ -307,6 +327,18 @@ class CatalogWriter:
         ino, kind, listed = found
         return _Directory(ino, bool(listed)) if kind == Kind.DIRECTORY else None
 
+    def _seal_refused(self) -> None:
+        """Have the catalog say what was refused, and is not known by another way."""
+        refused = 0
+        for path in self._refused:
+            parts = _names(path)
+            parent = self._directory(parts[:-1]) if parts else None
+            if parts and parent is not None:
+                refused += self._db.execute(_SET_REFUSED, (parent.ino, os.fsencode(parts[-1]))).rowcount
+        if refused:
+            values = [("refused", refused), ("refusal", self.refusal())]
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+
     def _mark_listed(self, path: str) -> None:
         parts = _names(path) if path else ()
         directory = None if parts is None else self._directory(parts)
@@ -335,6 +367,10 @@ def _names(path: str) -> tuple[str, ...] | None:
 
 
 _SET_FOUND = "UPDATE entry SET executable = 1 WHERE parent = ? AND name = ? AND kind = 1 AND listed = 0"
+_SET_REFUSED = f"""
+    UPDATE entry SET listed = {REFUSED}, executable = 0 WHERE parent = ? AND name = ?
+    AND ((kind = {Kind.DIRECTORY:d} AND listed = 0) OR (kind = {Kind.FILE:d} AND size IS NULL))
+"""
 _FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"
 _SET_LISTED = """
     UPDATE entry SET listed = 1, executable = 0,

@@ -42,6 +42,7 @@ log = structlog.get_logger()
 _MANUAL_SYNC_S = 10.0  # how soon a file that somebody puts into a MANUAL dataset is seen
 _CLOSE_S = 2.0
 _RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
+_REFUSED_PAUSE_S = 600.0  # and between those for what a source refuses, and may well refuse for good
 
 
 class Dataset:
@@ -66,6 +67,7 @@ class Dataset:
         self.slot = slot
         self.origin = origin
         self._names = Names(manifest.id, origin, bridge, timeout_s)
+        self._names.on_refused = self._ask_for_refused
         self.sources = SourceInUse(bridge, origin, renew_source)
         self.answered = self._names.answered
         """Set once the source has answered, well or badly, or an older revision is shown in its place."""
@@ -95,7 +97,6 @@ class Dataset:
         self._unusable = ""  # what kept its source from being built anew, last
         self._rounds = Rounds()
         self._interval_changed = trio.Event()
-        self._asked_by_change_s = -_RESYNC_PAUSE_S
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -169,6 +170,8 @@ class Dataset:
             self.on_listed()
             self.on_first_listed()
             log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
+            if self.catalog.refused:
+                log.warning("names are refused", dataset=self.manifest.id, reason=self.catalog.refusal)
 
     async def _list_another(self) -> bool:
         """Where the revision that a listing began with is gone, as after a forced push: have the one of today."""
@@ -197,6 +200,8 @@ class Dataset:
             self._message = ""
         self._keep_to_revision(source)
         await self.sources.use(source)
+        if self.catalog.refused:
+            self.ask_for_resync()
 
     def _keep_to_revision(self, source: Source) -> None:
         """A listing that has begun goes on with the revision that it began with, or it would be one of two."""
@@ -224,10 +229,12 @@ class Dataset:
 
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
-        now_s = trio.current_time()
-        if self._names.writer is None and now_s - self._asked_by_change_s > _RESYNC_PAUSE_S:
-            self._asked_by_change_s = now_s
-            self.ask_for_resync()
+        if self._names.writer is None:
+            self._rounds.ask_for_reader(_RESYNC_PAUSE_S)
+
+    def _ask_for_refused(self) -> None:
+        """What was refused may be readable by now: have it listed anew."""
+        self._rounds.ask_for_reader(_REFUSED_PAUSE_S)
 
     def _answered_soon(self) -> None:
         self._bridge.soon(self.answered.set)
@@ -352,6 +359,7 @@ class Dataset:
         message = self._message
         if not message and self.origin.last_error is not None:
             message = str(self.origin.last_error.error)
+        message = message or self.catalog.refusal
         return await status_of(self.catalog, self._phase, message)
 
     @property

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import structlog
 import trio
 
 from dsfs.bridge import Bridge
 from dsfs.catalog.crawl import crawl
-from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes
+from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, newly_refused
 from dsfs.catalog.lookup import Catalog
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import new_revision, remove_catalog
-from dsfs.errors import DsfsError, SourceUnavailable
+from dsfs.errors import DsfsError, SourceRefused, SourceUnavailable
 from dsfs.sources.base import Source
 
 log = structlog.get_logger()
@@ -53,7 +54,8 @@ async def list_beside(
     """The catalog of the next revision, sealed, and what it changes in the one that is shown.
 
     ``known`` are the revisions whose numbers readers may know, the one that is shown first: what is unchanged keeps its
-    number, and none is given a second time. Raises DsfsError; then nothing of it stays behind.
+    number, and none is given a second time. Raises DsfsError, also where the source refuses what is shown; then
+    nothing of it stays behind.
     """
     shown = known[0]
     writer = await trio.to_thread.run_sync(new_catalog, directory, limiter=CATALOG)
@@ -61,12 +63,20 @@ async def list_beside(
         await list_all(bridge, dataset, source, writer, _nobody_looks)
         first_free = max(catalog.next_ino() for catalog in known)
         await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
+        await trio.to_thread.run_sync(_check_refused, writer.file, shown.file, limiter=CATALOG)
         found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
     except BaseException:  # a cancel too: nothing of a round that did not end stays behind
         writer.close()
         remove_catalog(writer.file)
         raise
     return writer.file, found
+
+
+def _check_refused(new_file: str, shown_file: str) -> None:
+    """What is shown is not taken away by a source that refuses it now. Raises SourceRefused."""
+    with closing(Catalog(new_file)) as catalog:
+        if catalog.refused and (ino := newly_refused(new_file, shown_file)) is not None:
+            raise SourceRefused(f"{catalog.path_of(ino)} is there no more for these credentials; {catalog.refusal}")
 
 
 def _nobody_looks() -> None:

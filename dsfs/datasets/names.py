@@ -14,7 +14,7 @@ from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.once import Once
 from dsfs.datasets.selection import remote_file
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, SourceRefused
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.model import Kind, SourceObject
@@ -32,6 +32,8 @@ class Names:
         self.answered = trio.Event()
         self.writer: CatalogWriter | None = None
         """Of the first revision, until it is sealed: it takes what the source is asked for meanwhile."""
+        self.on_refused: Callable[[], None] = lambda: None
+        """Called when somebody is told that the source refused something when it was listed."""
         self._dataset = dataset
         self._origin = origin
         self._bridge = bridge
@@ -82,6 +84,7 @@ class Names:
         await self._answer()
         if not self.catalog.is_listed(ino):
             await self._listing.do(ino, lambda: self._list(ino))
+            self._check_refused(ino)
 
     async def find(self, parent: int, name: bytes) -> Row | None:
         """One name of a directory, known or not; None when it is certain that there is none. Raises SourceError."""
@@ -90,8 +93,11 @@ class Names:
         if self.catalog.is_listed(parent):
             if row is not None and row.size is None:
                 await self.resolve(row)
+                self._check_refused(row.ino)
                 row = self.catalog.lookup(parent, name)
             return row
+        if row is None:
+            self._check_refused(parent)
         try:
             path = join(self.catalog.directory_path(parent), name)
             path.encode("utf-8", "surrogateescape")
@@ -101,6 +107,13 @@ class Names:
         if writer is not None and await self._patiently(lambda: self._find(writer, path)) is None:
             return None
         return self.catalog.lookup(parent, name)
+
+    def _check_refused(self, ino: int) -> None:
+        """Raises SourceRefused for what the source did not let be looked at when all of it was listed."""
+        if self.catalog.is_refused(ino):
+            self.on_refused()
+            remedy = f"let it be read, then: dsfs dataset resync {self._dataset}"
+            raise SourceRefused(f"{self._dataset}: the source refused {self.catalog.path_of(ino)} ({remedy})")
 
     async def _answer(self) -> None:
         """Wait until there is something to look at. Raises SourceTimeout."""

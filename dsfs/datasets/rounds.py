@@ -20,6 +20,7 @@ class Rounds:
         self._end_of_one = trio.Event()
         self._error: DsfsError | None = None
         self._began_s = self._took_s = 0.0
+        self._for_reader_s = -math.inf
         self._stopped = False
         self.failures = 0
         """In a row."""
@@ -27,6 +28,13 @@ class Rounds:
     def ask(self) -> None:
         """Have a round begin, soon."""
         self._asked.set()
+
+    def ask_for_reader(self, pause_s: float) -> None:
+        """As ``ask``, for somebody who read what a listing may mend: not sooner than so long after the last time."""
+        now_s = trio.current_time()
+        if now_s - self._for_reader_s > pause_s:
+            self._for_reader_s = now_s
+            self.ask()
 
     async def asked(self) -> None:
         """Wait until somebody asks."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol, runtime_checkable
 
-from dsfs.errors import SourceError, SourceMissing, SourceTimeout
+from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceTimeout
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.retry import one_of_many
@@ -110,8 +110,9 @@ async def walk(
 ) -> AsyncIterator[ListingPage]:
     """A whole tree from a source that lists one directory at a time.
 
-    A directory that is not there, as it went meanwhile or is a dead link of an index, is shown empty. One that fails
-    before it has given anything is asked for again. But not the root: whoever waits for that tries again, or is told.
+    A directory that is not there, as it went meanwhile or is a dead link of an index, is shown empty; one that is
+    refused is told as such. One that fails before it has given anything is asked for again. But not the root: whoever
+    waits for that tries again, or is told.
     """
     waiting = [root]
     while waiting:
@@ -127,6 +128,10 @@ async def walk(
             if directory == root:
                 raise
             yield ListingPage((), (directory,))
+        except SourceRefused as error:
+            if directory == root:
+                raise
+            yield ListingPage((), (), ((directory, str(error)),))
 
 
 def _is_quick(error: SourceError, _delay_s: float) -> bool:

@@ -93,4 +93,5 @@ class PrefixedSource:
 
     def _outer(self, page: ListingPage) -> ListingPage:
         complete = tuple(f"{self._prefix}/{path}" if path else self._prefix for path in page.complete)
-        return ListingPage(tuple(self._shown(obj) for obj in page.objects), complete)
+        refused = tuple((f"{self._prefix}/{path}", why) for path, why in page.refused)
+        return ListingPage(tuple(self._shown(obj) for obj in page.objects), complete, refused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
@@ -11,7 +12,7 @@ import pytest
 from dsfs.catalog import crawl
 from dsfs.catalog.lookup import ROOT_INO
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import RetryLater, SourceMissing, SourceRefused, SourceUnavailable
+from dsfs.errors import RetryLater, SourceMissing, SourceRefused, SourceUnavailable, SourceUnsupported
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing, walk
@@ -172,20 +173,106 @@ def test_sizes_are_asked_for_where_somebody_looks_first() -> None:
                 looked.append(directory.ino)
                 writer.want(directory.ino, b"150")
 
-        with pytest.raises(SourceRefused):
-            asyncio.run(crawl.crawl(source, writer, look))
+        asyncio.run(crawl.crawl(source, writer, look))
         assert source.asked[:50] == source.names[350:]
         assert sorted(set(source.asked)) == source.names
         catalog.refresh()
         assert set(everything(catalog)) == {"a", "b", *source.names} - {"a/001"}
         unknown = {path for path, row in everything(catalog).items() if row.size is None}
         assert unknown == source.refused, "those that are refused keep no other"
+        assert (catalog.sealed, catalog.refused) == (True, 2)
+        assert {path for path, row in everything(catalog).items() if catalog.is_refused(row.ino)} == source.refused
+        assert catalog.refusal.startswith("2 names are refused by the source, one of them: ")
+
+
+def test_a_name_that_is_wrong_in_itself_is_told_and_not_a_refused_one() -> None:
+    class Wrong(Unsized):
+        async def stat(self, path: str) -> SourceObject | None:
+            if path == "b/150":
+                raise SourceUnsupported(f"{path} is packed")
+            return await super().stat(path)
+
+    with new_catalog() as (writer, catalog):
+        source = Wrong()
+        with pytest.raises(SourceUnsupported):
+            asyncio.run(crawl.crawl(source, writer, lambda: None))
+        catalog.refresh()
+        assert not catalog.sealed
+
+
+def test_what_was_refused_and_is_not_any_more_is_asked_for_when_it_is_listed_again() -> None:
+    class Failing(Unsized):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fails = True
+
+        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+            if self.fails:
+                raise SourceRefused("and so is the root: the credentials have ended")
+            yield ListingPage((), ("",))
+
+    with new_catalog() as (writer, catalog):
+        source = Failing()
+        with pytest.raises(SourceRefused, match="root"):
+            asyncio.run(crawl.crawl(source, writer, lambda: None))
+        assert not catalog.sealed
+        source.fails = False
         source.refused.clear()
         source.asked.clear()
         asyncio.run(crawl.crawl(source, writer, lambda: None))
         catalog.refresh()
-        assert catalog.sealed
+        assert (catalog.sealed, catalog.refused) == (True, 0)
         assert sorted(source.asked) == ["a/000", "b/199"]
+
+
+@pytest.mark.parametrize("found", [False, True], ids=["in a walk", "by a look at its name"])
+def test_a_directory_that_is_refused_is_sealed_as_such(found: bool) -> None:
+    class Tree(Paged):
+        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+            if directory == "d":
+                yield ListingPage((SourceObject("d/seen"),))
+                raise SourceRefused("d is not for you")
+            kind = Kind.FILE if found else Kind.DIRECTORY
+            yield ListingPage((SourceObject("d", kind, None if found else 0), SourceObject("x")), ("",))
+
+        def list_tree(self) -> AsyncIterator[ListingPage]:
+            return walk(self.list_directory)
+
+        async def stat(self, path: str) -> SourceObject | None:
+            return SourceObject(path, Kind.DIRECTORY)
+
+    for wrapped, below in ((Tree(), ""), (PrefixedSource(Tree(), "p"), "p/"), (ReferenceSource(Tree(), "", ""), "")):
+        with new_catalog() as (writer, catalog):
+            asyncio.run(crawl.crawl(wrapped, writer, lambda: None))
+            catalog.refresh()
+            directory = catalog.find(f"{below}d")
+            assert directory is not None
+            assert (catalog.sealed, catalog.refused, catalog.is_refused(directory.ino)) == (True, 1, True)
+            assert not catalog.is_listed(directory.ino)
+            assert catalog.is_listed(directory.parent)
+
+
+def test_a_directory_that_somebody_has_listed_meanwhile_is_not_refused() -> None:
+    with new_catalog() as (writer, catalog):
+        writer.add(ListingPage((SourceObject("d", Kind.DIRECTORY), SourceObject("e", Kind.DIRECTORY)), ("",)))
+        writer.add(ListingPage((), (), (("d", "no"), ("e", "no"))))
+        writer.add(ListingPage((SourceObject("d/a"),), ("d",)), of_all=False)
+        writer.seal()
+        catalog.refresh()
+        assert (catalog.refused, catalog.refusal) == (1, "1 name is refused by the source: no")
+        found = catalog.find("d")
+        assert found is not None
+        assert catalog.is_listed(found.ino)
+
+
+def test_a_source_that_refuses_very_much_refuses_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most, sealed in ((2, True), (1, False)):
+        monkeypatch.setattr("dsfs.catalog.writer._MOST_REFUSED", most)
+        with new_catalog() as (writer, catalog):
+            with contextlib.nullcontext() if sealed else pytest.raises(SourceRefused, match="not for you"):
+                asyncio.run(crawl.crawl(Unsized(), writer, lambda: None))
+            catalog.refresh()
+            assert catalog.sealed == sealed
 
 
 def test_a_source_that_cannot_be_reached_is_not_asked_for_every_name() -> None:
@@ -280,7 +367,7 @@ def test_a_name_that_turns_out_to_be_a_directory_is_listed(again: bool) -> None:
                 raise SourceMissing("gone")
             if directory == "a/b" and self.broken:
                 self.broken = False
-                raise SourceRefused("not now")
+                raise SourceUnsupported("not now")
             below = f"{directory}/" if directory else ""
             yield ListingPage(tuple(SourceObject(below + name, size=None) for name in tree[directory]), (directory,))
 
@@ -295,7 +382,7 @@ def test_a_name_that_turns_out_to_be_a_directory_is_listed(again: bool) -> None:
         for path in ("late", "gone"):
             asyncio.run(crawl.find(source, writer, path))
         if again:
-            with pytest.raises(SourceRefused):
+            with pytest.raises(SourceUnsupported):
                 asyncio.run(crawl.crawl(source, writer, lambda: None))
         asyncio.run(crawl.crawl(source, writer, lambda: None))
         catalog.refresh()
