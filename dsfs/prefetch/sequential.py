@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dsfs.prefetch.worth import Worth
-from dsfs.ranges import ByteRange, MiB
+from dsfs.ranges import ByteRange, KiB, MiB
 
 STREAMS_PER_FILE = 4
 FIRST_WINDOW_BYTES = 16 * MiB  # a file that is read from its start is mostly read to its end: no slow ramp-up
+HEAD_BYTES = 128 * KiB  # but a first read of less may be all: of a header, for which the kernel asks for 16 KiB
 RAMP_WINDOW_BYTES = 4 * MiB  # what a second read right behind a first one in the middle is worth
 STEP_BYTES = 8 * MiB  # ahead is asked for in steps of one long request
 LEAST_WINDOW_BYTES = 1 * MiB
@@ -105,13 +106,13 @@ class Streams:
             if stream.position - SLACK_BYTES <= wanted.start <= reach:
                 if not stream.sequential and wanted.start >= stream.position:
                     stream.sequential = True
-                    stream.window = min(RAMP_WINDOW_BYTES, window_bytes)
+                    stream.window = min(stream.window, window_bytes)
                 self._streams.remove(stream)
                 self._streams.insert(0, stream)
                 return stream
         at_start = wanted.start == 0
-        window = min(FIRST_WINDOW_BYTES, window_bytes) if at_start else 0
-        stream = Stream(wanted.start, wanted.start, wanted.stop, window, at_start)
+        window = min(FIRST_WINDOW_BYTES if at_start else RAMP_WINDOW_BYTES, window_bytes)
+        stream = Stream(wanted.start, wanted.start, wanted.stop, window, at_start and wanted.length >= HEAD_BYTES)
         self._streams.insert(0, stream)
         self._note(self._streams[STREAMS_PER_FILE:])
         del self._streams[STREAMS_PER_FILE:]

@@ -6,10 +6,14 @@ Made for nginx, Apache, Caddy, Python's http.server and `rclone serve http`, who
 from __future__ import annotations
 
 import os
+import re
 from html.parser import HTMLParser
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from dsfs.model import Kind, SourceObject
+
+_PLAIN = re.compile(r"(?!\.{1,2}/?$)([\w.~!$&'()*+,=@%-]+)(/?)", re.ASCII)
+"""A link that means the same wherever it is joined to: one segment, neither "." nor ".." (RFC 3986 section 4.2)."""
 
 
 class IndexParser(HTMLParser):
@@ -19,6 +23,7 @@ class IndexParser(HTMLParser):
         """``url`` is where the page came from, after redirects; ``directory`` the path that children get in front."""
         super().__init__(convert_charrefs=True)
         self._base = url
+        self._moved = False  # by a <base>
         place = urlsplit(url)
         self._origin = (place.scheme, place.netloc)
         self._parts = _decoded_parts(place.path)[:-1]  # behind the last "/" is the page's own name
@@ -37,7 +42,7 @@ class IndexParser(HTMLParser):
         if href is None:
             return
         if tag == "base":
-            self._base = urljoin(self._base, href)
+            self._base, self._moved = urljoin(self._base, href), True
         elif tag == "a":
             child = self._child(href.strip())
             if child is not None and child.path not in self._seen:
@@ -46,6 +51,8 @@ class IndexParser(HTMLParser):
 
     def _child(self, href: str) -> SourceObject | None:
         """None for what is no child: the parent, a sort order, another host, a place further down."""
+        if not self._moved and (plain := _PLAIN.fullmatch(href)):  # nearly all: a tenth of the processor time
+            return self._named(_decoded(plain[1]), bool(plain[2]))
         try:
             link = urlsplit(urljoin(self._base, href))
         except ValueError:
@@ -59,7 +66,9 @@ class IndexParser(HTMLParser):
             parts.pop()
         if len(parts) != len(self._parts) + 1 or parts[:-1] != self._parts:
             return None
-        name = parts[-1]
+        return self._named(parts[-1], directory)
+
+    def _named(self, name: str, directory: bool) -> SourceObject | None:
         if name == "" or "/" in name:  # an encoded "/" (%2F) is no name and must not look like two
             return None
         if directory:
@@ -68,5 +77,11 @@ class IndexParser(HTMLParser):
 
 
 def _decoded_parts(path: str) -> list[str]:
+    return [_decoded(part) for part in path.split("/")]
+
+
+def _decoded(part: str) -> str:
     """Names are bytes: percent-decoded, and what is not UTF-8 is carried as surrogate escapes."""
-    return [os.fsdecode(unquote_to_bytes(part.encode("utf-8", "surrogateescape"))) for part in path.split("/")]
+    if part.isascii() and "%" not in part:
+        return part
+    return os.fsdecode(unquote_to_bytes(part.encode("utf-8", "surrogateescape")))

@@ -95,6 +95,12 @@ def test_base_is_honoured() -> None:
     assert parsed('<base href="/other/"><a href="x">') == {}
 
 
+@given(st.text("ab.~!$&'()*+,;=:@%/?#2Ee0 -_\u00fc", max_size=8))
+def test_a_plain_link_is_the_child_that_it_is_when_joined(href: str) -> None:
+    link = f'<a href="{href}">x</a>'
+    assert parsed(link) == parsed(f'<base href="{URL}">{link}')
+
+
 @given(st.text(max_size=300))
 def test_no_page_breaks_the_parser(html: str) -> None:
     parsed(html)
