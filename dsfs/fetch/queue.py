@@ -27,6 +27,8 @@ class Priority(IntEnum):
 
 # What a priority may fill of the budget, so that somebody who waits always finds room.
 _SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
+# The last eighth of it is for sources that have few requests in flight: those that hang may have all that others could.
+_SHARE_OF_MANY, _FEW = 0.875, 4
 # And of one source while somebody waits for any, unless that is known to have room for more: the wire is everybody's,
 # and what has begun is not interrupted.
 _WARM_BESIDE_DEMAND = 0.125
@@ -114,6 +116,8 @@ def grant(
     """Begin what may start now, best first. Something that fits nowhere may go when nothing else is under way.
 
     A ``slow`` source, one that did not answer in time, gets few slots, so that it takes none from those that answer.
+    Until that is known of all that hang, what is left goes to those that have few in flight.
+
     While demand is in flight, warm-up goes on with a little, and stops never; with more where ``paces`` knows that
     readers do not feel it.
     """
@@ -125,16 +129,15 @@ def grant(
         source = ticket.source
         if (ticket.priority, source) in full:
             continue
+        busy = load.per_source.get(source, 0)
+        if busy >= _FEW and not _fits(ticket, limits, load, min(_SHARE_OF_MANY, _SHARE[ticket.priority])):
+            full.add((ticket.priority, source))
+            continue
         share = _SHARE[ticket.priority]
-        fits = (
-            load.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
-            and load.in_flight + 1 <= limits.requests * share
-        )
-        if not fits and load.in_flight > 0:
+        if not _fits(ticket, limits, load, share) and load.in_flight > 0:
             if ticket.priority is Priority.DEMAND:
                 break  # nobody overtakes somebody who waits by being smaller
             continue
-        busy = load.per_source.get(source, 0)
         most = limits.requests_per_slow_source if source in slow else limits.requests_per_source
         if busy >= most * share and busy >= _at_once(source, slow, paces):
             full.add((ticket.priority, source))
@@ -150,6 +153,13 @@ def grant(
         granted.append(ticket)
         load.begin(ticket)
     return granted
+
+
+def _fits(ticket: Ticket, limits: Limits, load: Load, share: float) -> bool:
+    return (
+        load.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
+        and load.in_flight + 1 <= limits.requests * share
+    )
 
 
 def _at_once(source: Hashable, slow: Collection[Hashable], paces: Mapping[Hashable, Pace]) -> int:
@@ -259,9 +269,8 @@ class FetchQueue:
             ticket.priority is not Priority.WARM
             and ticket.source not in self._slow
             and ticket.at_once is None
-            and load.bytes_in_flight + ticket.size_bytes <= limits.memory_bytes * share
-            and load.in_flight + 1 <= limits.requests * share
             # or more, which is looked up then
+            and _fits(ticket, limits, load, min(_SHARE_OF_MANY, share))
             and load.per_source.get(ticket.source, 0) < limits.requests_per_source * share
         )
 

@@ -67,7 +67,7 @@ def test_demand_before_ahead_before_warm_and_first_come_first(
     granted = Busy(busy).grant(waiting, limits)
     assert [(t.priority, t.order) for t in granted] == sorted((t.priority, t.order) for t in granted)
     left = [ticket for ticket in waiting if not any(ticket is other for other in granted)]
-    for ticket in granted:
+    for place, ticket in enumerate(granted):
         # who is overtaken by its equal or its lesser is held up by its own source alone, or wants too much of the
         # share that read-ahead has; demand is overtaken only for its source's sake
         for overtaken in left:
@@ -78,7 +78,12 @@ def test_demand_before_ahead_before_warm_and_first_come_first(
                 busy_there = sum(s == overtaken.source for _size, s in busy) + sum(
                     t.source == overtaken.source for t in granted
                 )
-                assert busy_there >= limits.requests_per_source
+                flying = [size for size, _source in busy] + [other.size_bytes for other in granted[:place]]
+                fits_beside_others = (
+                    sum(flying) + overtaken.size_bytes <= 0.875 * limits.memory_bytes
+                    and len(flying) + 1 <= 0.875 * limits.requests
+                )
+                assert busy_there >= limits.requests_per_source or (busy_there >= 4 and not fits_beside_others)
 
 
 @given(waiting_, limits_)
@@ -110,6 +115,22 @@ def test_a_slow_source_does_not_hold_up_another() -> None:
     slow = Ticket(Priority.DEMAND, 1, "slow", 0)
     other = Ticket(Priority.DEMAND, 1, "other", 1)
     assert grant([slow, other], Limits(32, 8, 2), Load(2, 2, {"slow": 2})) == [other]
+
+
+def test_sources_that_hang_leave_room_for_others_before_that_is_known() -> None:
+    limits = Limits(1 << 20)
+    flying: list[Ticket] = []
+    waiting = [Ticket(Priority.DEMAND, 1, f"hung {number % 6}", number) for number in range(600)]
+    while granted := grant(waiting, limits, load_of(flying)):
+        flying += granted
+        waiting = [ticket for ticket in waiting if ticket not in granted]
+    assert len(flying) == 112
+    healthy = [Ticket(Priority.DEMAND, 1, "healthy", 1000 + number) for number in range(10)]
+    assert grant([*waiting, *healthy], limits, load_of(flying)) == healthy[:4]
+    large = Ticket(Priority.DEMAND, limits.memory_bytes // 10, "hung 0", 0)
+    held = [Ticket(Priority.DEMAND, limits.memory_bytes // 6, "hung 0", 0) for _ in range(5)]
+    fits = Ticket(Priority.DEMAND, limits.memory_bytes // 10, "healthy", 1)
+    assert grant([large, fits], limits, load_of(held)) == [fits]
 
 
 # -- carrying it out ----------------------------------------------------------------------------------
