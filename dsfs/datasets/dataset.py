@@ -41,8 +41,6 @@ log = structlog.get_logger()
 
 _MANUAL_SYNC_S = 10.0  # how soon a file that somebody puts into a MANUAL dataset is seen
 _CLOSE_S = 2.0
-_RESYNC_PAUSE_S = 30.0  # between resyncs that nobody asked for
-_REFUSED_PAUSE_S = 600.0  # and between those for what a source refuses, and may well refuse for good
 
 
 class Dataset:
@@ -67,7 +65,6 @@ class Dataset:
         self.slot = slot
         self.origin = origin
         self._names = Names(manifest.id, origin, bridge, timeout_s)
-        self._names.on_refused = self._ask_for_refused
         self.sources = SourceInUse(bridge, origin, renew_source)
         self.answered = self._names.answered
         """Set once the source has answered, well or badly, or an older revision is shown in its place."""
@@ -96,6 +93,7 @@ class Dataset:
         self._message = ""
         self._unusable = ""  # what kept its source from being built anew, last
         self._rounds = Rounds()
+        self._names.on_refused = self._rounds.ask_for_refused
         self._interval_changed = trio.Event()
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -230,11 +228,7 @@ class Dataset:
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
         if self._names.writer is None:
-            self._rounds.ask_for_reader(_RESYNC_PAUSE_S)
-
-    def _ask_for_refused(self) -> None:
-        """What was refused may be readable by now: have it listed anew."""
-        self._rounds.ask_for_reader(_REFUSED_PAUSE_S)
+            self._rounds.ask_for_reader()
 
     def _answered_soon(self) -> None:
         self._bridge.soon(self.answered.set)
@@ -328,6 +322,7 @@ class Dataset:
             self._names.show_instead(file)
         log.info("revision swapped", dataset=self.manifest.id, revision=self.catalog.revision)
         self.on_listed()
+        self._rounds.changed()
         swapped, self.swapped = self.swapped, trio.Event()
         swapped.set()
         await self.on_swap(found)

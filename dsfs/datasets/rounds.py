@@ -9,6 +9,8 @@ import trio
 from dsfs.errors import DsfsError, SourceMissing, SourceUnavailable
 
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+_READER_PAUSE_S = 30.0  # between rounds that nobody asked for but by reading
+_REFUSED_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 600.0  # and those for what a source refuses, and may well refuse for good
 
 
 class Rounds:
@@ -21,6 +23,7 @@ class Rounds:
         self._error: DsfsError | None = None
         self._began_s = self._took_s = 0.0
         self._for_reader_s = -math.inf
+        self._refused_pause_s = _REFUSED_PAUSE_S
         self._stopped = False
         self.failures = 0
         """In a row."""
@@ -29,12 +32,26 @@ class Rounds:
         """Have a round begin, soon."""
         self._asked.set()
 
-    def ask_for_reader(self, pause_s: float) -> None:
-        """As ``ask``, for somebody who read what a listing may mend: not sooner than so long after the last time."""
+    def ask_for_reader(self) -> None:
+        """As ``ask``, for somebody who was told that what is shown is not there any more; but not all the time."""
+        self._ask_after(_READER_PAUSE_S)
+
+    def ask_for_refused(self) -> None:
+        """As ``ask``, for somebody who wants what the source refused: ever more seldom, until something ``changed``."""
+        if self._ask_after(self._refused_pause_s):
+            self._refused_pause_s = min(2 * self._refused_pause_s, _LONGEST_PAUSE_S)
+
+    def _ask_after(self, pause_s: float) -> bool:
         now_s = trio.current_time()
-        if now_s - self._for_reader_s > pause_s:
+        is_due = now_s - self._for_reader_s > pause_s
+        if is_due:
             self._for_reader_s = now_s
             self.ask()
+        return is_due
+
+    def changed(self) -> None:
+        """The last round has found something else than the one before."""
+        self._refused_pause_s = _REFUSED_PAUSE_S
 
     async def asked(self) -> None:
         """Wait until somebody asks."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import dataset, write_manifests
 from tests.mounts import Mounts, eventually
 from tests.pages import drop_pages
 from tests.resilience.conftest import DIRECT, MIB, Web, errno_of_read, make_tree, mount_path
@@ -106,7 +107,7 @@ def test_not_reachable_is_never_not_there(mounts: Mounts, path: str, fault: web.
         # the whole crawl takes as long as this server lets it; the mount does not
         flags = (f"{server.url}data/", f"--read-timeout={READ_TIMEOUT_S}s")
         mount = mount_path(mounts, path, *flags, type="HTTP")
-        mount.expect_log("listing failed|fetch failed")
+        mount.expect_log("listing failed|fetch failed|names are refused")
         assert (mount.root / "good/a").read_bytes() == b"good"
         allowed = (errno.EACCES,) if _is_403(fault) else (errno.EIO, errno.ETIMEDOUT)
         for call in (
@@ -269,6 +270,34 @@ def test_many_readers_of_a_stalled_origin_do_not_wait_for_each_other(mounts: Mou
         assert time.monotonic() - started < READ_TIMEOUT_S + SLACK_S
 
 
+def test_a_server_that_hangs_holds_up_no_other(mounts: Mounts) -> None:
+    """Though more wait for it, of several datasets, than is fetched at once."""
+    names = [f"f{number:03d}" for number in range(40)]
+    hung = [f"hung{number}" for number in range(5)]
+    with web.hostile() as server, web.hostile() as healthy:
+        good = dataset("good", put_tree(healthy, dict.fromkeys(names, bytes(2000))), "team", type="HTTP")
+        bad = [
+            dataset(each, put_tree(server, dict.fromkeys(names, bytes(2000)), f"/{each}/"), "team", type="HTTP")
+            for each in hung
+        ]
+        manifests = write_manifests(mounts.directory / "m.yaml", good, *bad)
+        mount = mounts.mount("-f", manifests, "--read-timeout=10s")
+        mount.expect_log("fetch failed")
+        for each in ("good", *hung):
+            mount.wait_phase("READY", each)
+        files = [mount.mountpoint / "team" / each / name for each in hung for name in names]
+        for each in hung:
+            for name in names:
+                server.always(f"/{each}/{name}", web.stall_at_once)
+        with ThreadPoolExecutor(len(files)) as pool:
+            waiting = [pool.submit(errno_of_read, file) for file in files]
+            eventually(lambda: mount.sum_of("dsfs_waiting_requests") >= len(files), 8, "they wait")
+            for name in names:
+                assert (mount.mountpoint / "team/good" / name).read_bytes() == bytes(2000)
+            assert not any(reader.done() for reader in waiting)
+            assert {reader.result() for reader in waiting} == {errno.ETIMEDOUT}
+
+
 SIZE = 96 * MIB  # more than is asked ahead of any reader
 OLD, NEW = (random.Random(seed).randbytes(SIZE) for seed in (1, 2))
 
@@ -331,7 +360,7 @@ def test_what_is_refused_keeps_nothing_else_from_being_read(mounts: Mounts, path
         for name in ("refused", "closed/"):
             server.always(f"/data/{name}", web.status(403))
         mount = mount_path(mounts, path, uri, type="HTTP")
-        mount.expect_log("listing failed")
+        mount.expect_log("names are refused")
         assert (mount.root / "sub/file").read_bytes() == b"data"
         assert errno_of_read(mount.root / "refused") == errno.EACCES
         with pytest.raises(PermissionError):
