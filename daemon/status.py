@@ -77,7 +77,7 @@ class MountStatus:
             "source": self._given(manifest),
             "revision": status.revision,
             "phase": str(phase),
-            "message": message or _of_content(dataset),
+            "message": "; ".join(filter(None, (message or _of_content(dataset), status.refusal))),
             "files": status.files,
             "bytes": status.bytes,
             "cached_bytes": cached,

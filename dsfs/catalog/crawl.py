@@ -42,19 +42,19 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
         if ahead is not None:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
-    await _resolve_all(source, writer)
+    after = await _resolve_all(source, writer, 0)
     while found := await asyncio.to_thread(writer.found_directories):
         for directory in found:
             await _list_found(source, writer, directory)
-        await _resolve_all(source, writer)
+        after = await _resolve_all(source, writer, after)
     await _check_refused(source, writer)
     await asyncio.to_thread(writer.seal)
 
 
 async def _check_refused(source: Source, writer: CatalogWriter) -> None:
     """Raises SourceRefused where it is not single names that are refused: the credentials are."""
-    if why := await asyncio.to_thread(writer.refusal):
-        async with closing(source.list_directory("")) as pages:
+    if why := writer.refusal():
+        async with closing(source.list_tree()) as pages:  # not the root's names, which may be of dsfs's own making
             await anext(pages, None)
         if not await asyncio.to_thread(writer.refuses_single_names):
             raise SourceRefused(why)
@@ -81,11 +81,13 @@ async def _resolve_wanted(source: Source, writer: CatalogWriter) -> None:
             await resolve(source, writer, paths)
 
 
-async def _resolve_all(source: Source, writer: CatalogWriter) -> None:
-    """All that is left, where somebody looks first. A name that its server refuses, or that is wrong in itself, does
-    not keep the others; raises the first that is wrong."""
+async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int:
+    """All that is left of names with numbers above one, where somebody looks first; the number of the last of them.
+
+    A name that its server refuses, or that is wrong in itself, does not keep the others; raises the first that is
+    wrong.
+    """
     failure: SourceError | None = None
-    after = 0
     alive = False
     while True:
         paths = await asyncio.to_thread(_wanted_paths, writer)
@@ -104,6 +106,7 @@ async def _resolve_all(source: Source, writer: CatalogWriter) -> None:
             failure = failure or error
     if failure is not None:
         raise failure
+    return after
 
 
 async def list_directory(source: Source, writer: CatalogWriter, directory: str, progressed: Callable[[], None]) -> None:

@@ -37,7 +37,27 @@ _REFUSED_DIFFER = """
 
 _NEWLY_REFUSED = f"""
     SELECT e.ino FROM main.entry AS e JOIN shown.entry AS o ON o.parent = e.parent AND o.name = e.name
-    WHERE e.listed = {REFUSED} AND o.listed != {REFUSED} AND o.kind >= 0 AND o.size IS NOT NULL LIMIT 1
+    WHERE e.listed = {REFUSED} AND o.listed != {REFUSED} AND o.kind >= 0 AND o.size IS NOT NULL
+    AND (o.kind != 1 OR o.listed) LIMIT 1
+"""
+
+# What is known below a directory that is refused before and after. Numbers are the same, and none was given since.
+_KEEP_BELOW_REFUSED = f"""
+    INSERT OR IGNORE INTO main.entry
+    WITH RECURSIVE below (ino) AS (
+        SELECT e.ino FROM main.entry AS e JOIN shown.entry AS o ON o.ino = e.ino
+        WHERE e.kind = 1 AND e.listed = {REFUSED} AND o.listed = {REFUSED}
+        UNION
+        SELECT o.ino FROM shown.entry AS o JOIN below ON o.parent = below.ino WHERE o.kind = 1
+    )
+    SELECT * FROM shown.entry WHERE parent IN below
+"""
+_COUNT = f"""
+    UPDATE main.meta SET value = CASE key
+        WHEN 'files' THEN (SELECT count(*) FROM main.entry WHERE kind = 0)
+        WHEN 'bytes' THEN (SELECT coalesce(sum(size), 0) FROM main.entry WHERE kind = 0)
+        ELSE (SELECT count(*) FROM main.entry WHERE listed = {REFUSED}) END
+    WHERE key IN ('files', 'bytes', 'refused')
 """
 
 
@@ -148,6 +168,21 @@ def changes(new_file: str, shown_file: str, at_most: int) -> Changes | ManyChang
         return ManyChanges(new_file, shown_file)
     directories = tuple(sorted({parent for parent, _name in names}))
     return Changes(tuple((parent, name) for parent, name in names), directories, bool(refused))
+
+
+def keep_below_refused(new_file: str, shown_file: str) -> None:
+    """Take over what somebody has found in directories that the source refuses to list, before and now, from the
+    revision that is shown. Blocks on the disk."""
+    db = _open_both(new_file, shown_file)
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute(_KEEP_BELOW_REFUSED).rowcount:
+            db.execute(_COUNT)
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise CatalogError(f"{new_file}: cannot take over from {shown_file}: {error}") from error
+    finally:
+        db.close()
 
 
 def newly_refused(new_file: str, shown_file: str) -> int | None:

@@ -96,8 +96,8 @@ class Catalog:
 
     def is_listed(self, ino: int) -> bool:
         """Whether every name in this directory is known, so that a name that is not a row does not exist."""
-        if self.sealed and not self.refused:
-            return True
+        if self.sealed:
+            return not (self.refused and self.is_refused(ino))
         row = self._db.execute("SELECT listed FROM entry WHERE ino = ?", (ino,)).fetchone()
         return bool(row and row[0]) and row[0] != REFUSED
 

@@ -35,7 +35,7 @@ _MTIME_LIMIT_NS = 2**63 - 1  # what SQLite can hold, the year 2262; some servers
 
 
 _WANTED = 64
-_MOST_REFUSED = 10_000  # of which a revision is whole without; a source that refuses more refuses as such
+_MOST_REFUSED = 10_000  # names that a revision may be without; where more are refused, it is not sealed
 
 
 class _Directory(NamedTuple):
@@ -140,6 +140,7 @@ class CatalogWriter:
             if not is_open:
                 return
             for path, obj in found.items():
+                self._refused.pop(path, None)
                 parts = _names(path)
                 parent = self._directory(parts[:-1]) if parts else None
                 if parts and parent is not None:
@@ -166,12 +167,14 @@ class CatalogWriter:
 
     def refuse(self, path: str, why: str) -> None:
         """The source does not let a directory be listed, or a file be looked at."""
-        if len(self._refused) <= _MOST_REFUSED:
-            self._refused.setdefault(path, why)
+        with self._lock:
+            if len(self._refused) <= _MOST_REFUSED:
+                self._refused.setdefault(path, why)
 
     def refusal(self) -> str:
         """Why the first of what was refused was; "" where nothing was."""
-        return next(iter(self._refused.values()), "")
+        with self._lock:
+            return next(iter(self._refused.values()), "")
 
     def refuses_single_names(self) -> bool:
         """Whether there is a file that is not refused, and not very many that are."""
@@ -218,7 +221,8 @@ class CatalogWriter:
         """Those that were found to be some when somebody looked at their names, and that no listing has had since."""
         with self._lock:
             query = "SELECT ino FROM entry WHERE kind = 1 AND listed = 0 AND executable = 1"
-            found = [] if self._sealed else self._db.execute(query).fetchall()
+            many = len(self._refused) > _MOST_REFUSED  # then it fails, however many more there are
+            found = [] if self._sealed or many else self._db.execute(query).fetchall()
         return [path for (ino,) in found if (path := self.path_of(ino)) not in self._refused]
 
     def name_revision(self, revision: str) -> None:
@@ -328,16 +332,19 @@ class CatalogWriter:
         return _Directory(ino, bool(listed)) if kind == Kind.DIRECTORY else None
 
     def _seal_refused(self) -> None:
-        """Have the catalog say what was refused, and is not known by another way."""
+        """Have the catalog say what was refused, and is not known by another way: somebody may have listed it."""
         refused = 0
-        for path in self._refused:
+        refusal = ""
+        for path, why in self._refused.items():
             parts = _names(path)
             parent = self._directory(parts[:-1]) if parts else None
             if parts and parent is not None:
-                refused += self._db.execute(_SET_REFUSED, (parent.ino, os.fsencode(parts[-1]))).rowcount
+                of_path = self._db.execute(_SET_REFUSED, (parent.ino, os.fsencode(parts[-1]))).rowcount
+                # what nothing has listed below it, as the listing of all did not come there
+                of_path += self._db.execute(_SET_REFUSED_BELOW, (parent.ino, os.fsencode(parts[-1]))).rowcount
+                refused, refusal = refused + of_path, refusal or (why if of_path else "")
         if refused:
-            values = [("refused", refused), ("refusal", self.refusal())]
-            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+            self._db.executemany("INSERT INTO meta VALUES (?, ?)", [("refused", refused), ("refusal", refusal)])
 
     def _mark_listed(self, path: str) -> None:
         parts = _names(path) if path else ()
@@ -370,6 +377,16 @@ _SET_FOUND = "UPDATE entry SET executable = 1 WHERE parent = ? AND name = ? AND 
 _SET_REFUSED = f"""
     UPDATE entry SET listed = {REFUSED}, executable = 0 WHERE parent = ? AND name = ?
     AND ((kind = {Kind.DIRECTORY:d} AND listed = 0) OR (kind = {Kind.FILE:d} AND size IS NULL))
+"""
+_SET_REFUSED_BELOW = f"""
+    UPDATE entry SET listed = {REFUSED}, executable = 0 WHERE listed = 0 AND ino IN (
+        WITH RECURSIVE below (ino) AS (
+            SELECT ino FROM entry WHERE parent = ? AND name = ? AND kind = {Kind.DIRECTORY:d}
+            UNION ALL
+            SELECT entry.ino FROM entry JOIN below ON entry.parent = below.ino WHERE kind = {Kind.DIRECTORY:d}
+        )
+        SELECT ino FROM below
+    )
 """
 _FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"
 _SET_LISTED = """

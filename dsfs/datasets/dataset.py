@@ -167,9 +167,7 @@ class Dataset:
             self._rounds.end(None)
             self.on_listed()
             self.on_first_listed()
-            log.info("revision sealed", dataset=self.manifest.id, revision=self.catalog.revision)
-            if self.catalog.refused:
-                log.warning("names are refused", dataset=self.manifest.id, reason=self.catalog.refusal)
+            self._say("revision sealed")
 
     async def _list_another(self) -> bool:
         """Where the revision that a listing began with is gone, as after a forced push: have the one of today."""
@@ -315,20 +313,24 @@ class Dataset:
             remove_catalog(file)
             raise
         # No await between these lines: from here on the tree is the new one.
-        before = self.catalog.file
+        before, refused = self.catalog.file, self.catalog.refused
         if found:
             self._names.show_next(file)
         else:  # the same under another name: older ones stay, as many as before
             self._names.show_instead(file)
-        log.info("revision swapped", dataset=self.manifest.id, revision=self.catalog.revision)
+        self._say("revision swapped")
         self.on_listed()
-        self._rounds.changed()
+        if self.catalog.refused != refused:
+            self._rounds.refuses_other()
         swapped, self.swapped = self.swapped, trio.Event()
         swapped.set()
         await self.on_swap(found)
         await self.clean()
         if found:
             self.on_left(before)
+
+    def _say(self, event: str) -> None:
+        log.info(event, dataset=self.manifest.id, revision=self.catalog.revision, refused=self.catalog.refused)
 
     async def close_sources(self) -> None:
         """Give back the connections of sources that were replaced, and of the one in use. The last thing to call."""
@@ -354,7 +356,6 @@ class Dataset:
         message = self._message
         if not message and self.origin.last_error is not None:
             message = str(self.origin.last_error.error)
-        message = message or self.catalog.refusal
         return await status_of(self.catalog, self._phase, message)
 
     @property

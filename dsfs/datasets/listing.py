@@ -11,7 +11,7 @@ import trio
 
 from dsfs.bridge import Bridge
 from dsfs.catalog.crawl import crawl
-from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, newly_refused
+from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, keep_below_refused, newly_refused
 from dsfs.catalog.lookup import Catalog
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.selection import CATALOG
@@ -63,7 +63,7 @@ async def list_beside(
         await list_all(bridge, dataset, source, writer, _nobody_looks)
         first_free = max(catalog.next_ino() for catalog in known)
         await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
-        await trio.to_thread.run_sync(_check_refused, writer.file, shown.file, limiter=CATALOG)
+        await trio.to_thread.run_sync(_keep_refused, writer.file, shown.file, limiter=CATALOG)
         found = await trio.to_thread.run_sync(changes, writer.file, shown.file, _TOLD_NAMES, limiter=CATALOG)
     except BaseException:  # a cancel too: nothing of a round that did not end stays behind
         writer.close()
@@ -72,11 +72,14 @@ async def list_beside(
     return writer.file, found
 
 
-def _check_refused(new_file: str, shown_file: str) -> None:
+def _keep_refused(new_file: str, shown_file: str) -> None:
     """What is shown is not taken away by a source that refuses it now. Raises SourceRefused."""
     with closing(Catalog(new_file)) as catalog:
-        if catalog.refused and (ino := newly_refused(new_file, shown_file)) is not None:
+        if not catalog.refused:
+            return
+        if (ino := newly_refused(new_file, shown_file)) is not None:
             raise SourceRefused(f"{catalog.path_of(ino)} is there no more for these credentials; {catalog.refusal}")
+    keep_below_refused(new_file, shown_file)
 
 
 def _nobody_looks() -> None:

@@ -89,8 +89,9 @@ class Names:
     async def find(self, parent: int, name: bytes) -> Row | None:
         """One name of a directory, known or not; None when it is certain that there is none. Raises SourceError."""
         await self._answer()
+        listed = self.catalog.is_listed(parent)  # before the look: the crawl goes on beside this
         row = self.catalog.lookup(parent, name)
-        if self.catalog.is_listed(parent):
+        if listed:
             if row is not None and row.size is None:
                 await self.resolve(row)
                 self._check_refused(row.ino)
@@ -106,7 +107,10 @@ class Names:
         writer = self.writer
         if writer is not None and await self._patiently(lambda: self._find(writer, path)) is None:
             return None
-        return self.catalog.lookup(parent, name)
+        row = self.catalog.lookup(parent, name)
+        if row is None:  # all was sealed while the source was asked
+            self._check_refused(parent)
+        return row
 
     def _check_refused(self, ino: int) -> None:
         """Raises SourceRefused for what the source did not let be looked at when all of it was listed."""

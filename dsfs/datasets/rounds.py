@@ -10,7 +10,8 @@ from dsfs.errors import DsfsError, SourceMissing, SourceUnavailable
 
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _READER_PAUSE_S = 30.0  # between rounds that nobody asked for but by reading
-_REFUSED_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 600.0  # and those for what a source refuses, and may well refuse for good
+_REFUSED_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 600.0  # and before those for what is refused, and may be so for good
+_REST = 10  # times what a round takes, before one for that
 
 
 class Rounds:
@@ -34,23 +35,22 @@ class Rounds:
 
     def ask_for_reader(self) -> None:
         """As ``ask``, for somebody who was told that what is shown is not there any more; but not all the time."""
-        self._ask_after(_READER_PAUSE_S)
-
-    def ask_for_refused(self) -> None:
-        """As ``ask``, for somebody who wants what the source refused: ever more seldom, until something ``changed``."""
-        if self._ask_after(self._refused_pause_s):
-            self._refused_pause_s = min(2 * self._refused_pause_s, _LONGEST_PAUSE_S)
-
-    def _ask_after(self, pause_s: float) -> bool:
         now_s = trio.current_time()
-        is_due = now_s - self._for_reader_s > pause_s
-        if is_due:
+        if now_s - self._for_reader_s > _READER_PAUSE_S:
             self._for_reader_s = now_s
             self.ask()
-        return is_due
 
-    def changed(self) -> None:
-        """The last round has found something else than the one before."""
+    def ask_for_refused(self) -> None:
+        """As ``ask``, for somebody who wants what the source refused when it was listed: a while after the last round,
+        and ever more seldom, until ``refuses_other``."""
+        is_over = self._ended == self._begun and not self._asked.is_set()
+        rested_s = trio.current_time() - self._began_s - self._took_s
+        if is_over and rested_s > max(self._refused_pause_s, _REST * self._took_s):
+            self._refused_pause_s = min(2 * self._refused_pause_s, _LONGEST_PAUSE_S)
+            self.ask()
+
+    def refuses_other(self) -> None:
+        """The last round has found that other names are refused than before."""
         self._refused_pause_s = _REFUSED_PAUSE_S
 
     async def asked(self) -> None:

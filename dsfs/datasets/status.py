@@ -24,18 +24,21 @@ class DatasetStatus:
     files: int
     bytes: int
     skipped: int
+    refusal: str = ""
+    """What the source does not let be looked at, in a sentence."""
 
 
 async def status_of(catalog: Catalog, phase: Phase, message: str) -> DatasetStatus:
     """Of a revision that is shown. One that cannot be read is told as such: so are all others then."""
     try:
+        refusal = catalog.refusal
         if catalog.sealed:
             files, size, skipped = catalog.totals()
         else:
             files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=CATALOG)
     except (CatalogError, sqlite3.Error) as error:
         return DatasetStatus(catalog.revision, Phase.FAILED, f"its catalog cannot be read: {error}", 0, 0, 0)
-    return DatasetStatus(catalog.revision, phase, message, files, size, skipped)
+    return DatasetStatus(catalog.revision, phase, message, files, size, skipped, refusal)
 
 
 def _totals_of(file: str) -> tuple[int, int, int]:

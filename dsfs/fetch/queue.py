@@ -27,7 +27,7 @@ class Priority(IntEnum):
 
 # What a priority may fill of the budget, so that somebody who waits always finds room.
 _SHARE = {Priority.DEMAND: 1.0, Priority.AHEAD: 0.75, Priority.WARM: 0.5}
-# The last eighth of it is for sources that have few requests in flight: those that hang may have all that others could.
+# The last eighth of it is for sources that have few requests in flight: a few that hang would take all of it.
 _SHARE_OF_MANY, _FEW = 0.875, 4
 # And of one source while somebody waits for any, unless that is known to have room for more: the wire is everybody's,
 # and what has begun is not interrupted.

@@ -65,9 +65,8 @@ class Reader:
             return None
         obj = self._tier.open_at_once(file.key, file.size_bytes, file.origin.id)
         if obj is None:
-            if file.key in self._tier.unproven or self._flights.bring(
-                file.key, blocks_of(wanted, self._tier.block_bytes)
-            ):
+            tier, blocks = self._tier, blocks_of(wanted, self._tier.block_bytes)
+            if file.key in tier.unproven or tier.never_had(file.key) or self._flights.bring(file.key, blocks):
                 return None
         elif obj.missing(wanted):
             return None

@@ -87,5 +87,4 @@ class ReferenceSource:
         return ListingPage(
             tuple(replace(obj, path=obj.path[below:]) for obj in page.objects),
             tuple(path[below:] for path in page.complete),
-            tuple((path[below:], why) for path, why in page.refused),
         )

@@ -204,19 +204,20 @@ def test_what_was_refused_and_is_not_any_more_is_asked_for_when_it_is_listed_aga
     class Failing(Unsized):
         def __init__(self) -> None:
             super().__init__()
-            self.fails = True
+            self.listings = 0
 
-        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
-            if self.fails:
+        async def list_tree(self) -> AsyncIterator[ListingPage]:
+            self.listings += 1
+            if self.listings == 2:
                 raise SourceRefused("and so is the root: the credentials have ended")
-            yield ListingPage((), ("",))
+            async for page in super().list_tree():
+                yield page
 
     with new_catalog() as (writer, catalog):
         source = Failing()
         with pytest.raises(SourceRefused, match="root"):
             asyncio.run(crawl.crawl(source, writer, lambda: None))
         assert not catalog.sealed
-        source.fails = False
         source.refused.clear()
         source.asked.clear()
         asyncio.run(crawl.crawl(source, writer, lambda: None))
@@ -252,17 +253,69 @@ def test_a_directory_that_is_refused_is_sealed_as_such(found: bool) -> None:
             assert catalog.is_listed(directory.parent)
 
 
-def test_a_directory_that_somebody_has_listed_meanwhile_is_not_refused() -> None:
+def test_a_directory_that_somebody_has_listed_meanwhile_is_not_refused_but_what_is_unknown_below_is() -> None:
     with new_catalog() as (writer, catalog):
-        writer.add(ListingPage((SourceObject("d", Kind.DIRECTORY), SourceObject("e", Kind.DIRECTORY)), ("",)))
-        writer.add(ListingPage((), (), (("d", "no"), ("e", "no"))))
-        writer.add(ListingPage((SourceObject("d/a"),), ("d",)), of_all=False)
+        directories = [SourceObject(path, Kind.DIRECTORY) for path in ("d", "e", "f", "d/sub", "d/known")]
+        writer.add(ListingPage(tuple(directories[:3]), ("",)))
+        writer.add(ListingPage((), (), (("d", "first"), ("e", "no"))))
+        writer.add(ListingPage((SourceObject("d/a"), *directories[3:]), ("d",)), of_all=False)
+        writer.add(ListingPage((), ("d/known",)), of_all=False)
+        writer.add_found({"e/late": SourceObject("e/late", Kind.DIRECTORY)})
         writer.seal()
         catalog.refresh()
-        assert (catalog.refused, catalog.refusal) == (1, "1 name is refused by the source: no")
-        found = catalog.find("d")
-        assert found is not None
-        assert catalog.is_listed(found.ino)
+        refused = {path for path, row in everything(catalog).items() if catalog.is_refused(row.ino)}
+        assert refused == {"d/sub", "e", "e/late"}
+        assert catalog.refusal == "3 names are refused by the source, one of them: first"
+        assert all(catalog.is_listed(row.ino) for path, row in everything(catalog).items() if path in {"d", "d/known"})
+
+
+def test_a_name_that_is_found_after_it_was_refused_is_not() -> None:
+    with new_catalog() as (writer, _catalog):
+        writer.add(ListingPage((SourceObject("d", size=None), SourceObject("x")), ("",)))
+        writer.refuse("d", "no")
+        writer.add_found({"d": SourceObject("d", Kind.DIRECTORY)})
+        assert writer.found_directories() == ["d"]
+        assert not writer.refusal()
+
+
+def test_very_many_found_directories_that_are_refused_end_the_crawl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsfs.catalog.writer._MOST_REFUSED", 1)
+
+    class Tree(Paged):
+        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+            if directory:
+                raise SourceRefused("not for you")
+            yield ListingPage((SourceObject("x"), *(SourceObject(name, size=None) for name in "abcd")), ("",))
+
+        def list_tree(self) -> AsyncIterator[ListingPage]:
+            return walk(self.list_directory)
+
+        async def stat(self, path: str) -> SourceObject | None:
+            return SourceObject(path, Kind.DIRECTORY)
+
+    with new_catalog() as (writer, _catalog), pytest.raises(SourceRefused):
+        asyncio.run(asyncio.wait_for(crawl.crawl(Tree(), writer, lambda: None), 20))
+
+
+def test_the_root_that_is_asked_again_is_the_source_s_own() -> None:
+    class Ended(Paged):
+        asked = 0
+
+        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+            self.asked += 1
+            if self.asked > 1:
+                raise SourceRefused("the token has ended")
+            yield ListingPage((SourceObject("d", Kind.DIRECTORY), SourceObject("x")), ("",))
+
+        def list_tree(self) -> AsyncIterator[ListingPage]:
+            return walk(self.list_directory)
+
+    for source in (Ended(), PrefixedSource(Ended(), "a/b"), ReferenceSource(Ended(), "", "")):
+        with new_catalog() as (writer, catalog):
+            with pytest.raises(SourceRefused, match="ended"):
+                asyncio.run(crawl.crawl(source, writer, lambda: None))
+            catalog.refresh()
+            assert not catalog.sealed
 
 
 def test_a_source_that_refuses_very_much_refuses_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
