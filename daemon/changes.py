@@ -83,12 +83,15 @@ class Changes:
         try:
             documents = await trio.to_thread.run_sync(load_documents, self._settings.manifest_paths)
             if HANDED_OVER in texts:  # else this one has just read them
+                self._builder.secrets.drop({(namespace, name) for namespace, name in before.get("secrets", ())})
                 await self._follow(documents, before["datasets"], delete)
         except DsfsError as error:
             log.error("the manifests are not followed", reason=str(error))
             return
         names = [manifest.id for manifest in documents.manifests]
-        await self._keeper.hold(FILES, json.dumps({"digest": digest, "datasets": names}))
+        await self._keeper.hold(
+            FILES, json.dumps({"digest": digest, "datasets": names, "secrets": list(documents.secrets)})
+        )
 
     async def _follow(
         self, documents: Documents, before: Sequence[str], delete: Callable[[str], Awaitable[object]]

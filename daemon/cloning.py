@@ -10,10 +10,9 @@ import trio
 from dsfs.bridge import Bridge
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG
-from dsfs.errors import ConfigError, SourceError
+from dsfs.errors import ConfigError, SourceError, one_line
 from dsfs.fetch.entitlement import Unread
 from dsfs.manifest.names import check_dataset_name, check_namespace
-from dsfs.manifest.problems import one_line
 from dsfs.manifest.schema import MANUAL_URI, Manifest, SourceType
 from dsfs.model import SourceObject
 from dsfs.ranges import ByteRange

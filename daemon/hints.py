@@ -166,7 +166,7 @@ class Hint:
             if found is None:
                 break
             place, ino = found
-            row = self.dataset.row(ino)
+            row = self.dataset.catalog.row(ino)  # what another revision has in its place nobody hinted at
             if row is not None and row.kind == Kind.FILE and row.size:
                 taken.append((place, self.dataset.remote_file(row)))
                 size += row.size

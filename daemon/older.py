@@ -11,6 +11,8 @@ from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.store import DatasetStore
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.whole import WholeTree
+from dsfs.manifest.schema import SourceType
+from dsfs.sources.unusable import UnusableSource
 
 
 class OlderRevisions:
@@ -41,7 +43,7 @@ class OlderRevisions:
         """The slot of ``dataset@revision``, opened if it is still known."""
         base, _, revision = name.partition("@")
         dataset = self._dataset(f"{namespace}/{base}")
-        if dataset is None:
+        if dataset is None or _is_taken_away(dataset):
             return None
         file = await trio.to_thread.run_sync(self._store.find_revision, dataset.manifest, revision)
         if file is None or self._dataset(dataset.manifest.id) is not dataset:  # it may have gone meanwhile
@@ -53,7 +55,7 @@ class OlderRevisions:
         what = (self._store.what_has(slot) or "").removeprefix("dataset ")
         name, _, revision = what.partition("@")
         dataset = self._dataset(name)
-        if dataset is not None and revision:
+        if dataset is not None and revision and not _is_taken_away(dataset):
             file = self._store.find_revision(dataset.manifest, revision)
             if file is not None:
                 self._put(dataset, revision, file)
@@ -71,3 +73,8 @@ class OlderRevisions:
             self._whole.drop(slot)
             names.append(os.fsencode((self._store.what_has(slot) or "").rpartition("/")[2]))
         return names
+
+
+def _is_taken_away(dataset: Dataset) -> bool:
+    """Whether what it had may not be seen any more: a REFERENCE whose dataset is not shared with it, or is gone."""
+    return dataset.manifest.source.type is SourceType.REFERENCE and isinstance(dataset.origin.source, UnusableSource)

@@ -13,6 +13,7 @@ from daemon.shown import Shown
 from dsfs import metrics
 from dsfs.cache.node import NodeTier
 from dsfs.datasets.dataset import Dataset
+from dsfs.errors import one_line
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
@@ -127,7 +128,7 @@ def _of_content(dataset: Dataset) -> str:
     path = dataset.origin.wrong_content
     if path is None:
         return ""
-    return f"{path}: what the source sent is not what it says it is; dropped, fetched anew when it is read"
+    return f"{one_line(path)}: what the source sent is not what it says it is; dropped, fetched anew when it is read"
 
 
 def _shared_status(disk: SharedDisk) -> dict[str, Any]:

@@ -77,3 +77,9 @@ class PinRefused(DsfsError):
 
 class CatalogError(DsfsError):
     """A catalog on disk is damaged or of an unknown layout."""
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """Text as it may stand in a line: no line breaks or other invisible characters, not longer than ``limit``."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

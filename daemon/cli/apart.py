@@ -105,7 +105,8 @@ def serve(
 
 
 def _digest(paths: Sequence[str]) -> str:
-    """Of what manifests say now; "" if they cannot be read: a mount that is there goes on as it is."""
+    """Of what manifests say now; "" if there are none to read, or they cannot be: a mount that is there goes on as it
+    is."""
     from daemon.wanted import to_text  # with models and YAML, 0.1 s that every other verb does without
     from dsfs.manifest.documents import load_documents
 
@@ -114,7 +115,7 @@ def _digest(paths: Sequence[str]) -> str:
     except ConfigError as error:
         say(f"dsfs: {error}")
         return ""
-    return hashlib.sha256(to_text(documents).encode()).hexdigest() if documents.manifests else ""
+    return hashlib.sha256(to_text(documents).encode()).hexdigest() if paths else ""
 
 
 def _prepare(settings: Settings, socket: str) -> None:

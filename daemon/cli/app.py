@@ -8,8 +8,8 @@ import sys
 import typer
 
 from daemon.cli import apart, bench, cache, dataset, export, look, mount, top, warm
-from daemon.cli.output import say
-from dsfs.errors import DsfsError
+from daemon.cli.output import LONGEST_LINE, say
+from dsfs.errors import DsfsError, one_line
 
 app = typer.Typer(
     name="dsfs",
@@ -55,7 +55,7 @@ def main() -> None:
     except DsfsError as error:
         if os.environ.get("DSFS_DEBUG"):
             raise
-        say(f"dsfs: {error}")
+        say(f"dsfs: {one_line(str(error), LONGEST_LINE)}")
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()

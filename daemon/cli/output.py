@@ -8,9 +8,13 @@ from typing import Any
 
 import typer
 
+from dsfs.errors import one_line
 from dsfs.manifest.sizes import size_text
 
 size = size_text
+
+
+LONGEST_LINE = 4000  # characters
 
 
 def show_json(data: object) -> None:
@@ -51,7 +55,7 @@ def dataset_row(dataset: dict[str, Any]) -> list[str]:
         percent(dataset["cached_bytes"], dataset["bytes"]),
         dataset["revision"],
         dataset["source"],
-        dataset["message"],
+        one_line(dataset["message"], LONGEST_LINE),
     ]
 
 

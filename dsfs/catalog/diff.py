@@ -56,8 +56,9 @@ _COUNT = f"""
     UPDATE main.meta SET value = CASE key
         WHEN 'files' THEN (SELECT count(*) FROM main.entry WHERE kind = 0)
         WHEN 'bytes' THEN (SELECT coalesce(sum(size), 0) FROM main.entry WHERE kind = 0)
+        WHEN 'largest' THEN (SELECT coalesce(max(size), 0) FROM main.entry)
         ELSE (SELECT count(*) FROM main.entry WHERE listed = {REFUSED}) END
-    WHERE key IN ('files', 'bytes', 'refused')
+    WHERE key IN ('files', 'bytes', 'largest', 'refused')
 """
 
 
@@ -146,6 +147,7 @@ def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
             WHERE o.ino = entry.ino AND entry.kind != 1
             """
         )
+        db.execute("INSERT OR REPLACE INTO main.meta VALUES ('next_ino', ?)", (next_ino,))
         db.execute("COMMIT")
     except sqlite3.Error as error:
         raise CatalogError(f"{new_file}: cannot be numbered after {shown_file}: {error}") from error

@@ -218,12 +218,14 @@ class Catalog:
         return files, size or 0, int(self._meta("skipped"))
 
     def next_ino(self) -> int:
-        """The first number behind all that this revision gave."""
+        """The first number behind all that this revision gave, and those that were shown before it."""
         (largest,) = self._db.execute("SELECT max(ino) FROM entry").fetchone()
-        return int(largest) + 1
+        return max(int(largest) + 1, int(self._meta("next_ino", 0)))
 
     def largest(self) -> int:
-        """Size in bytes of the largest file that is known."""
+        """Size in bytes of the largest file that is known. A scan, unless it is sealed."""
+        if known := self._meta("largest", 0):
+            return int(known)
         (size,) = self._db.execute("SELECT max(size) FROM entry").fetchone()
         return size or 0
 

@@ -1,7 +1,8 @@
 -- One catalog is one revision. Once sealed it never changes.
 
 CREATE TABLE meta (
-    key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, skipped, created_ns;
+    key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, largest (file, bytes), skipped, created_ns,
+                             -- next_ino: the first number that neither this nor a revision before it has given;
                              -- and, where the source refused some, their number: refused, and of one of them why: refusal
     value
 ) WITHOUT ROWID;

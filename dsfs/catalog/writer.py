@@ -250,11 +250,10 @@ class CatalogWriter:
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))
-                totals = "SELECT count(*), coalesce(sum(size), 0) FROM entry WHERE kind = 0"
-                files, size_bytes = self._db.execute(totals).fetchone()
-                self._db.executemany(
-                    "UPDATE meta SET value = ? WHERE key = ?", [(files, "files"), (size_bytes, "bytes"), (1, "sealed")]
-                )
+                totals = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(size), 0) FROM entry WHERE kind = 0"
+                files, size_bytes, largest = self._db.execute(totals).fetchone()
+                found = [("files", files), ("bytes", size_bytes), ("largest", largest), ("sealed", 1)]
+                self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found)
             self._sealed = True
             try:
                 self._db.execute("PRAGMA synchronous = FULL")

@@ -16,12 +16,13 @@ import structlog
 import trio
 from cachetools import LRUCache
 
-from dsfs.datasets.selection import CATALOG
 from dsfs.errors import ConfigError
 
 log = structlog.get_logger()
 
 _KEPT = 16  # credentials of one dataset: rotated ones come back when an old revision of a Secret does
+_PROOFS = trio.CapacityLimiter(4)
+"""Threads of their own: a first read after a restart waits for one, and must not wait for scans."""
 _SCRYPT = {"n": 2**12, "r": 8, "p": 1, "dklen": 32}  # 4 MiB, about 10 ms: once for each source and credentials
 
 
@@ -105,18 +106,18 @@ class ProofOfDataset:
         """Whether this has been read before; False also when that cannot be known."""
         reading = self.guarded(in_use)
         return reading is not None and await trio.to_thread.run_sync(
-            self._on_disk, self._proofs.has, reading, limiter=CATALOG
+            self._on_disk, self._proofs.has, reading, limiter=_PROOFS
         )
 
     async def remember(self, reading: Reading | None) -> None:
         """Write down that it was."""
         if reading is not None:
-            await trio.to_thread.run_sync(self._on_disk, self._proofs.add, reading, limiter=CATALOG)
+            await trio.to_thread.run_sync(self._on_disk, self._proofs.add, reading, limiter=_PROOFS)
 
     async def forget(self, reading: Reading | None) -> None:
         """Write down that it is not any more."""
         if reading is not None:
-            await trio.to_thread.run_sync(self._on_disk, self._proofs.remove, reading, limiter=CATALOG)
+            await trio.to_thread.run_sync(self._on_disk, self._proofs.remove, reading, limiter=_PROOFS)
 
     def _on_disk(self, work: Callable[[str, str], bool], reading: Reading) -> bool:
         try:

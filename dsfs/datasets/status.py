@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import trio
 
 from dsfs.catalog.lookup import Catalog
-from dsfs.datasets.selection import CATALOG
 from dsfs.errors import CatalogError
 from dsfs.model import Phase
+
+_COUNTING = trio.CapacityLimiter(2)  # of their own: who asks for a df must not wait for scans
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ async def status_of(catalog: Catalog, phase: Phase, message: str) -> DatasetStat
         if catalog.sealed:
             files, size, skipped = catalog.totals()
         else:
-            files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=CATALOG)
+            files, size, skipped = await trio.to_thread.run_sync(_totals_of, catalog.file, limiter=_COUNTING)
     except (CatalogError, sqlite3.Error) as error:
         return DatasetStatus(catalog.revision, Phase.FAILED, f"its catalog cannot be read: {error}", 0, 0, 0)
     return DatasetStatus(catalog.revision, phase, message, files, size, skipped, refusal)

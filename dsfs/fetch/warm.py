@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from dsfs.errors import CacheFull, DsfsError, SourceError, SourceRefused, SourceUnavailable
+from dsfs.errors import CacheFull, DsfsError, SourceError, SourceRefused, SourceUnavailable, one_line
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.fetch.flights import LONGEST_RUN_BLOCKS
@@ -25,6 +25,7 @@ from dsfs.ranges import block_count, block_range, runs
 WORKERS = 32
 """Runs that are asked for at once; how many of them fly is the queue's to say."""
 TOLD_ERRORS = 5
+TOLD_CHARACTERS = 500
 HOPELESS = 64
 """After so many failures in a row for one general cause, that is true of the files behind them too."""
 
@@ -174,7 +175,7 @@ class WarmUp:
             self._failed_files += 1
             self._not_kept += isinstance(error, CacheFull)
             if len(self._errors) < TOLD_ERRORS:
-                self._errors.append(f"{wanted.file.obj.path}: {error}")
+                self._errors.append(one_line(f"{wanted.file.obj.path}: {error}", TOLD_CHARACTERS))
             self._on_error(wanted.file, error)
         if isinstance(error, SourceUnavailable | SourceRefused | CacheFull):
             self._in_a_row += 1

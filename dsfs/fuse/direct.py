@@ -78,6 +78,7 @@ class DirectSession:
         self._waiters = Waiters(LARGEST_READ_BYTES)
         self.watcher: OpenWatcher | None = None
         self._nursery: trio.Nursery | None = None
+        self._changing = trio.Lock()  # which datasets are mounted
 
     def shown_before(self, dataset: str) -> list[str]:
         """The catalogs that a server before this one has shown for a dataset (``namespace/name``), latest first."""
@@ -117,6 +118,15 @@ class DirectSession:
 
         Raises MountError; then it is listed, and what is below it answers ESTALE.
         """
+        async with self._changing:
+            try:
+                await self._mount(files)
+            finally:
+                changed = come()
+                if self._root is not None:
+                    await self._root.kernel_caches.forget((), changed)
+
+    async def _mount(self, files: DatasetFiles) -> None:
         name = files.dataset.manifest.id
         path = self._options.mountpoint if self._tree is None else f"{self._options.mountpoint}/{name}"
 
@@ -126,14 +136,25 @@ class DirectSession:
 
         self._files[name] = files
         shown = files.dataset.shown()
-        try:
-            await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: shown})
-            if files.dataset.shown() != shown:  # another revision came meanwhile, when ``swapped`` had nobody to tell
-                await self._remember(name, _STATE_SHOWN, files.dataset.shown())
-        finally:
-            changed = come()
-            if self._root is not None:
-                await self._root.kernel_caches.forget((), changed)
+        await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: shown})
+        if files.dataset.shown() != shown:  # another revision came meanwhile, when ``swapped`` had nobody to tell
+            await self._remember(name, _STATE_SHOWN, files.dataset.shown())
+
+    async def _mount_anew(self, name: str, ended: Connection) -> None:
+        """The kernel has ended a dataset's connection (its abort switch, a request that took too long) and left the
+        mount: whoever looked would be told ENOTCONN for ever."""
+        async with self._changing:
+            files = self._files.get(name)
+            if files is None or self._connections.get(name) is not ended:
+                return
+            log.warning("the kernel has ended the connection, it is mounted anew", dataset=name)
+            if self.watcher is not None:
+                await self.watcher.forget(name)
+            try:
+                await self._keeper.unmount(name)
+                await self._mount(files)
+            except MountError as error:
+                log.error("not mounted anew", dataset=name, reason=str(error))
 
     def note_use(self, name: str, nodeid: int) -> None:
         """A file was opened lately, of which no request tells."""
@@ -143,10 +164,11 @@ class DirectSession:
 
     async def remove(self, name: str, gone: Sequence[tuple[int, bytes]], changed: Sequence[int]) -> None:
         """Detach a dataset's mount; whoever has files of it open keeps them for as long as this server lives."""
-        await self._keeper.unmount(name)
-        self._connections.pop(name, None)
-        self._files.pop(name, None)
-        self._states.pop(name, None)
+        async with self._changing:
+            await self._keeper.unmount(name)
+            self._connections.pop(name, None)
+            self._files.pop(name, None)
+            self._states.pop(name, None)
         if self.watcher is not None:
             await self.watcher.forget(name)
         if self._root is not None:
@@ -207,7 +229,7 @@ class DirectSession:
         connection = make(held, Channel(Device(held.fd), offered, on_init, self._waiters))
         for key, value in (state or {}).items():
             await self._remember(name, key, value)
-        await nursery.start(self._serve, name, connection, resume)
+        await nursery.start(self._serve, name, connection, held, resume)
         if not (resume and _STATE_OFFERED in held.state):
             with trio.move_on_after(_INIT_S) as scope:
                 await initialised.wait()
@@ -219,15 +241,18 @@ class DirectSession:
         self,
         name: str,
         connection: Connection,
+        held: Held,
         resume: bool,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         await connection.run(resume=resume, task_status=task_status)
-        self._keeper.ended(name)
+        self._keeper.ended(name, held.fd)
         connection.close()  # not when this server is stopped: the next one goes on with descriptor and journal
         if (name == ROOT or self._tree is None) and self._nursery is not None:
             self._nursery.cancel_scope.cancel()  # the mount point is unmounted
+        elif await trio.to_thread.run_sync(_is_mounted, held.dev):
+            self._soon(self._mount_anew, name, connection)
 
     def _connection(self, name: str, path: str, files: DatasetFiles, held: Held, channel: Channel) -> FilesConnection:
         journal = OpenJournal(self._journal(name, held))
@@ -283,6 +308,12 @@ class DirectSession:
         if state is not None:
             state[key] = value
             await self._keeper.keep_state(name, dict(state))
+
+
+def _is_mounted(dev: str) -> bool:
+    """Whether a connection, "major:minor", is in the mount table (proc_pid_mountinfo(5))."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        return any(line.split(b" ", 3)[2] == dev.encode() for line in table)
 
 
 async def _set_read_ahead(dev: str) -> None:

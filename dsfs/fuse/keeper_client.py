@@ -248,9 +248,11 @@ class KeeperClient:
             except OSError:
                 return  # the next keeper gets it with all the rest
 
-    def ended(self, name: str) -> None:
-        """A connection's descriptor is closed here: there is nothing to hand back."""
-        self._known.pop(name, None)
+    def ended(self, name: str, fd: int) -> None:
+        """A connection's descriptor is closed here: there is nothing to hand back. Another may have its name by now."""
+        known = self._known.get(name)
+        if known is not None and known.fd == fd:
+            del self._known[name]
 
     async def ready(self) -> None:
         self.is_ready = True

@@ -38,6 +38,7 @@ class KernelCaches:
                 self._forget(names(), directories())
             else:
                 self._forget((), directories())  # listings, and attributes of the root, which is never looked up
+                self._device.forget_all_names()  # what was on its way when the first was sent
 
         await self.notify(work)
 

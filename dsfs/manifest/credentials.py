@@ -5,11 +5,12 @@ Whatever is found is named, never shown: the sentences go to terminals and logs.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from dsfs.manifest.problems import one_line
+from dsfs.errors import one_line
 
 ADVICE = (
     "put it into a Secret that secretRef names, under username, password, token, access-key or secret-key, "
@@ -56,10 +57,38 @@ def credential_in_options(options: Mapping[str, str]) -> tuple[str, str] | None:
     for key, value in options.items():
         if is_credential_name(key) or key.lower() in _CREDENTIAL_OPTIONS:
             return key, f"is a credential ({ADVICE})"
-        if _CREDENTIAL_VALUE.match(value):
-            return key, f"carries a credential ({ADVICE})"
-        if "://" in value and (why := credential_in_uri(value)):
+        if why := _credential_in_text(value):
             return key, why
+    return None
+
+
+def _credential_in_text(text: str) -> str | None:
+    """As ``credential_in_uri``, of an option's value: a text, a URL, or JSON or XML that holds some."""
+    if _CREDENTIAL_VALUE.match(text):
+        return f"carries a credential ({ADVICE})"
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            return _credential_within(json.loads(text))
+        except (ValueError, RecursionError):
+            pass  # no JSON
+    for part in re.split(r"[<>\s]", text) if "<" in text else (text,):
+        if "://" in part and (why := credential_in_uri(part)):
+            return why
+    return None
+
+
+def _credential_within(value: object) -> str | None:
+    if isinstance(value, str):
+        return _credential_in_text(value)
+    if isinstance(value, list):
+        return next((why for item in value if (why := _credential_within(item))), None)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            named = is_credential_name(key) or key.lower() in _CREDENTIAL_OPTIONS
+            if named and isinstance(item, str | int | float) and item is not False and item != "":
+                return f"carries a credential in {one_line(key, 40)} ({ADVICE})"
+            if why := _credential_within(item):
+                return why
     return None
 
 

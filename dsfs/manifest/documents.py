@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, one_line
 from dsfs.manifest import baize, schema
 from dsfs.manifest.names import check_dataset_name, check_namespace, is_secret_name
 from dsfs.manifest.parsing import parse, read_text
-from dsfs.manifest.problems import Place, one_line
+from dsfs.manifest.problems import Place
 from dsfs.manifest.schema import Manifest, SharedSpec, Spec
 from dsfs.manifest.secrets import secret_values
 

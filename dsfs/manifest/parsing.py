@@ -10,8 +10,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from dsfs.errors import ConfigError
-from dsfs.manifest.problems import one_line
+from dsfs.errors import ConfigError, one_line
 
 _STR_TAG = "tag:yaml.org,2002:str"
 _NOT_TEXT_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp", "value"))

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, one_line
 
 _TYPE_SENTENCES = {
     "missing": "is missing",
@@ -25,12 +25,6 @@ _TYPE_SENTENCES = {
     "list_type": "must be a list",
     "invalid_key": "has a key that is not text (put it in quotes)",
 }
-
-
-def one_line(text: str, limit: int = 200) -> str:
-    """Text as it may stand in a line: no line breaks or other invisible characters, not longer than ``limit``."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, one_line
 from dsfs.manifest.credentials import credential_in_options, credential_in_uri
 from dsfs.manifest.durations import parse_duration
 from dsfs.manifest.names import check_dataset_name, check_namespace, check_secret_name
-from dsfs.manifest.problems import one_line
 from dsfs.manifest.sizes import parse_size
 from dsfs.model import ReadPath, path_parts
 

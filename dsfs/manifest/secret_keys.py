@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from dsfs.errors import ConfigError
-from dsfs.manifest.problems import one_line
+from dsfs.errors import ConfigError, one_line
 from dsfs.manifest.schema import SourceType
 from dsfs.manifest.secrets import VALUE_MAX_BYTES
 

@@ -16,11 +16,11 @@ import base64
 import binascii
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, one_line
 from dsfs.manifest.names import check_namespace, is_secret_name
-from dsfs.manifest.problems import Place, one_line
+from dsfs.manifest.problems import Place
 
 VALUE_MAX_BYTES = 1 << 20  # what Kubernetes allows for a whole Secret
 
@@ -102,6 +102,11 @@ class Secrets:
     def add(self, documents: Mapping[tuple[str, str], Mapping[str, str]]) -> None:
         """Take in more Secret documents; one of a known name replaces it."""
         self._documents.update(documents)
+
+    def drop(self, names: Iterable[tuple[str, str]]) -> None:
+        """Secret documents that are not there any more."""
+        for name in names:
+            self._documents.pop(name, None)
 
     def __repr__(self) -> str:
         return f"Secrets(documents={len(self._documents)}, directories={list(self._directories)!r})"

@@ -10,10 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, one_line
 from dsfs.manifest.credentials import credential_in_options, credential_in_uri
 from dsfs.manifest.names import to_dataset_name
-from dsfs.manifest.problems import one_line
 from dsfs.manifest.schema import Manifest, SourceSpec, SourceType
 
 NAMESPACE: Final = "default"

@@ -121,11 +121,14 @@ class Order:
 
     def _pass(self, position: int) -> int:
         passed = 0
+        gone: list[int] = []  # so that a touch costs what it passes, and not what lies ahead
         for place in range(self.position, min(position, self._known)):
-            places = self._where[self._inos[place]]
+            ino = self._inos[place]
+            places = self._where[ino]
             places.remove(place)
             if not places:
-                del self._where[self._inos[place]]
+                del self._where[ino]
+                gone.append(ino)
         self.position = max(self.position, position)
         while self._ahead and self._ahead[0][0] < self.position:
             place, ino, size = self._ahead.popleft()
@@ -135,7 +138,7 @@ class Order:
                 self.used_bytes += size
             else:
                 self._late[ino] = place, size
-        self._touched.intersection_update(self._where)
+        self._touched.difference_update(gone)
         while self._late and next(iter(self._late.values()))[0] < self.position - LATE_FILES:
             self.wasted_bytes += self._late.popitem(last=False)[1][1]
         self.next = max(self.next, self.position)

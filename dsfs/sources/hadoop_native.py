@@ -21,8 +21,8 @@ from dsfs.errors import (
     SourceRefused,
     SourceTimeout,
     SourceUnavailable,
+    one_line,
 )
-from dsfs.manifest.problems import one_line
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, walk

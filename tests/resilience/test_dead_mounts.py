@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from daemon.doctor import kernel_patience
 from dsfs.fuse.patience import kernel_patience_s, within_patience
+from tests.manifests import dataset, write_manifests
 from tests.mounts import (
     Mount,
     Mounts,
@@ -39,6 +41,27 @@ def kill_all_of(mount: Mount) -> None:
 def dead_of(mount: Mount) -> list[dict[str, Any]]:
     checks = json.loads(dsfs("doctor", "--json").stdout)["checks"]
     return [each for each in checks if each["name"] == "dead mount" and str(mount.mountpoint) in each["result"]]
+
+
+@pytest.mark.parametrize("path", ["passthrough", "openless", "daemon"])
+def test_a_dataset_that_the_kernel_has_cut_off_is_mounted_anew(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    """As by ``umount -f`` of one that is in use, its abort switch, or a request that the kernel did not wait for."""
+    source = make_tree(tmp_path / "source", files=4)
+    manifests = write_manifests(tmp_path / "m.yaml", *(dataset(name, source, readPath=path) for name in ("one", "two")))
+    mount = mounts.mount("-f", manifests)
+    mount.expect_log("mounted anew")
+    one, two = mount.mountpoint / "default/one", mount.mountpoint / "default/two"
+    expected = (source / "d0/f000").read_bytes()
+    with open(one / "d0/f000", "rb", buffering=0) as held, open(two / "d0/f000", "rb", buffering=0) as other:
+        assert held.read(1) == other.read(1) == expected[:1]
+        assert subprocess.run(["umount", "-f", one], capture_output=True, check=False).returncode != 0, "it is in use"
+        eventually(lambda: errno_of_read(one / "d0/f000") == 0, 10, "it is there again")
+        assert (one / "d0/f000").read_bytes() == expected
+        assert os.pread(other.fileno(), 100, 0) == expected[:100]
+        assert mount.dataset("one")["phase"] == "READY"
+        mount.kill_server()
+        assert (one / "d0/f000").read_bytes() == expected
+    assert len([place for _dev, place in fuse_mounts_below(one)]) == 1
 
 
 def test_listed_and_cleared(mounts: Mounts, tmp_path: Path) -> None:

@@ -493,11 +493,18 @@ def test_what_is_not_shared_any_more_is_not_seen_any_more(mounts: Mounts, source
     mount.wait_phase("READY", "ours")
     assert (mount.mountpoint / "owner/theirs/same").read_bytes() == b"stays as it is"
     assert (mount.root / "same").read_bytes() == b"stays as it is"
+    revision = mount.dataset("ours")["revision"]
+    older = mount.mountpoint / f"team/ours@{revision}"
+    assert "same" in os.listdir(older)
     verb(mount, "dataset", "apply", "-f", manifests("n.yaml", share=False))
     assert not (mount.mountpoint / "owner/theirs").exists()
     mount.wait_phase("FAILED", "ours")
     with pytest.raises(OSError, match="Input/output"):
         os.listdir(mount.root)
+    assert not older.exists()
+    mount.kill_server()
+    assert mount.dataset("ours")["phase"] == "FAILED"
+    assert not older.exists()
 
 
 @pytest.mark.parametrize("what", ["delete", "resync"])

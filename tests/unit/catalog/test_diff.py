@@ -116,3 +116,18 @@ def test_a_directory_in_which_nothing_changed_keeps_its_time(tmp_path: Path) -> 
     times = {name: (old.find(name), new.find(name)) for name in ("a", "b")}
     assert times["a"][0].mtime_ns == times["a"][1].mtime_ns  # type: ignore[union-attr]
     assert times["b"][0].mtime_ns != times["b"][1].mtime_ns  # type: ignore[union-attr]
+
+
+def test_a_number_of_what_was_deleted_long_ago_is_not_given_again(tmp_path: Path) -> None:
+    """Revisions are forgotten: their numbers are not."""
+    tree = {f"{number:02}": 1 for number in range(40)}
+    shown = sealed(tmp_path, tree)
+    given = {number for number, _kind, _tag in rows(shown).values()}
+    for path in sorted(tree, reverse=True)[:30]:
+        del tree[path]
+        following = sealed(tmp_path, tree)
+        adopt_numbers(following, shown, Catalog(shown).next_ino())
+        shown = following
+    last = sealed(tmp_path, {**tree, "new": 1})
+    adopt_numbers(last, shown, Catalog(shown).next_ino())
+    assert rows(last)["new"][0] not in given

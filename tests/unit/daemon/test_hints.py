@@ -31,9 +31,8 @@ def served(directory: Path, use: Callable[[Hints, Dataset], Awaitable[None]]) ->
         dataset = SimpleNamespace(
             manifest=SimpleNamespace(id=NAME, namespace="team", name="data"),
             settled=settled,
-            catalog=SimpleNamespace(file=""),
+            catalog=SimpleNamespace(file="", row=lambda _ino: None),
             on_touch=None,
-            row=lambda _ino: None,
         )
         async with trio.open_nursery() as nursery:
             reader = cast(Reader, SimpleNamespace(block_bytes=MiB, incomplete=lambda _files: []))

@@ -55,7 +55,7 @@ def test_without_opens_who_looks_at_heads_only_gets_less_ahead() -> None:
         by_file: list[int] = []
         for ino in range(60):
             before = asked.ahead_bytes
-            ahead.on_read(ino, a_file(f"{ino}.bin"), ByteRange(0, 16 * KiB))
+            ahead.on_read(ino, a_file(f"{ino}.bin"), ByteRange(0, 128 * KiB))
             by_file.append(asked.ahead_bytes - before)
             await trio.sleep(1)
         assert by_file[0] >= 8 * MiB

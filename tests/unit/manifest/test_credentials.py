@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from dsfs.manifest.credentials import credential_in_options, credential_in_uri
@@ -91,7 +93,17 @@ def test_an_option_that_is_one(key):
 
 
 @pytest.mark.parametrize(
-    "value", [f"Bearer {VALUE}", f"basic {VALUE}", f"http://u:{VALUE}@h", f"a https://h/?sig={VALUE}"]
+    "value",
+    [
+        f"Bearer {VALUE}",
+        f"basic {VALUE}",
+        f"http://u:{VALUE}@h",
+        f"a https://h/?sig={VALUE}",
+        json.dumps({"headers": {"Authorization": f"token {VALUE}"}}),
+        json.dumps({"client_kwargs": [{"aws_secret_access_key": VALUE}]}),
+        json.dumps([f"s3://k:{VALUE}@h/b"]),
+        f"<configuration><property><name>x</name><value>hdfs://u:{VALUE}@nn</value></property></configuration>",
+    ],
 )
 def test_an_option_whose_value_carries_one(value):
     found = credential_in_options({"x": value})
@@ -102,3 +114,6 @@ def test_an_option_whose_value_carries_one(value):
 def test_options_that_are_none():
     options = dict.fromkeys(HARMLESS.split(), "value")
     assert credential_in_options(options | {"endpoint": "http://127.0.0.1:9000", "include": "token*"}) is None
+    xml = "<value>hdfs://nn:8020</value></property><property><value>nn/_HOST@REALM</value>"
+    client = json.dumps({"trust_env": True, "headers": {"User-Agent": "x"}, "token": False, "of": ["https://h:443/"]})
+    assert credential_in_options({"coreSiteXml": xml, "client_kwargs": client, "x": "{no json"}) is None

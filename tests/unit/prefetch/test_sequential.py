@@ -106,6 +106,14 @@ def test_the_first_read_at_the_start_is_worth_a_window() -> None:
     assert Streams().on_read(ByteRange(0, 128 * KiB), 1000 * MiB, LONGEST) == ByteRange(128 * KiB, FIRST_WINDOW_BYTES)
 
 
+def test_a_header_alone_brings_nothing_and_who_goes_on_gets_as_much_as_others() -> None:
+    streams = Streams()
+    assert streams.on_read(ByteRange(0, 16 * KiB), 1000 * MiB, LONGEST) is None
+    ahead = streams.on_read(ByteRange(16 * KiB, 48 * KiB), 1000 * MiB, LONGEST)
+    assert ahead is not None
+    assert (ahead.start, ahead.stop) == (48 * KiB, FIRST_WINDOW_BYTES)
+
+
 def test_the_second_read_in_the_middle_begins_a_small_window() -> None:
     streams = Streams()
     start = 500 * MiB
