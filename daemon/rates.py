@@ -154,6 +154,6 @@ def quantile(share: float, buckets: Sequence[tuple[float, float]]) -> float:
         if number >= rank:
             if up_to == float("inf"):
                 return lower
-            return lower + (up_to - lower) * (rank - below) / (number - below)
+            return min(up_to, lower + (up_to - lower) * (rank - below) / (number - below))  # sums are rounded
         lower, below = up_to, number
     return lower
