@@ -92,7 +92,10 @@ def with_heads(
     late_s: float = 0.0,
     each_s: float = 0.0,
     far_s: float = 0.0,
+    slow_s: float = math.inf,
 ) -> None:
+    """``slow_s``: what is taken for a slow server. A machine that does much else is none, so by default nothing is."""
+
     async def run() -> None:
         async with origin(answering, late_s, each_s, far_s) as server:
             heads = Heads(HOST, server.port)
@@ -101,7 +104,9 @@ def with_heads(
             finally:
                 heads.close()
 
-    asyncio.run(run())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_heads, "_SLOW_S", slow_s)
+        asyncio.run(run())
 
 
 def test_each_gets_its_own_answer_over_few_connections() -> None:
@@ -150,9 +155,7 @@ def test_a_server_that_ends_connections(after: int, says: bool) -> None:
         elif after < 16:
             assert server.connections <= 5, "it is not asked again and again"
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http_heads, "_SLOW_S", math.inf)  # a machine that does much else is no slow server
-        with_heads(answering, use)
+    with_heads(answering, use)
 
 
 @pytest.mark.parametrize("behind", [b"<html>a body</html>", b"\r\n\r\n", b"x" * 70_000])
@@ -202,7 +205,7 @@ def test_one_that_is_slow_is_asked_over_more_connections() -> None:
                 check(number, head)
         assert len(server.asked) < NAMES / 2
 
-    with_heads(plain, use, each_s=0.02)
+    with_heads(plain, use, each_s=0.02, slow_s=http_heads._SLOW_S)
 
 
 def test_one_that_is_far_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +223,7 @@ def test_one_that_is_far_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await ask(heads, number) is not None
         assert all(await asyncio.gather(*(ask(heads, number) for number in range(NAMES))))
 
-    with_heads(plain, use, far_s=0.05)
+    with_heads(plain, use, far_s=0.05, slow_s=0.03)
 
 
 def test_one_that_is_not_there() -> None:
