@@ -77,6 +77,8 @@ class Export:
         self.name = name
         self.files = 0
         self.bytes = 0
+        self.left_out: list[str] = []
+        """Paths that the source refuses; of a directory there is no more than its name."""
         self._daemon = daemon
         self._progress = progress
 
@@ -123,7 +125,7 @@ class Export:
     def _walk(self) -> Iterator[tuple[Entry, Checksums | None]]:
         """Everything below the root, a directory before what is in it; checksums beside files."""
         batch: list[Entry] = []
-        for entry in _entries(self.root):
+        for entry in _entries(self.root, self.left_out):
             batch.append(entry)
             if len(batch) >= _BATCH:
                 yield from self._with_checksums(batch)
@@ -178,6 +180,7 @@ class Export:
         directories: list[Entry] = []
         seen: set[str] = set()
         self.files = self.bytes = 0
+        self.left_out.clear()
         for entry, expected in self._walk():
             place = f"{target}/{entry.path}"
             if stat.S_ISDIR(entry.status.st_mode):
@@ -318,17 +321,27 @@ class _Stream:
         return piece
 
 
-def _entries(root: str, below: str = "") -> Iterator[Entry]:
-    with os.scandir(f"{root}/{below}") as found:
-        names = sorted(entry.name for entry in found)
+def _entries(root: str, left_out: list[str], below: str = "") -> Iterator[Entry]:
+    try:
+        with os.scandir(f"{root}/{below}") as found:
+            names = sorted(entry.name for entry in found)
+    except PermissionError:
+        if not below:
+            raise
+        left_out.append(below)
+        return
     for name in names:
         path = f"{below}/{name}" if below else name
         if path == WORK:
             raise MountError(f"{root}/{path}: an export cannot hold this name (it keeps its own notes there)")
-        entry = Entry(root, path, os.lstat(f"{root}/{path}"))
+        try:
+            entry = Entry(root, path, os.lstat(f"{root}/{path}"))
+        except PermissionError:
+            left_out.append(path)
+            continue
         yield entry
         if stat.S_ISDIR(entry.status.st_mode):
-            yield from _entries(root, path)
+            yield from _entries(root, left_out, path)
 
 
 def _make_way(place: str, *, for_directory: bool = False) -> None:

@@ -165,7 +165,7 @@ class Shown:
         shown_before = self._session.shown_before(manifest.id) if revisions is None else revisions
         dataset.open_revision(shown_before)
         dataset.sources.on_use = partial(self._place_in_shared, dataset)
-        dataset.on_first_listed = lambda: self._nursery.start_soon(self._recount, dataset)
+        dataset.on_first_listed = partial(self._first_listed, dataset)
         self.credentials.serve(manifest, origin)
         self.on_prepared(dataset)
         scope = trio.CancelScope()
@@ -192,12 +192,21 @@ class Shown:
         dataset.on_left = lambda before: self._nursery.start_soon(self._left, dataset, before)
         return partial(self._session.add, files, come)
 
-    async def _swapped(self, name: str, changed: Changes | ManyChanges) -> None:
-        """A dataset shows another revision: the kernel is told, and what refers to it looks too."""
+    async def _first_listed(self, dataset: Dataset, reshaped: Sequence[int]) -> None:
+        """The kernel may keep listings with names that proved to be none; the index counts what others have shown."""
+        if reshaped:
+            await self._tell_kernel(dataset.manifest.id, Changes((), tuple(reshaped)))
+        self._nursery.start_soon(self._recount, dataset)
+
+    async def _tell_kernel(self, name: str, changed: Changes | ManyChanges) -> None:
         try:
             await self._session.swapped(name, changed)
         except (DsfsError, sqlite3.Error, OSError) as error:
             log.error("the kernel was not told of all that has changed", dataset=name, reason=str(error))
+
+    async def _swapped(self, name: str, changed: Changes | ManyChanges) -> None:
+        """A dataset shows another revision: the kernel is told, and what refers to it looks too."""
+        await self._tell_kernel(name, changed)
         for showing in self.all.values():
             if name in self._builder.refers_to(showing.dataset.manifest):
                 showing.dataset.ask_for_resync()

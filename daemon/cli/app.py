@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 
 import typer
 
@@ -42,8 +43,19 @@ app.add_typer(dataset.app, name="dataset")
 Debug = typer.Option(False, "--debug", help="Show tracebacks, and log more.")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dsfs {metadata.version('dsfs')}")
+        raise typer.Exit
+
+
+ShowVersion = typer.Option(
+    False, "--version", callback=_show_version, is_eager=True, help="Show which version of dsfs this is."
+)
+
+
 @app.callback()
-def _global(debug: bool = Debug) -> None:
+def _global(debug: bool = Debug, _version: bool = ShowVersion) -> None:
     if debug:
         os.environ["DSFS_DEBUG"] = "1"  # also for the servers that this command starts
 

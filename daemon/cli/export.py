@@ -16,7 +16,7 @@ from daemon.cli.output import say, size
 from daemon.control.client import ask
 from daemon.exporting import Checksums, Export
 from daemon.settings import Settings
-from dsfs.errors import ConfigError, MountError
+from dsfs.errors import ConfigError, MountError, one_line
 
 _SQUEEZED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tar.zst", ".zip")
 
@@ -52,6 +52,11 @@ def export(
         else:
             made.to_directory(target, about["bytes"])
     say(f"exported {name} to {target}: {made.files} files, {size(made.bytes)}")
+    if made.left_out:
+        first = one_line(made.left_out[0])
+        raise MountError(
+            f"{name}: {len(made.left_out)} refused names are not in the copy, {first} is one (dsfs status)"
+        )
 
 
 def _to_file(made: Export, target: str) -> None:

@@ -11,10 +11,9 @@ import typer
 from dsfs.errors import one_line
 from dsfs.manifest.sizes import size_text
 
-size = size_text
-
-
 LONGEST_LINE = 4000  # characters
+
+size = size_text
 
 
 def show_json(data: object) -> None:

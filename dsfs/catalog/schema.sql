@@ -16,8 +16,8 @@ CREATE TABLE entry (
     mtime_ns INTEGER NOT NULL DEFAULT 0,
     tag      TEXT    NOT NULL DEFAULT '', -- version tag
     target   BLOB,                        -- where a symbolic link points
-    executable INTEGER NOT NULL DEFAULT 0, -- files: 1 if the source says so; directories: 1 while only a look at its
-                                           -- name says that it is one, and nothing has listed it
+    executable INTEGER NOT NULL DEFAULT 0, -- files: 1 if the source says so; directories: 1 where a look at its
+                                           -- name has shown that it is one
     listed   INTEGER NOT NULL DEFAULT 0,  -- directories: 1 once every name in it is a row; 2: the source refused to list it.
                                           -- Files: 2 if the source refused to say its size
     subdirs  INTEGER NOT NULL DEFAULT 0   -- directories: directories in it, counted when it was listed

@@ -60,6 +60,8 @@ class CatalogWriter:
         self._refused: dict[str, str] = {}
         self.wanted: deque[tuple[int, bytes]] = deque(maxlen=_WANTED)
         """Directories, and from which name on somebody looks there."""
+        self.reshaped: list[int] = []
+        """Once it is sealed: directories in which a look at a name has shown that it is none, or a directory."""
 
     @classmethod
     def create(cls, path: str, revision: str, created_ns: int) -> CatalogWriter:
@@ -249,12 +251,15 @@ class CatalogWriter:
                 self._seal_refused()
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
+                reshaped = self._db.execute(_RESHAPED).fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))
+                self._db.executemany(_COUNT_DIRECTORIES, ((ino, ino) for (ino,) in reshaped))
                 totals = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(size), 0) FROM entry WHERE kind = 0"
                 files, size_bytes, largest = self._db.execute(totals).fetchone()
                 found = [("files", files), ("bytes", size_bytes), ("largest", largest), ("sealed", 1)]
                 self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found)
             self._sealed = True
+            self.reshaped = [ino for (ino,) in reshaped]
             try:
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -374,11 +379,11 @@ def _names(path: str) -> tuple[str, ...] | None:
 
 _SET_FOUND = "UPDATE entry SET executable = 1 WHERE parent = ? AND name = ? AND kind = 1 AND listed = 0"
 _SET_REFUSED = f"""
-    UPDATE entry SET listed = {REFUSED}, executable = 0 WHERE parent = ? AND name = ?
+    UPDATE entry SET listed = {REFUSED} WHERE parent = ? AND name = ?
     AND ((kind = {Kind.DIRECTORY:d} AND listed = 0) OR (kind = {Kind.FILE:d} AND size IS NULL))
 """
 _SET_REFUSED_BELOW = f"""
-    UPDATE entry SET listed = {REFUSED}, executable = 0 WHERE listed = 0 AND ino IN (
+    UPDATE entry SET listed = {REFUSED} WHERE listed = 0 AND ino IN (
         WITH RECURSIVE below (ino) AS (
             SELECT ino FROM entry WHERE parent = ? AND name = ? AND kind = {Kind.DIRECTORY:d}
             UNION ALL
@@ -389,7 +394,10 @@ _SET_REFUSED_BELOW = f"""
 """
 _FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"
 _SET_LISTED = """
-    UPDATE entry SET listed = 1, executable = 0,
-        subdirs = (SELECT count(*) FROM entry AS e WHERE e.parent = ? AND e.kind = 1)
+    UPDATE entry SET listed = 1, subdirs = (SELECT count(*) FROM entry AS e WHERE e.parent = ? AND e.kind = 1)
     WHERE ino = ?
 """
+_COUNT_DIRECTORIES = """
+    UPDATE entry SET subdirs = (SELECT count(*) FROM entry AS e WHERE e.parent = ? AND e.kind = 1) WHERE ino = ?
+"""
+_RESHAPED = "SELECT DISTINCT parent FROM entry WHERE kind = -1 OR (kind = 1 AND executable = 1)"

@@ -74,8 +74,8 @@ class Dataset:
         """Told what another revision changed, None for "a lot", once it is shown."""
         self.on_listed: Callable[[], None] = _nobody_to_tell
         """Called whenever another revision is shown, or the one that is has become whole."""
-        self.on_first_listed: Callable[[], None] = _nobody_to_tell
-        """Called once the first revision is whole, of which nobody knows how it differs from what was shown before."""
+        self.on_first_listed: Callable[[Sequence[int]], Awaitable[None]] = _nobody_to_wait_for
+        """Told of the first revision, once it is whole, which directories were shown otherwise while it was listed."""
         self.on_left: Callable[[str], None] = _nobody_to_tell
         """Told the catalog of a revision that has been shown until now."""
         self.on_touch: Callable[[int], None] | None = None
@@ -163,10 +163,10 @@ class Dataset:
             self._names.writer = None
             self.catalog.refresh()
             self.origin.last_error = None
+            await self.on_first_listed(writer.reshaped)
             self._shown(Phase.READY)
             self._rounds.end(None)
             self.on_listed()
-            self.on_first_listed()
             self._say("revision sealed")
 
     async def _list_another(self) -> bool:

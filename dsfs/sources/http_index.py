@@ -22,8 +22,7 @@ class IndexParser(HTMLParser):
     def __init__(self, url: str, directory: str) -> None:
         """``url`` is where the page came from, after redirects; ``directory`` the path that children get in front."""
         super().__init__(convert_charrefs=True)
-        self._base = url
-        self._moved = False  # by a <base>
+        self._url = self._base = url  # until there is a <base>
         place = urlsplit(url)
         self._origin = (place.scheme, place.netloc)
         self._parts = _decoded_parts(place.path)[:-1]  # behind the last "/" is the page's own name
@@ -42,7 +41,7 @@ class IndexParser(HTMLParser):
         if href is None:
             return
         if tag == "base":
-            self._base, self._moved = urljoin(self._base, href), True
+            self._base = urljoin(self._base, href)
         elif tag == "a":
             child = self._child(href.strip())
             if child is not None and child.path not in self._seen:
@@ -51,7 +50,7 @@ class IndexParser(HTMLParser):
 
     def _child(self, href: str) -> SourceObject | None:
         """None for what is no child: the parent, a sort order, another host, a place further down."""
-        if not self._moved and (plain := _PLAIN.fullmatch(href)):  # nearly all: a tenth of the processor time
+        if self._base == self._url and (plain := _PLAIN.fullmatch(href)):  # nearly all: a tenth of the processor time
             return self._named(_decoded(plain[1]), bool(plain[2]))
         try:
             link = urlsplit(urljoin(self._base, href))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,6 +71,21 @@ def test_all_others_are_a_revision(mounts: Mounts, server: web.Hostile, session:
     job = warm(mount, "team/data")
     assert (job["state"], job["files"]) == ("done", 2)
     one_line_failure(dsfs("warm", "team/data/lost+found", "-m", mount.mountpoint), "lost+found", "403")
+
+
+def test_all_others_are_exported(mounts: Mounts, server: web.Hostile, tmp_path: Path) -> None:
+    mount = mount_all_but_two(mounts, server)
+    copy, tar = tmp_path / "copy", tmp_path / "copy.tar"
+    for target in (copy, tar):
+        done = dsfs("export", "team/data", target, "-m", mount.mountpoint)
+        assert done.returncode == 1
+        assert "2 files" in done.stderr.splitlines()[0]
+        assert "2 refused names" in done.stderr.splitlines()[1]
+        assert "lost+found" in done.stderr.splitlines()[1]
+    with tarfile.open(tar) as packed:
+        assert sorted(packed.getnames()) == ["a.txt", "d", "d/b.txt", "lost+found"]
+    assert sorted(path.name for path in copy.rglob("*")) == ["a.txt", "b.txt", "d", "lost+found"]
+    assert (copy / "d/b.txt").read_bytes() == b"second"
 
 
 def test_it_is_resynced_and_what_is_allowed_later_is_there(mounts: Mounts, server: web.Hostile) -> None:
