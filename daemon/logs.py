@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -77,6 +80,16 @@ class _Library(logging.Formatter):
         return str(self._render(None, record.levelname.lower(), _redact_event(None, "", event)))
 
 
+class _Output(io.TextIOBase):
+    """Standard error, which may be a file on a full disk, or a pipe that nobody reads any more: a line that cannot be
+    written is lost, and costs no more than that."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), text.encode(errors="backslashreplace"))
+        return len(text)
+
+
 def _renderer(log_format: str) -> structlog.typing.Processor:
     if log_format == "json":
         return structlog.processors.JSONRenderer(serializer=json.dumps, default=str)
@@ -85,7 +98,7 @@ def _renderer(log_format: str) -> structlog.typing.Processor:
 
 def configure(*, debug: bool, log_format: str = "console") -> None:
     """Set up logging for this process, in one of settings.LOG_FORMATS. Libraries are heard from warning on."""
-    render = _renderer(log_format)
+    render, output = _renderer(log_format), cast("TextIO", _Output())
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -96,9 +109,9 @@ def configure(*, debug: bool, log_format: str = "console") -> None:
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(_Library(render))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

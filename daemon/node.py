@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -27,13 +28,13 @@ from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.selection import CATALOG, matching
 from dsfs.errors import ConfigError, DsfsError, MountError, PinRefused
-from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.documents import document_of
 
 log = structlog.get_logger()
 
+_VERIFYING = trio.CapacityLimiter(1)
 _NEWS_S = 0.5
 _START_S = 3.0
 
@@ -158,7 +159,7 @@ class Node:
                 await self._set_priority(name, dataset.manifest.cache.priority)
                 try:
                     await self._pins.follow(dataset)
-                except (DsfsError, OSError) as error:
+                except (DsfsError, OSError, sqlite3.Error) as error:
                     log.warning("pins cannot be noted", dataset=name, reason=str(error))
 
     async def _set_priority(self, name: str, priority: int) -> None:
@@ -273,8 +274,12 @@ class Node:
             catalog.close()
 
     async def verify(self) -> Verified:
-        """Check every cached block."""
-        found = await trio.to_thread.run_sync(verify, self._tier, self._boot, limiter=DISK)
+        """Check every cached block; one who asks after another, as each of them may take hours."""
+
+        def go_on(_found: Verified) -> None:
+            trio.from_thread.check_cancelled()
+
+        found = await trio.to_thread.run_sync(verify, self._tier, self._boot, go_on, limiter=_VERIFYING)
         await self._bad_pages.forget()
         return found
 

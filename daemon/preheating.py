@@ -82,7 +82,7 @@ class Preheating:
         await self._hold()
         try:
             await showing.unhide()
-        except MountError as error:
+        except (MountError, OSError) as error:
             log.error("dataset cannot be mounted", dataset=showing.dataset.manifest.id, reason=str(error))
         finally:
             showing.unhide = None  # only now: it is not READY before it can be read

@@ -97,7 +97,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     courier = (sys.executable, "-P", "-m", "daemon.courier")
     flights = Flights(background, bridge, tier, queue, settings.read_timeout_s, shared_tier, longest_s, courier)
     reader = Reader(tier, flights)
-    store = DatasetStore(tier.layout.catalogs)
+    store = DatasetStore(tier.layout.catalogs, f"{settings.runtime_dir}/catalogs" if keeper.restarts else None)
     tree = None if wanted.single else _tree(settings)
     session = _session(settings, keeper, tree)
     flights.checks.on_wrong = session.forget_pages

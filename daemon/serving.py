@@ -19,10 +19,11 @@ from dsfs.cache.verify import rebuild_index
 from dsfs.catalog.lookup import ROOT_INO
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG
-from dsfs.errors import MountError
+from dsfs.errors import DsfsError, MountError
 from dsfs.fetch.disk import DISK
 from dsfs.fuse.direct import DirectSession
 from dsfs.fuse.keeper_client import KeeperClient
+from dsfs.manifest.schema import Manifest
 from dsfs.model import Phase
 
 log = structlog.get_logger()
@@ -94,12 +95,12 @@ class Serving:
         rooms, settings, single = self._rooms, self._rooms.settings, self._rooms.wanted.single
         async with trio.open_nursery() as nursery:
             async with rooms.shown.changing:
-                prepared = [await rooms.shown.prepare(manifest) for manifest in rooms.wanted.manifests]
+                prepared = [await self._prepare(manifest) for manifest in rooms.wanted.manifests]
                 await nursery.start(self._run_session, serving)
                 for mount in prepared:
                     try:
                         await mount()
-                    except MountError as error:
+                    except (MountError, OSError) as error:
                         if single:
                             raise
                         log.error("dataset cannot be mounted", reason=str(error))
@@ -118,13 +119,24 @@ class Serving:
             gc.freeze()  # what lives as long as the server needs no look from the collector
             await self._listening.wait()
             await rooms.keeper.ready()
-            await trio.to_thread.run_sync(note_modules, settings.runtime_dir, limiter=DISK)
+            note = partial(trio.to_thread.run_sync, note_modules, settings.runtime_dir, limiter=DISK)
+            await _optional("noting of modules for the next server", note)
             log.info("ready", mountpoint=settings.mountpoint, session=settings.session, datasets=len(datasets))
             for dataset in datasets:
-                nursery.start_soon(dataset.clean)
+                nursery.start_soon(_optional, "removal of catalogs", dataset.clean)
             rooms.warming.resume()
             await _optional("hints of the server before", partial(rooms.hints.resume, rooms.shown.datasets))
             nursery.start_soon(_every, _HINTS_S, "writing down of hints", rooms.hints.save)
+
+    async def _prepare(self, manifest: Manifest) -> Callable[[], Awaitable[None]]:
+        """One that the cache's disk takes nothing of keeps no other from being shown."""
+        try:
+            return await self._rooms.shown.prepare(manifest)
+        except (DsfsError, OSError) as error:
+            if self._rooms.wanted.single:
+                raise
+            log.error("dataset cannot be shown", dataset=manifest.id, reason=str(error))
+            return trio.lowlevel.checkpoint
 
     async def _run_session(
         self, serving: trio.Nursery, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -7,6 +7,7 @@ shared with the server that it forked. It hears of its end too, and tells the ke
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -161,7 +162,8 @@ class _StandBy:
             name_process("dsfs-server")
             status = self._serve()
         except BaseException:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # of a log on a full disk
+                traceback.print_exc()
             status = 1
         _exit(status)
 
@@ -207,8 +209,9 @@ class _StandBy:
 
 def _exit(status: int) -> NoReturn:
     """End a fork: nothing that was meant for the end of the stand-by is run."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -75,5 +76,10 @@ def guarded(call: Call) -> None:
 
 def say(text: str) -> None:
     """A line in the log."""
-    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} keeper: {text}\n")
-    sys.stderr.flush()
+    write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} keeper: {text}")
+
+
+def write(text: str) -> None:
+    """Into the log as it is, if the log's disk takes it: a keeper must not die of that."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode(errors="backslashreplace"))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 
-from daemon.keeping.loop import say
+from daemon.keeping.loop import say, write
 from daemon.process import end_in_order
 
 
@@ -105,6 +104,5 @@ class Starter:
             text = file.read().strip()
         self._said = -1
         if text:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+            write(text)
         return text.rpartition("\n")[2]

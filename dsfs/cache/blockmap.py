@@ -43,6 +43,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <linux/falloc.h>
 _UNTRIED, _REFUSED = -1, -2
+_KNOWN_STATES: Final = frozenset(State)
 _opening_direct = threading.Lock()
 
 
@@ -192,7 +193,9 @@ class BlockMap:
         return self._generation[0]
 
     def state(self, block: int) -> State:
-        return State(self._states[block])
+        """What the disk has damaged to be no state at all is one to check: the checksum knows."""
+        value = self._states[block]
+        return State(value) if value in _KNOWN_STATES else State.UNCHECKED
 
     def present_bytes(self) -> int:
         """Bytes in blocks that are here, checked or not."""
@@ -230,7 +233,7 @@ class BlockMap:
     def unchecked(self) -> list[int]:
         """Blocks that were written under another boot and not checked since."""
         states = bytes(self._states)
-        return [block for block in range(self.blocks) if states[block] == State.UNCHECKED]
+        return [block for block in range(self.blocks) if states[block] not in (State.ABSENT, State.PRESENT)]
 
     def read(self, wanted: ByteRange, into: memoryview, flags: int = 0) -> bool:
         """Fill ``into`` (``wanted.length`` bytes). False: some of it is absent, and ``into`` may hold anything.
@@ -354,7 +357,7 @@ class BlockMap:
                 raise DamagedObject(f"data of {self.key} ends before byte {place.stop}")
         if crc32c(data) != self._checksums[block]:
             return self._generation[0] != generation  # punched meanwhile
-        if state == State.UNCHECKED:
+        if state != State.PRESENT:
             lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock_fd, fcntl.LOCK_SH)

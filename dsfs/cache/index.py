@@ -283,7 +283,9 @@ class Index:
     def share(self, owner: str, other: str) -> None:
         """Note that a dataset uses all that another one does. Blocks on the disk; raises OSError."""
         self.flush(time.time())
-        for keys in _batches(cached.key for cached in self.everything() if owner in cached.owners):
+        # What is written meanwhile is met again: a row that says so already is not written again.
+        everything = self.everything()
+        for keys in _batches(each.key for each in everything if owner in each.owners and other not in each.owners):
             for key in keys:
                 self.use(key, other)
             self.flush(time.time())

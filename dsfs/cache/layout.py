@@ -58,7 +58,7 @@ class Layout:
         catalogs = (directory for directory, _names, _files in os.walk(self.catalogs))
         files = sum(space for directory in (*catalogs, self.index) for space in _spaces_in(directory))
         directories = (self.unproven, *(f"{self.objects}/{name}" for name in _FANOUT))
-        return files + sum(os.stat(directory).st_blocks * 512 for directory in directories)
+        return files + sum(_space_of(directory) for directory in directories)
 
     def try_to_keep(self, size_bytes: int) -> None:
         """Take so much space where objects lie, and give it back. Raises OSError when the disk refuses."""
@@ -180,8 +180,17 @@ def _make_directories(root: str) -> None:
         os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
     if not os.path.isdir(f"{root}/objects/ff"):
         spread_directories(f"{root}/objects")
-        for name in _FANOUT:
-            os.makedirs(f"{root}/objects/{name}", mode=0o700, exist_ok=True)
+    for name in _FANOUT:
+        os.makedirs(f"{root}/objects/{name}", mode=0o700, exist_ok=True)
+
+
+def _space_of(directory: str) -> int:
+    """Of one that objects lie in; if somebody has removed it, it is made again."""
+    try:
+        return os.stat(directory).st_blocks * 512
+    except FileNotFoundError:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        return 0
 
 
 def trust_id(root: str) -> bytes:

@@ -17,6 +17,8 @@ ROOT_INO = 1
 REFUSED = 2
 """In the column ``listed``: the source did not let it be looked at."""
 
+INO_BITS = 40
+"""Of a number within a dataset, at most."""
 _COLUMNS = "ino, parent, name, kind, size, mtime_ns, tag, target, executable, listed, subdirs"
 _BY_NAME = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND name = ? AND kind >= 0"
 _BY_INO = f"SELECT {_COLUMNS} FROM entry WHERE ino = ? AND kind >= 0"
@@ -57,12 +59,15 @@ class Catalog:
         self.file = path
         self._paths: LRUCache[int, str] = LRUCache(4096)
         self._parents: LRUCache[int, int] = LRUCache(4096)  # of directories
-        self._db = _connect(path, immutable=False)
-        self.created_ns = int(self._meta("created_ns"))
+        self._db = _open(path)
         self.sealed = False
         self.refused = 0
         """Names that the source does not let be looked at, once it is sealed."""
-        self.refresh()
+        try:
+            self.created_ns = int(self._meta("created_ns"))
+            self.refresh()
+        except sqlite3.Error as error:
+            raise CatalogError(f"catalog {path}: {error}") from error
 
     @property
     def name(self) -> str:
@@ -79,7 +84,7 @@ class Catalog:
         if not self.sealed and int(self._meta("sealed")):
             self.sealed = True
             self.refused = int(self._meta("refused", 0))
-            if not (os.path.exists(f"{self.file}-wal") and os.path.getsize(f"{self.file}-wal")):
+            if not _is_in_log(self.file):
                 self._db.close()
                 self._db = _connect(self.file, immutable=True)
 
@@ -241,6 +246,25 @@ def join(directory: str, name: bytes) -> str:
     """A path from a directory's path and a name in it."""
     text = os.fsdecode(name)
     return f"{directory}/{text}" if directory else text
+
+
+def _open(path: str) -> sqlite3.Connection:
+    try:
+        return _connect(path, immutable=False)
+    except CatalogError:
+        # In a directory that cannot be written SQLite finds no place for the log of a catalog that has none.
+        if not os.path.exists(path) or _is_in_log(path):
+            raise
+        db = _connect(path, immutable=True)
+        if db.execute("SELECT value FROM meta WHERE key = 'sealed'").fetchone() != (1,):
+            db.close()
+            raise
+        return db
+
+
+def _is_in_log(path: str) -> bool:
+    """Whether rows are in SQLite's log that are not in the file yet."""
+    return os.path.exists(f"{path}-wal") and os.path.getsize(f"{path}-wal") > 0
 
 
 def _connect(path: str, *, immutable: bool) -> sqlite3.Connection:

@@ -49,10 +49,13 @@ class CatalogWriter:
     def __init__(self, path: str) -> None:
         self.file = path
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA cache_size = -16384")
-        (self._created_ns,) = self._db.execute("SELECT value FROM meta WHERE key = 'created_ns'").fetchone()
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA cache_size = -16384")
+            (self._created_ns,) = self._db.execute("SELECT value FROM meta WHERE key = 'created_ns'").fetchone()
+        except sqlite3.Error as error:
+            raise CatalogError(f"catalog {path} cannot be written: {error}") from error
         self._directories: LRUCache[tuple[str, ...], _Directory] = LRUCache(8192)
         self._said_skipped = False
         self._sealed = False  # then all that may be asked is in the catalog, and who comes late looks there
@@ -64,8 +67,11 @@ class CatalogWriter:
         """Once it is sealed: directories in which a look at a name has shown that it is none, or a directory."""
 
     @classmethod
-    def create(cls, path: str, revision: str, created_ns: int) -> CatalogWriter:
-        """A new catalog with nothing but its root. Raises CatalogError when the disk refuses."""
+    def create(cls, path: str, revision: str, created_ns: int, first_ino: int = ROOT_INO + 1) -> CatalogWriter:
+        """A new catalog with nothing but its root; numbers are given from ``first_ino`` on.
+
+        Raises CatalogError when the disk refuses.
+        """
         try:
             temporary = f"{path}.new"
             if os.path.exists(temporary):
@@ -89,6 +95,11 @@ class CatalogWriter:
                 "INSERT INTO entry (ino, parent, name, kind, size, mtime_ns) VALUES (?, 0, x'', ?, 0, ?)",
                 (ROOT_INO, Kind.DIRECTORY, created_ns),
             )
+            if first_ino > ROOT_INO + 1:  # SQLite goes on behind the largest number; this row goes with the seal
+                db.execute(
+                    "INSERT INTO entry (ino, parent, name, kind, size) VALUES (?, 0, x'00', -1, 0)", (first_ino - 1,)
+                )
+                db.execute("INSERT INTO meta VALUES ('next_ino', ?)", (first_ino,))
             db.close()  # the last connection to close empties the WAL, so the rename moves all of it
             os.rename(temporary, path)
             return cls(path)
@@ -250,6 +261,7 @@ class CatalogWriter:
             with self._transaction():
                 self._seal_refused()
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
+                self._db.execute("DELETE FROM entry WHERE parent = 0 AND ino != ?", (ROOT_INO,))
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
                 reshaped = self._db.execute(_RESHAPED).fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))

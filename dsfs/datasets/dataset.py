@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -13,8 +12,7 @@ import trio
 from dsfs.bridge import Bridge
 from dsfs.catalog.diff import Changes, ManyChanges
 from dsfs.catalog.lookup import Catalog, Row
-from dsfs.catalog.writer import CatalogWriter
-from dsfs.datasets.listing import list_all, list_beside, new_catalog
+from dsfs.datasets.listing import first_catalog, list_all, list_beside
 from dsfs.datasets.names import Names
 from dsfs.datasets.rounds import Rounds
 from dsfs.datasets.selection import CATALOG
@@ -100,21 +98,15 @@ class Dataset:
 
     def open_revision(self, shown_before: Sequence[str] = ()) -> None:
         """Begin with a new listing, or go on with the revisions that an earlier server has shown, latest first."""
-        directory = self._store.directory_of(self.manifest)
-        known = [path for name in shown_before if os.path.exists(path := f"{directory}/{name}.sqlite")]
-        names = self._names
-        if known:
-            names.open(known[0], known[1:])
+        names, files = self._names, [self._store.file_of(self.manifest, name) for name in shown_before]
+        if files and names.reopen(files[0], files[1:]):
+            self.answered.set()  # readers have seen this revision: it stays, whatever the source says now
+            self._keep_to_revision(self.origin.source)
         else:
-            names.writer = new_catalog(directory)
-            names.open(names.writer.file)
+            names.writer = first_catalog(self._store, self.manifest, lost=bool(files))
+            names.open(names.writer.file, files)
         if names.catalog.sealed:
             self._shown(Phase.READY)
-        elif names.writer is None:
-            names.writer = CatalogWriter(names.catalog.file)
-            self._keep_to_revision(self.origin.source)
-        if known:
-            self.answered.set()  # readers have seen this revision: it stays, whatever the source says now
 
     def open_sealed(self, file: str) -> None:
         """Show one revision for good: what ``<dataset>@<revision>`` is."""

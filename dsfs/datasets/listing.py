@@ -12,11 +12,12 @@ import trio
 from dsfs.bridge import Bridge
 from dsfs.catalog.crawl import crawl
 from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, keep_below_refused, newly_refused
-from dsfs.catalog.lookup import Catalog
+from dsfs.catalog.lookup import INO_BITS, ROOT_INO, Catalog
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.selection import CATALOG
-from dsfs.datasets.store import new_revision, remove_catalog
-from dsfs.errors import DsfsError, SourceRefused, SourceUnavailable
+from dsfs.datasets.store import DatasetStore, new_revision, remove_catalog
+from dsfs.errors import CatalogError, DsfsError, SourceRefused, SourceUnavailable
+from dsfs.manifest.schema import Manifest
 from dsfs.sources.base import Source
 
 log = structlog.get_logger()
@@ -24,11 +25,32 @@ log = structlog.get_logger()
 _TOLD_NAMES = 10_000  # more changes than that stay on the disk
 
 
-def new_catalog(directory: str) -> CatalogWriter:
+def first_catalog(store: DatasetStore, manifest: Manifest, *, lost: bool) -> CatalogWriter:
+    """The catalog of the first revision. Raises CatalogError, OSError when the disk refuses, and there is no spare one.
+
+    ``lost``: the kernel knows numbers that a catalog gave which is there no more; none of them is given again.
+    """
+    try:
+        return new_catalog(store.directory_of(manifest), lost=lost)
+    except (CatalogError, OSError) as error:
+        spare = store.spare_of(manifest)
+        if spare is None:
+            raise
+        log.warning("catalog kept with what runs, as the cache takes none", dataset=manifest.id, reason=str(error))
+        return new_catalog(spare, lost=lost)
+
+
+def new_catalog(directory: str, *, lost: bool = False) -> CatalogWriter:
     """The catalog of a revision that begins now."""
     now_s = time.time()
     name = new_revision(now_s)
-    return CatalogWriter.create(f"{directory}/{name}.sqlite", name, int(now_s * 1e9))
+    first_ino = _numbers_of(now_s) if lost else ROOT_INO + 1
+    return CatalogWriter.create(f"{directory}/{name}.sqlite", name, int(now_s * 1e9), first_ino)
+
+
+def _numbers_of(now_s: float) -> int:
+    """Where the numbers of this minute begin, far behind those of any listing: a million for each of half a year."""
+    return 1 << (INO_BITS - 1) | int(now_s // 60) % (1 << 18) << (INO_BITS - 20)
 
 
 async def list_all(

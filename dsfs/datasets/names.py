@@ -6,6 +6,7 @@ import errno
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+import structlog
 import trio
 
 from dsfs.bridge import Bridge
@@ -14,10 +15,12 @@ from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.once import Once
 from dsfs.datasets.selection import remote_file
-from dsfs.errors import ConfigError, SourceRefused
+from dsfs.errors import CatalogError, ConfigError, SourceRefused
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.model import Kind, SourceObject
+
+log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
@@ -59,8 +62,27 @@ class Names:
         return (self.catalog, *self._older)
 
     def open(self, file: str, older: Sequence[str] = ()) -> None:
-        """Begin with the catalog of a revision, and of those that were shown before it, latest first."""
-        self._catalog, self._older = Catalog(file), [Catalog(path) for path in older]
+        """Begin with the catalog of a revision, and of those that were shown before it, as far as they are there."""
+        self._catalog = Catalog(file)
+        for path in older:
+            try:
+                self._older.append(Catalog(path))
+            except CatalogError as error:  # its open files end, and nothing else
+                log.warning("older revision cannot be read", dataset=self._dataset, reason=str(error))
+
+    def reopen(self, file: str, older: Sequence[str]) -> bool:
+        """As ``open``, of what a server before this one has shown, and list on what is not whole; False when that is
+        there no more, and with it what its numbers mean."""
+        try:
+            catalog = Catalog(file)
+            if not catalog.sealed:
+                self.writer = CatalogWriter(file)
+            catalog.close()
+        except CatalogError as error:
+            log.warning("what was shown is lost, it is listed anew", dataset=self._dataset, reason=str(error))
+            return False
+        self.open(file, older)
+        return True
 
     def show_instead(self, file: str) -> None:
         """Show another revision in place of one that nobody has seen anything of."""

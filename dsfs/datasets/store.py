@@ -20,10 +20,14 @@ KEPT_REVISIONS = 3
 
 
 class DatasetStore:
-    """Beside the catalogs. A number is on disk before it is first shown, and is never given to anything else."""
+    """Beside the catalogs. A number is on disk before it is first shown, and is never given to anything else.
 
-    def __init__(self, directory: str) -> None:
+    ``spare`` is a directory for catalogs of datasets that are shown already, where this one takes none.
+    """
+
+    def __init__(self, directory: str, spare: str | None = None) -> None:
         self.directory = directory
+        self._spare = spare
         self._file = f"{directory}/numbers.json"
         try:
             with open(self._file, encoding="utf-8") as file:
@@ -59,6 +63,19 @@ class DatasetStore:
         path = f"{self.directory}/{dataset_key(manifest)}"
         os.makedirs(path, mode=0o700, exist_ok=True)
         return path
+
+    def spare_of(self, manifest: Manifest) -> str | None:
+        """As ``directory_of``, in the spare directory."""
+        if self._spare is None:
+            return None
+        path = f"{self._spare}/{dataset_key(manifest)}"
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+    def file_of(self, manifest: Manifest, name: str) -> str:
+        """Where a catalog lies, from its name; it need not be there."""
+        found = [path for path in self._catalogs(manifest) if os.path.basename(path) == f"{name}.sqlite"]
+        return found[0] if found else f"{self.directory}/{dataset_key(manifest)}/{name}.sqlite"
 
     def newest_sealed(self, manifest: Manifest) -> str | None:
         """The catalog of the latest revision that is whole."""
@@ -117,10 +134,12 @@ class DatasetStore:
             remove_catalog(path)
 
     def _catalogs(self, manifest: Manifest) -> list[str]:
-        directory = self.directory_of(manifest)
-        return [
-            f"{directory}/{name}" for name in sorted(os.listdir(directory), reverse=True) if name.endswith(".sqlite")
-        ]
+        found = []
+        for directory in (self.directory, self._spare):
+            within = f"{directory}/{dataset_key(manifest)}"
+            if directory is not None and os.path.isdir(within):
+                found += [f"{within}/{name}" for name in os.listdir(within) if name.endswith(".sqlite")]
+        return sorted(found, key=os.path.basename, reverse=True)
 
 
 def remove_catalog(path: str) -> None:

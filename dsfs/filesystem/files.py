@@ -61,7 +61,7 @@ class DatasetFiles:
         self.dataset = dataset
         self._reader = reader
         self._owner = owner
-        self._root_nodeid = root_nodeid
+        self.root_nodeid = root_nodeid
         self._ahead = Ahead(dataset, reader, cache_limit_bytes, longest_window)
         self._files: LRUCache[int, RemoteFile] = LRUCache(_KNOWN_FILES)
         self._failed: LRUCache[int, tuple[SourceUnavailable, float]] = LRUCache(_KNOWN_FILES)
@@ -69,14 +69,14 @@ class DatasetFiles:
     # -- names ----------------------------------------------------------------------------------------------------
 
     def _ino(self, nodeid: int) -> int:
-        if nodeid == self._root_nodeid:
+        if nodeid == self.root_nodeid:
             return ROOT_INO
         if slot_of(nodeid) != self.dataset.slot:
             raise OSError(errno.ESTALE, "inode of another dataset")
         return ino_of(nodeid)
 
     def _nodeid(self, ino: int) -> int:
-        return self._root_nodeid if ino == ROOT_INO else nodeid_of(self.dataset.slot, ino)
+        return self.root_nodeid if ino == ROOT_INO else nodeid_of(self.dataset.slot, ino)
 
     def _row(self, nodeid: int) -> Row:
         row = self.dataset.row(self._ino(nodeid))

@@ -6,8 +6,9 @@ namespaces. The root of a connection is always 1 (FUSE_ROOT_ID in <linux/fuse.h>
 
 from __future__ import annotations
 
+from dsfs.catalog.lookup import INO_BITS
+
 ROOT_ID = 1
-INO_BITS = 40
 _INO_MASK = (1 << INO_BITS) - 1
 
 

@@ -135,8 +135,10 @@ class DirectSession:
             return self._connections[name]
 
         self._files[name] = files
-        shown = files.dataset.shown()
+        before, shown = self.shown_before(name), files.dataset.shown()
         await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: shown})
+        if before and shown[0] not in before:  # it was lost, and nothing that the kernel knows means what it did
+            await self._connections[name].kernel_caches.forget_all(list, lambda: [files.root_nodeid])
         if files.dataset.shown() != shown:  # another revision came meanwhile, when ``swapped`` had nobody to tell
             await self._remember(name, _STATE_SHOWN, files.dataset.shown())
 

@@ -169,7 +169,7 @@ class FilesConnection(ReadingConnection):
 
         Without opens nobody tells whether a file is open; then its readers get the pages that are read anew.
         """
-        closed = [nodeid for nodeid in nodeids if self._journal.mode(nodeid) is None]
+        closed = [nodeid for nodeid in nodeids if self._openless or self._journal.mode(nodeid) is None]
         self._wrong.update(set(nodeids) - set(closed))
 
         def work() -> None:

@@ -7,9 +7,9 @@ import stat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsfs.catalog.lookup import Row
+from dsfs.catalog.lookup import INO_BITS, Row
 from dsfs.filesystem.attributes import FOREVER_S, Ownership, attributes_of
-from dsfs.filesystem.nodes import INO_BITS, ROOT_ID, ino_of, nodeid_of, slot_of
+from dsfs.filesystem.nodes import ROOT_ID, ino_of, nodeid_of, slot_of
 from dsfs.manifest.schema import MountOptions
 from dsfs.model import Kind
 
