@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsfs.cache.eviction import Cached
 from dsfs.cache.index import Index
 from dsfs.cache.open_index import open_index
 from dsfs.cache.rows import Rows
@@ -281,3 +283,25 @@ def test_a_disk_that_refuses_costs_no_row(tmp_path: Path, monkeypatch: pytest.Mo
     again = open_index(directory)
     assert (again.was_clean, again.used_bytes, again.owner_bytes("a")) == (False, 10, 10)
     again.close(5.0)
+
+
+def test_sharing_ends_however_many_uses_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsfs.cache.index._NOTED_USES", 50)
+    index = Index(str(tmp_path))
+    keys = [f"{number:064x}" for number in range(2_000)]
+    for key in keys:
+        index.add(key, 10, 10, "a")
+    index.flush(1.0)
+    seen = 0
+    everything = index.everything
+
+    def counted() -> Iterator[Cached]:
+        nonlocal seen
+        for each in everything():
+            seen += 1
+            assert seen <= 3 * len(keys), "rows that it has written itself are met again and again"
+            yield each
+
+    monkeypatch.setattr(index, "everything", counted)
+    index.share("a", "b")
+    assert index.owner_bytes("b") == 10 * len(keys)

@@ -18,6 +18,7 @@ from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.index import Index
 from dsfs.cache.layout import open_layout
+from dsfs.cache.mapfile import STATES_AT
 from dsfs.cache.node import NodeTier
 from dsfs.cache.past_cache import PastCache
 from dsfs.cache.scrub import LONGEST_PAUSE_S, Scrub, pause_s
@@ -207,3 +208,33 @@ def test_a_week_for_a_full_disk_and_a_minute_at_most() -> None:
     assert pause_s(1 << 20, 4 << 40, week) == pytest.approx(0.144, rel=0.01)
     assert pause_s(1 << 20, 1 << 20, week) == LONGEST_PAUSE_S
     assert pause_s(1 << 20, 0, 5.0) == 5.0
+
+
+@pytest.mark.parametrize("look", ["scrub", "verify"])
+def test_a_state_that_is_none_is_one_to_check(tier: NodeTier, look: str) -> None:
+    """It may be of a block that is right, and of one that is not."""
+    for number in (1, 2):
+        put(tier, number, blocks=3)
+        with open(tier.layout.map_path(key_of(number)), "r+b") as file:
+            file.seek(STATES_AT + 1)
+            file.write(b"\x77")
+    flip(tier, 2, BLOCK + 5)
+    if look == "verify":
+        assert verify(tier, BOOT).bad == 1
+    else:
+        whole_round(Scrub(tier, BOOT), 1 << 20)
+    right = tier.open(key_of(1), len(data_of(1)), "a/one")
+    wrong = tier.open(key_of(2), len(data_of(2)), "a/one")
+    assert right is not None
+    assert right.complete
+    if wrong is not None:
+        assert isinstance(wrong, BlockMap)
+        assert wrong.absent(ByteRange(0, len(data_of(2)))) == [1]
+
+
+def test_directories_that_somebody_removed_are_made_again(tier: NodeTier) -> None:
+    for directory in (f"{tier.layout.objects}/01", tier.layout.unproven):
+        os.rmdir(directory)
+    tier.upkeep()
+    put(tier, 1)
+    assert tier.open(key_of(1), len(data_of(1)), "a/one") is not None
