@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceTimeout
-from dsfs.model import Kind, ListingPage, SourceObject
+from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
 from dsfs.sources.retry import one_of_many
 
@@ -121,7 +121,9 @@ async def walk(
             pages, page = await begin() if directory == root else await one_of_many(begin, _is_quick)
             async with closing(pages):
                 while page is not None:
-                    waiting.extend(obj.path for obj in page.objects if obj.kind is Kind.DIRECTORY)
+                    waiting.extend(
+                        obj.path for obj in page.objects if obj.kind is Kind.DIRECTORY and path_parts(obj.path)
+                    )
                     yield page
                     page = await anext(pages, None)
         except SourceMissing:

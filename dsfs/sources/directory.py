@@ -75,6 +75,10 @@ def _claim_directory(uri: str, pvc_root: str | None, namespace: str) -> str:
     return os.path.join(own if os.path.isdir(own) else pvc_root, *parts)
 
 
+_mounts: set[str] = set()
+"""Roots that were seen to be mount points: what is empty below one that is none any more was not deleted."""
+
+
 def tag_of(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
@@ -89,6 +93,10 @@ class DirectorySource:
         self._threads = Threads(THREADS, timeouts.idle_s, self.root)
         self.uri = uri or self.root
         self.identity = f"directory:{self.root}"
+
+    async def place(self) -> str:
+        """Its root, without symbolic links. Raises SourceTimeout."""
+        return await self._threads.run(os.path.realpath, self.root)
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""
@@ -124,6 +132,7 @@ class DirectorySource:
 
     def _start_scan(self, scan: _Scan, directory: str) -> None:
         with self._translated(directory, SourceMissing):
+            self._check_mounted()
             if self._single_name() is not None:
                 if directory:
                     raise SourceMissing(f"{self._shown(directory)} is not there: {self.root} is a file")
@@ -180,6 +189,7 @@ class DirectorySource:
             except OSError as error:
                 if error.errno in _GONE | {errno.EINVAL, errno.ENAMETOOLONG}:
                     os.stat(self.root)  # gone with its root is missing, and not "there is no such name"
+                    self._check_mounted()
                     return None
                 raise
             return _object(path, status, target)
@@ -205,6 +215,17 @@ class DirectorySource:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or tag_of(status) != obj.version_tag:
             raise SourceChanged(f"{self._shown(obj.path)} is not the file that was listed any more")
+
+    def _check_mounted(self) -> None:
+        """Raises SourceUnavailable where the root was a mount point, of this process's time, and is none any more."""
+        try:
+            is_mount = os.stat(self.root).st_dev != os.stat(f"{self.root}/..").st_dev
+        except OSError:
+            return  # a single file, or not there: that is said elsewhere
+        if is_mount:
+            _mounts.add(self.root)
+        elif self.root in _mounts:
+            raise SourceUnavailable(f"{self.root} is not mounted any more (mount it; dsfs restart takes it as it is)")
 
     # -- paths ----------------------------------------------------------------------------------------------------
 
@@ -256,6 +277,7 @@ class DirectorySource:
                 # An export that is not mounted (any more) is one missing root, and not many changed files.
                 if not os.path.lexists(self.root):
                     raise SourceMissing(f"{self.root} is not there (mount it or make it)") from error
+                self._check_mounted()
                 raise gone(f"{what}: {why}") from error
             if error.errno in _REFUSED:
                 raise SourceRefused(f"{what}: {why} (let the user of the daemon read it)") from error

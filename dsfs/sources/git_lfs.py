@@ -32,6 +32,7 @@ from dsfs.errors import (
 from dsfs.ranges import ByteRange, KiB, MiB
 from dsfs.sources.answers import body_place, copy_body, retry_after_s
 from dsfs.sources.base import Buffer, Sink
+from dsfs.sources.certificates import context
 from dsfs.sources.git_lfs_endpoint import EARLY_S, Endpoint, Endpoints
 from dsfs.sources.git_objects import Pointer
 from dsfs.sources.git_program import GitProgram
@@ -250,7 +251,7 @@ class LfsClient:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=64),
+                connector=aiohttp.TCPConnector(limit=64, ssl=context(os.environ.get("GIT_SSL_CAINFO"))),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.idle_s
                 ),

@@ -22,6 +22,7 @@ from yarl import URL
 from dsfs.errors import SourceError, SourceTimeout, SourceUnavailable, SourceUnsupported
 from dsfs.ranges import ByteRange, KiB, MiB
 from dsfs.sources.answers import retry_after_s
+from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.hadoop_answers import Standby, error_of
 from dsfs.sources.timeouts import Timeouts
 
@@ -251,7 +252,7 @@ def _translated(error: Exception, what: str) -> SourceError:
     if isinstance(error, TimeoutError):
         return SourceTimeout(f"{what}: nothing answered in time")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return SourceUnavailable(f"{what}: the certificate of the server is not trusted (name its CA in SSL_CERT_FILE)")
+        return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
         return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")
     return SourceUnavailable(f"{what}: the answer cannot be read ({type(error).__name__})")

@@ -30,6 +30,7 @@ from dsfs.sources.http_client import (
     proves_nothing,
     raise_for,
     tag_of,
+    told_apart,
     without_query,
 )
 from dsfs.sources.http_index import IndexParser
@@ -101,7 +102,7 @@ class HttpSource:
         self._said_weak = False
         self._told = ToldDigests()
         self.uri = self._root
-        self.identity = f"http:{self._root}"
+        self.identity = f"http:{self._root}{told_apart(headers)}"
 
     # -- Source ---------------------------------------------------------------------------------------------------
 
@@ -140,6 +141,8 @@ class HttpSource:
             found_names = parser.take()
             if not (is_index or found_names):
                 raise await self._astray(url, answer)
+            framed = answer.content_length is not None or "Transfer-Encoding" in answer.headers
+            parser.check_whole(url, answer.headers.get("Server", ""), framed=framed)
             yield ListingPage(tuple(found_names), (directory,))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
@@ -241,7 +244,9 @@ class HttpSource:
                 self._single = False
             else:
                 found = await self._stat_url(self.single_name(), self._root)
-                self._single = found is not None and found.kind is Kind.FILE
+                if found is None:
+                    return False  # a file may come there yet
+                self._single = found.kind is Kind.FILE
         return self._single
 
     def single_name(self) -> str:

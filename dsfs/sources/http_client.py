@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import netrc
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -27,6 +29,7 @@ from dsfs.errors import (
 )
 from dsfs.ranges import KiB
 from dsfs.sources.answers import parse_content_range, retry_after_s
+from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import Head
@@ -234,6 +237,15 @@ def origin_of(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.host, parts.port
 
 
+def told_apart(headers: Mapping[str, str] | None) -> str:
+    """What a source's identity has for the headers that are sent with each request: another answer may come to others,
+    and need not say so."""
+    if not headers:
+        return ""
+    sent = sorted((key.lower(), value) for key, value in headers.items())
+    return f" headers {hashlib.sha256(json.dumps(sent).encode()).hexdigest()[:16]}"
+
+
 def tag_of(answer: Answered, size: int) -> str:
     """The version that an answer is of: a strong ETag; else the weak one and Last-Modified with the size."""
     etag = answer.headers.get("ETag", "").strip()
@@ -328,7 +340,7 @@ def translated(error: Exception, what: str) -> SourceError:
     if isinstance(error, TimeoutError):  # aiohttp's time-outs are among its connection errors too
         return SourceTimeout(f"{what}: nothing answered in time")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return SourceUnavailable(f"{what}: the certificate of the server is not trusted")
+        return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
     if isinstance(error, ValueError):
         return SourceUnsupported(f"{what}: this URL cannot be asked for ({type(error).__name__})")
     return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")

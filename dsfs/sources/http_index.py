@@ -10,10 +10,15 @@ import re
 from html.parser import HTMLParser
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
+from dsfs.errors import SourceUnavailable, SourceUnsupported
 from dsfs.model import Kind, SourceObject
 
 _PLAIN = re.compile(r"(?!\.{1,2}/?$)([\w.~!$&'()*+,=@%-]+)(/?)", re.ASCII)
 """A link that means the same wherever it is joined to: one segment, neither "." nor ".." (RFC 3986 section 4.2)."""
+
+_WHOLE = ("html", "body")
+_MOST_OF_CADDY = 10_000
+"""Names of a directory that Caddy shows, without a word on there being more (its browse.go, defaultDirEntryLimit)."""
 
 
 class IndexParser(HTMLParser):
@@ -27,8 +32,20 @@ class IndexParser(HTMLParser):
         self._origin = (place.scheme, place.netloc)
         self._parts = _decoded_parts(place.path)[:-1]  # behind the last "/" is the page's own name
         self._prefix = f"{directory}/" if directory else ""
+        self._is_open = False  # the page has said where it begins, and not yet where it ends
         self._seen: set[str] = set()
         self._found: list[SourceObject] = []
+
+    def check_whole(self, url: str, server: str, *, framed: bool) -> None:
+        """Raises SourceUnavailable for a page that broke off where nothing else says so, as it was not ``framed``;
+        SourceUnsupported for one of a ``server`` that shows no more names."""
+        if self._is_open and not framed:
+            raise SourceUnavailable(f"{url}: the index broke off before its end")
+        if len(self._seen) == _MOST_OF_CADDY and server.startswith("Caddy"):
+            raise SourceUnsupported(
+                f"{url}: Caddy shows the first {_MOST_OF_CADDY} names of a directory "
+                "(raise file_limit of its file_server's browse, or give a list)"
+            )
 
     def take(self) -> list[SourceObject]:
         """What was found since the last call."""
@@ -37,6 +54,8 @@ class IndexParser(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """See HTMLParser."""
+        if tag in _WHOLE:
+            self._is_open = True
         href = next((value for key, value in attrs if key == "href"), None)
         if href is None:
             return
@@ -47,6 +66,11 @@ class IndexParser(HTMLParser):
             if child is not None and child.path not in self._seen:
                 self._seen.add(child.path)
                 self._found.append(child)
+
+    def handle_endtag(self, tag: str) -> None:
+        """See HTMLParser."""
+        if tag in _WHOLE:
+            self._is_open = False
 
     def _child(self, href: str) -> SourceObject | None:
         """None for what is no child: the parent, a sort order, another host, a place further down."""

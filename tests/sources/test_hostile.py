@@ -30,6 +30,8 @@ from dsfs.sources.http import HttpSource
 from dsfs.sources.s3 import S3Options, S3Source
 from dsfs.sources.timeouts import Timeouts
 from tests.servers import hostile as h
+from tests.servers.process import HOST
+from tests.servers.streams import listening
 from tests.sources.sinks import KeepingSink, WireReading
 
 SHORT: Final = Timeouts(connect_s=3.0, idle_s=1.0)
@@ -545,3 +547,85 @@ def test_where_a_redirect_leads_is_asked_for_as_it_was_given(server: h.Hostile) 
 
     asyncio.run(run())
     assert server.asked[-1].path == "/store/f%2Fg%27;v=1%20%C3%A9"
+
+
+def test_a_file_that_comes_later_is_one(server: h.Hostile) -> None:
+    async def run() -> None:
+        source = HttpSource(server.url.rstrip("/") + PATH, timeouts=SHORT)
+        with pytest.raises(SourceMissing):
+            await completed(source.list_tree())
+        server.files[PATH] = b"here"
+        assert [obj.path async for page in source.list_tree() for obj in page.objects] == ["f"]
+        await source.close()
+
+    del server.files[PATH]
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("said", "whole"),
+    [
+        (b"<html><body><a href=f>f</a></body></html>", True),
+        (b"<a href=f>f</a>", True),
+        (b"<html><body><a href=f>f</a>", False),
+        (b"<html><body><a href=f>f</a><a hre", False),
+    ],
+)
+def test_an_index_that_ends_with_its_connection_must_say_so(said: bytes, whole: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n" + said)
+
+    async def run() -> None:
+        async with listening(serve) as (port, _connections):
+            source = HttpSource(f"http://{HOST}:{port}/d/", timeouts=SHORT)
+            if whole:
+                assert [obj.path async for page in source.list_directory("") for obj in page.objects] == ["f"]
+            else:
+                with pytest.raises(SourceUnavailable, match="broke off"):
+                    await completed(source.list_directory(""))
+            await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("software", "names", "whole"), [("Caddy", 9_999, True), ("Caddy", 10_000, False), ("x", 10_000, True)]
+)
+def test_caddy_shows_no_more_names_and_does_not_say_so(
+    server: h.Hostile, software: str, names: int, whole: bool
+) -> None:
+    links = "".join(f'<a href="./{number}">x</a>' for number in range(names)).encode()
+    server.always("/bucket/", lambda *_: h.Answer(200, {"Content-Type": "text/html", "Server": software}, links))
+
+    async def run() -> None:
+        source = http(server)
+        if whole:
+            assert len([obj async for page in source.list_directory("") for obj in page.objects]) == names
+        else:
+            with pytest.raises(SourceUnsupported, match="file_limit"):
+                await completed(source.list_directory(""))
+        await source.close()
+
+    asyncio.run(run())
+
+
+def test_names_that_lead_elsewhere_are_not_walked_into(server: h.Hostile) -> None:
+    links = b'<a href="%2e%2e/">x</a><a href="%2E/">x</a><a href="d/">d</a>'
+    for place in ("/bucket/", "/bucket/d/"):
+        server.always(place, lambda *_: h.Answer(200, {"Content-Type": "text/html"}, links))
+    server.always("/bucket/d/d/", lambda *_: h.Answer(200, {"Content-Type": "text/html"}, b'<a href="f">f</a>'))
+
+    async def run() -> None:
+        source = http(server)
+        assert "d/d/f" in [obj.path async for page in source.list_tree() for obj in page.objects]
+        await source.close()
+
+    asyncio.run(run())
+    assert set(server.requests) == {"/bucket/", "/bucket/d/", "/bucket/d/d/"}
+
+
+def test_other_headers_may_bring_another_answer() -> None:
+    plain, one, other = (HttpSource("http://h/d/", headers=sent) for sent in ({}, {"X-P": "1"}, {"X-P": "2"}))
+    assert len({plain.identity, one.identity, other.identity}) == 3
+    assert one.identity == HttpSource("http://h/d/", headers={"x-p": "1"}).identity
