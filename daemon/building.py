@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
@@ -11,7 +12,7 @@ from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.client import is_below
 from dsfs.datasets.access import visible
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, SourceUnavailable
 from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceType
 from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.directory import DirectorySource
@@ -22,6 +23,7 @@ from dsfs.sources.unusable import UnusableSource
 
 _CLAIMS = ("pvc://", MANUAL_URI)
 _LONGEST_CHAIN = 8  # of references to references
+_LOOK_S = 1.0
 
 
 class Builder:
@@ -60,7 +62,7 @@ class Builder:
                 namespace=manifest.namespace,
                 strict=manifest.api_version == API_VERSION,
             )
-            if isinstance(source, DirectorySource) and is_below(self._settings.mountpoint, source.root):
+            if isinstance(source, DirectorySource) and is_below(self._settings.mountpoint, await _place_of(source)):
                 raise ConfigError(
                     f"{manifest.id}: {source.root} holds the mount point {self._settings.mountpoint}, and would show "
                     "itself in itself (mount elsewhere)"
@@ -161,3 +163,12 @@ class Builder:
         """The credentials that a dataset's source has: of a REFERENCE, those of the dataset that it ends at; without a
         Secret, what the environment gives. Reads files; raises ConfigError."""
         return self.credentials(self.shown_of(manifest)) or credential_environment()
+
+
+async def _place_of(source: DirectorySource) -> str:
+    """Its root without links, as a mount point is told; as it was given where nothing answers there."""
+    try:
+        async with asyncio.timeout(_LOOK_S):
+            return await source.place()
+    except (TimeoutError, SourceUnavailable):
+        return source.root

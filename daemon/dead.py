@@ -63,6 +63,9 @@ def errno_of_look(path: str, within_s: float) -> int:
     child = os.fork()
     if child == 0:
         try:
+            null = os.open(os.devnull, os.O_RDWR)  # nobody shall wait for the output of one that hangs
+            for fd in range(3):
+                os.dup2(null, fd)
             os.statvfs(path)
             code = 0
         except OSError as error:

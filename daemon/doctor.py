@@ -68,7 +68,7 @@ def examine() -> list[Check]:
         ),
     ]
     checks.append(kernel_patience(kernel_patience_s(), _longest_read()))
-    checks.append(_cache_directory(default_cache_dir()))
+    checks.append(_cache_directory())
     checks.append(_import_clash())
     checks += [_program("git", "git", "Git datasets"), _program("ssh", "openssh-client", "Git datasets over SSH")]
     checks.append(_libnfs())
@@ -103,7 +103,11 @@ def kernel_patience(patience_s: float | None, read_timeout_s: float) -> Check:
     )
 
 
-def _cache_directory(path: str) -> Check:
+def _cache_directory() -> Check:
+    try:
+        path = default_cache_dir()
+    except ConfigError as error:
+        return Check("cache directory", False, str(error), "name one with --cache-dir")
     there = os.path.abspath(path)
     while not os.path.isdir(there):
         there = os.path.dirname(there)

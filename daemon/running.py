@@ -51,11 +51,11 @@ def all_mounts() -> list[Running]:
 def find(mountpoint: str | None) -> Running:
     """The mount at a place, or the only one there is. Raises MountError that says what there is."""
     found = all_mounts()
-    alive = [running for running in found if running.alive]
+    alive = [running for running in found if running.alive or _is_healing(running)]
     if mountpoint is not None:
         place = place_of(mountpoint)
-        for running in found:
-            if running.mountpoint == place and (running.alive or _is_healing(running)):
+        for running in alive:
+            if running.mountpoint == place:
                 return running
         raise MountError(f"{place}: dsfs has nothing mounted there ({_list(alive)})")
     if len(alive) == 1:

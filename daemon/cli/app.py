@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import metadata
@@ -62,6 +63,8 @@ def _global(debug: bool = Debug, _version: bool = ShowVersion) -> None:
 
 def main() -> None:
     """The entry point. No traceback reaches a user without --debug."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names need not be text
     try:
         app()
     except DsfsError as error:

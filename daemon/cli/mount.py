@@ -189,9 +189,12 @@ def settings_of(
         raise typer.BadParameter("--option goes with SOURCE_URI; in a manifest it is spec.source.options")
     if namespace and not file:
         raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
+    for path in file or ():
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise typer.BadParameter(f"-f {path}: is neither a file nor a directory, so no later server could read it")
     mountpoint = place_of(where[-1])
     for flag, directory in (("--cache-dir", cache_dir), ("--shared-cache", shared_cache)):
-        if directory is not None and is_below(os.path.abspath(directory), mountpoint):
+        if directory is not None and is_below(os.path.realpath(directory), mountpoint):
             raise typer.BadParameter(f"{flag} {directory}: is in the mount point {mountpoint}, which is to cover it")
     return Settings(
         mountpoint=mountpoint,
@@ -335,6 +338,7 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
     os.close(ready_w)
     if log_fd is not None:
         os.close(log_fd)
+    ended_with = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by timeout(1): no mount comes later
     try:
         with open(ready_r, "rb") as pipe:
             line = pipe.readline()
@@ -343,6 +347,8 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
         keeper.wait()
         running.forget(settings.runtime_dir)  # or `dsfs status` would go on to show what never was
         raise
+    finally:
+        signal.signal(signal.SIGTERM, ended_with)
     if not line:
         return keeper, {"error": "the keeper ended before it was ready", "unexpected": True}
     answer: dict[str, object] = json.loads(line)

@@ -300,7 +300,11 @@ class PortableSession:
         options = {"fsname=dsfs", "subtype=dsfs", "default_permissions", "ro", "nosuid", "nodev"}
         if os.getuid() == 0:
             options.add("allow_other")
-        pyfuse3.init(self._operations, self._mountpoint, options)
+        try:
+            pyfuse3.init(self._operations, self._mountpoint, options)
+        except RuntimeError as error:
+            why = f"{error}; fusermount3 says why in the log (without root the directory must be yours, and writable)"
+            raise MountError(f"{self._mountpoint}: cannot be mounted: {why}") from error
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pyfuse3.main)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, one_line
@@ -40,7 +40,7 @@ def load_documents(paths: Sequence[str]) -> Documents:
     Of a directory its files ``*.yaml``, ``*.yml`` and ``*.json`` are read in the order of their names, not those of
     directories in it. A file that is named twice is read once. Raises ConfigError.
     """
-    return collect(placed for path in _files(paths) for placed in _objects(read_text(path), path))
+    return documents_of(texts_of(paths))
 
 
 def parse_documents(text: str, file: str) -> Documents:
@@ -49,18 +49,23 @@ def parse_documents(text: str, file: str) -> Documents:
 
 
 def texts_of(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """The files that ``load_documents`` reads: (suffix, text) of each. Raises ConfigError."""
-    return [(os.path.splitext(file)[1] or ".yaml", read_text(file)) for file in _files(paths)]
+    """The files that ``load_documents`` reads, each with its text: one may be a pipe. Raises ConfigError."""
+    return [(file, read_text(file)) for file in _files(paths)]
 
 
-def as_yaml(suffix: str, text: str) -> str:
+def documents_of(texts: Sequence[tuple[str, str]]) -> Documents:
+    """As ``load_documents``, of what ``texts_of`` has read. Raises ConfigError."""
+    return collect(placed for file, text in texts for placed in _objects(text, file))
+
+
+def as_yaml(file: str, text: str) -> str:
     """A text that ``texts_of`` gives, so that it can be put together with others: YAML reads most of JSON, and not all.
 
     Raises ConfigError.
     """
-    if suffix != ".json":
+    if not file.endswith(".json"):
         return text
-    return "\n---\n".join(json.dumps(document) for _number, document in parse(text, suffix))
+    return "\n---\n".join(yaml.safe_dump(document) for _number, document in parse(text, file))
 
 
 def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ _NOT_TEXT_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "floa
 # Values in these are text whatever they look like: `commit: 0123456` is no octal number, `version: 4.10` is not 4.1.
 _TEXT_MAPPINGS = frozenset({"options", "stringData", "data"})
 _TEXT_FIELDS = frozenset({"mode"})
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"""How JSON escapes one character (RFC 8259 section 7), which PyYAML leaves two."""
 # Messages of PyYAML that quote what was written; an unquoted password may begin with "*", "&", "!" or "%".
 _QUOTING = ("alias", "anchor", "tag handle", "constructor for")
 
@@ -44,12 +47,20 @@ class _Loader(yaml.SafeLoader):
                 value.value = [(name, _as_text(item)) for name, item in value.value]
         return node
 
+    def construct_scalar(self, node: ScalarNode | MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        return _PAIR.sub(_joined, text) if isinstance(text, str) else text
+
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
             # PyYAML lets the errors of its converters through: `2024-13-41` looks like a date, `0x_` like a number.
             raise _ProblemError(None, None, "this value cannot be read (put it in quotes)", node.start_mark) from None
+
+
+def _joined(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _as_text(node: Node) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -238,6 +239,23 @@ def test_manifests(try_mount: Try, tmp_path: Path, text: str, words: list[str]) 
 
 def test_manifest_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
     one_line_failure(try_mount("-f", tmp_path / "none.yaml"), str(tmp_path / "none.yaml"))
+
+
+def test_manifests_from_a_pipe(mounts: Mounts, try_mount: Try, source: Path, tmp_path: Path) -> None:
+    """A later server could not read them again, so they are for `dsfs dataset apply`."""
+    wrong_usage(try_mount("-f", "/dev/null"), "/dev/null")
+    (source / "\U0001f600").mkdir()
+    manifest = dataset("smile", f"file://{source}", type="NFS")
+    manifest["spec"]["source"]["options"] = {"directory": f"{source}/\U0001f600"}
+    mount = mounts.mount("-f", write_manifests(tmp_path / "m.yaml", dataset("one", f"file://{source}")))
+    done = dsfs("dataset", "apply", "-f", "/dev/stdin", f"-m{mount.mountpoint}", stdin=json.dumps(manifest))
+    assert done.returncode == 0, done.stderr
+    assert "smile" in done.stdout
+    (tmp_path / "m.json").write_text(json.dumps(manifest))
+    done = dsfs("dataset", "apply", "-f", tmp_path / "m.json", f"-m{mount.mountpoint}")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(dsfs("dataset", "show", "default/smile", "--json", f"-m{mount.mountpoint}").stdout)
+    assert shown["manifest"]["spec"]["source"]["options"]["directory"] == f"{source}/\U0001f600"
 
 
 def test_two_of_one_name_in_two_files(try_mount: Try, tmp_path: Path, source: Path) -> None:

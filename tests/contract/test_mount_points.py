@@ -121,6 +121,10 @@ def test_what_would_lie_in_itself(source: Path, tmp_path: Path) -> None:
     one_line_failure(dsfs("mount", source, place, f"--cache-dir={tmp_path}/cache"), str(place), "mount elsewhere")
     wrong_usage(dsfs("mount", tmp_path / "other", place, f"--cache-dir={place}/cache"), "--cache-dir")
     wrong_usage(dsfs("mount", tmp_path / "other", place, f"--shared-cache={place}"), "--shared-cache")
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    one_line_failure(dsfs("mount", link, link / "mnt", f"--cache-dir={tmp_path}/cache"), str(place), "mount elsewhere")
+    wrong_usage(dsfs("mount", tmp_path / "other", place, f"--cache-dir={link}/mnt/cache"), "--cache-dir")
     assert os.listdir(place) == []
 
 

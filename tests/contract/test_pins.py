@@ -191,6 +191,16 @@ def test_wrong_pins(mounts: Mounts, tmp_path: Path) -> None:
     assert told(mount, "pin", "source/later/*") == {"pinned_bytes": 0, "files": 0}
 
 
+def test_a_pin_of_a_name_that_is_no_text_is_listed(mounts: Mounts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make(source, os.fsdecode(b"caf\xe9.bin"))
+    mount = mounts.mount(source)
+    assert dsfs("pin", os.fsdecode(b"source/caf\xe9.bin"), f"-m{mount.mountpoint}").returncode == 0
+    done = dsfs("pin", "--list", f"-m{mount.mountpoint}", env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"caf\udce9.bin" in done.stdout
+
+
 def test_pins_that_cannot_be_read(mounts: Mounts, tmp_path: Path) -> None:
     source = tmp_path / "source"
     make(source, "a")

@@ -273,8 +273,9 @@ def test_foreground(mounts: Mounts, source: Path, session: str, number: signal.S
     assert leftovers(mountpoint) == []
 
 
-def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts) -> None:
-    """By Ctrl-C, while the origin says nothing."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts, number: signal.Signals) -> None:
+    """By Ctrl-C or timeout(1), while the origin says nothing."""
     with web.hostile() as server:
         server.always("/data/", web.silence)
         mountpoint, cache = mounts.place()
@@ -282,7 +283,7 @@ def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts) -> None:
         argv = [DSFS, "mount", f"{server.url}data/", mountpoint, f"--cache-dir={cache}"]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, env=clean_environment()) as process:
             eventually(lambda: server.requests["/data/"] > 0, 20, "it waits for the origin")
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             process.communicate(timeout=20)
         assert process.returncode == 130
     shown = json.loads(dsfs("status", "--json").stdout)["mounts"]

@@ -61,3 +61,31 @@ def test_console_is_key_value() -> None:
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_line_break_in_a_value_breaks_no_line(form: str) -> None:
     assert len(said(form)) == 6
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_log_on_a_full_disk_costs_lines_and_nothing_else(form: str) -> None:
+    with open("/dev/full", "wb") as full:
+        code = f"{SAY.format(form=form)}print('goes on')"
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (done.returncode, done.stdout) == (0, b"goes on\n")
+
+
+def test_a_keeper_survives_a_log_on_a_full_disk() -> None:
+    code = """
+from daemon.keeping.loop import Loop, say
+
+loop = Loop()
+
+def fails():
+    say("about to fail")
+    raise RuntimeError
+
+loop.after(0.0, fails)
+loop.after(0.01, loop.stop)
+loop.run()
+print("goes on")
+"""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (done.returncode, done.stdout) == (0, b"goes on\n")
