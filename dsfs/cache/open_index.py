@@ -12,6 +12,7 @@ import weakref
 import structlog
 
 from dsfs.cache.index import Index, forget_clean
+from dsfs.cache.rows import is_damaged
 
 log = structlog.get_logger()
 
@@ -31,7 +32,9 @@ def open_index(directory: str) -> Index:
     this server is made of ``objects/``, and the one on the disk stays as it is. Raises OSError, sqlite3.Error.
     """
     try:
-        return Index(directory)
+        if not is_damaged(directory):
+            return Index(directory)
+        reason = "a server before has met damage in it"
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _REFUSED:
             log.warning("index of the cache cannot be used now", directory=directory, reason=str(error))

@@ -7,6 +7,7 @@ of its class, so ``rowid`` is the order of last use.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ import diskcache
 
 _AT_ONCE = 500  # names in one statement; SQLite takes 999 from its oldest version on
 _READ_AHEAD = 256
+_DAMAGED = "damaged"
 _RAW = 1  # diskcache's mode of a value that is text
 
 
@@ -47,6 +49,7 @@ class Rows:
     """
 
     def __init__(self, directory: str) -> None:
+        self._directory = directory
         with _no_checkpoint(directory):
             self._cache = diskcache.Cache(
                 directory, eviction_policy="none", cull_limit=0, size_limit=2**62, tag_index=True
@@ -55,13 +58,13 @@ class Rows:
     @contextmanager
     def transact(self) -> Iterator[None]:
         """All that is written inside is there afterwards, or nothing of it."""
-        with _trouble("written"), self._cache.transact():
+        with self._trouble("written"), self._cache.transact():
             yield
 
     def get(self, keys: Sequence[str]) -> dict[str, Row]:
         """The rows of those keys that have one."""
         found: dict[str, Row] = {}
-        with _trouble("read"):
+        with self._trouble("read"):
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -91,7 +94,7 @@ class Rows:
         """Rows of one class, least recently used first. Those that are written meanwhile come again, at the end."""
         after = 0
         while True:
-            with _trouble("read"):
+            with self._trouble("read"):
                 some = self._cache._sql(
                     "SELECT rowid, key, value FROM Cache WHERE tag = ? AND rowid > ? ORDER BY rowid LIMIT ?",
                     (name, after, _READ_AHEAD),
@@ -107,13 +110,14 @@ class Rows:
         """Keys of what a dataset uses. SQLite looks through all rows for them, in a thread of its own time."""
         after = 0
         while True:
-            with _trouble("read"):
+            with self._trouble("read"):
                 some = self._cache._sql(
                     "SELECT rowid, key, value FROM Cache WHERE raw = 1 AND rowid > ? AND instr(value, ?)"
                     " ORDER BY rowid LIMIT ?",
                     (after, json.dumps(owner), _READ_AHEAD),
                 ).fetchall()
-            yield from (key for _rowid, key, value in some if not key.startswith("#") and owner in _row(value).owners)
+                keys = [key for _rowid, key, value in some if not key.startswith("#") and owner in _row(value).owners]
+            yield from keys
             if len(some) < _READ_AHEAD:
                 return
             after = some[-1][0]
@@ -123,7 +127,7 @@ class Rows:
         found: list[str] = []
         last = ""
         while True:
-            with _trouble("read"):
+            with self._trouble("read"):
                 ((name,),) = self._cache._sql("SELECT min(tag) FROM Cache WHERE tag > ?", (last,)).fetchall()
             if name is None:
                 return found
@@ -132,12 +136,12 @@ class Rows:
 
     def __len__(self) -> int:
         """About how many rows; what is noted beside them counts too."""
-        with _trouble("read"):
+        with self._trouble("read"):
             return len(self._cache)
 
     def note(self, name: str, value: object) -> None:
         """Keep something else beside the rows; ``name`` is no key of an object."""
-        with _trouble("written"):
+        with self._trouble("written"):
             self._cache.set(name, json.dumps(value))
 
     def noted(self, name: str) -> Any:
@@ -155,6 +159,17 @@ class Rows:
     def close(self) -> None:
         self._cache.close()
 
+    @contextmanager
+    def _trouble(self, what: str) -> Iterator[None]:
+        """What the table meets, as the OSError that users of the cache know what to do about: go on without it."""
+        try:
+            yield
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # none of Python's own errors has one
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or isinstance(error, _BadRowError):
+                _note_damaged(self._directory)
+            raise OSError(errno.EIO, f"the index of the cache cannot be {what}: {error}") from error
+
 
 @contextmanager
 def _no_checkpoint(directory: str) -> Iterator[None]:
@@ -171,16 +186,25 @@ def _no_checkpoint(directory: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _trouble(what: str) -> Iterator[None]:
-    """What the table meets, as the OSError that users of the cache know what to do about: go on without it."""
-    try:
-        yield
-    except (sqlite3.Error, diskcache.Timeout) as error:
-        raise OSError(errno.EIO, f"the index of the cache cannot be {what}: {error}") from error
+def _note_damaged(directory: str) -> None:
+    """Have whoever opens these rows next begin anew."""
+    with contextlib.suppress(OSError), open(f"{directory}/{_DAMAGED}", "xb"):
+        pass
+
+
+def is_damaged(directory: str) -> bool:
+    """Whether somebody has met damage in these rows while they were used."""
+    return os.path.exists(f"{directory}/{_DAMAGED}")
+
+
+class _BadRowError(sqlite3.DatabaseError):
+    """Text that no row was written as."""
 
 
 def _row(text: str) -> Row:
-    space_bytes, content_bytes, owners, last_used_s, pins, whole_bytes = json.loads(text)
-    held = tuple((dataset, number) for dataset, number in pins)
+    try:
+        space_bytes, content_bytes, owners, last_used_s, pins, whole_bytes = json.loads(text)
+        held = tuple((dataset, number) for dataset, number in pins)
+    except (ValueError, TypeError) as error:
+        raise _BadRowError(str(error)) from error
     return Row(space_bytes, content_bytes, tuple(owners), last_used_s, held, whole_bytes)

@@ -14,7 +14,9 @@ HEAD_BYTES = 128 * KiB  # but a first read of less may be all: of a header, for 
 RAMP_WINDOW_BYTES = 4 * MiB  # what a second read right behind a first one in the middle is worth
 STEP_BYTES = 8 * MiB  # ahead is asked for in steps of one long request
 LEAST_WINDOW_BYTES = 1 * MiB
+_HOPS = 2  # in a row, after which the next is expected
 READ_SHARE = 2  # of what it has read, whatever came of other readers: one that goes on is believed
+BLOCK_BYTES = 1 * MiB  # come together: who reads a part of each leaves out nothing
 SLACK_BYTES = 4 * MiB  # the kernel's own read-ahead sends several requests at once, and they arrive in any order
 
 
@@ -27,6 +29,11 @@ class Stream:
     ahead: int
     window: int
     sequential: bool
+    read: int = 0
+    touched: int = 0
+    """Blocks up to here count as read."""
+    jumped: bool = False
+    """It has left out more than it has read, and has to read more, and most of what comes, to be believed again."""
     asked: int = 0
     settled: int = 0
     """So much of that counts as wasted already, as its reader seemed to have gone."""
@@ -40,10 +47,12 @@ class Stream:
 class Streams:
     """The readers of one file, the latest first."""
 
-    __slots__ = ("_streams", "_worth")
+    __slots__ = ("_hops", "_run", "_streams", "_worth")
 
     def __init__(self, worth: Worth | None = None) -> None:
         self._streams: list[Stream] = []
+        self._hops = 0  # in a row
+        self._run = 0  # how far, in bytes, those came at most that have hopped lately
         self._worth = worth or Worth()
 
     @property
@@ -82,7 +91,14 @@ class Streams:
         believed = max(LEAST_WINDOW_BYTES, self._worth.allowed(longest_window))
         stream = self._stream_of(wanted, believed)
         self._goes_on(stream)
+        if wanted.start >= stream.position:
+            touched = -(-wanted.stop // BLOCK_BYTES) * BLOCK_BYTES
+            stream.read += max(0, touched - max(wanted.start // BLOCK_BYTES * BLOCK_BYTES, stream.touched))
+            stream.touched = max(stream.touched, touched)
+        else:
+            stream.read += wanted.length  # late, or again
         stream.position = max(stream.position, wanted.stop)
+        self._check_whole(stream, wanted)
         if not stream.sequential:
             return None
         stream.ahead = max(stream.ahead, wanted.stop)
@@ -100,17 +116,48 @@ class Streams:
         stream.window = max(stream.window, min(stream.window * 2, longest_window, max(believed, has_read)))
         return ahead
 
+    def _check_whole(self, stream: Stream, wanted: ByteRange) -> None:
+        """One that leaves out more than it reads goes forward in steps, and is not read ahead of as one that does not
+        (``strided``)."""
+        passed = stream.position - stream.begin
+        if 2 * passed <= 3 * stream.read if stream.jumped else passed <= 2 * stream.read + SLACK_BYTES:
+            return
+        used = min(stream.asked, stream.read)
+        self._worth.note(used, stream.asked - used)
+        stream.asked = 0
+        stream.sequential, stream.jumped = False, True
+        stream.begin, stream.window = wanted.start, RAMP_WINDOW_BYTES
+        stream.read = max(wanted.length, stream.touched - wanted.start)
+
+    def _note_hop(self, left: Stream) -> None:
+        """A reader begins elsewhere than the one before it has been."""
+        run = left.position - left.begin
+        if run > STEP_BYTES:
+            self._hops = self._run = 0
+        else:
+            self._hops += 1
+            self._run = max(run, self._run // 2)
+
+    def _believes(self, stream: Stream, wanted: ByteRange) -> bool:
+        """Whether a second read right behind a first one is of a reader that goes on: where readers have been hopping,
+        only one that has come farther than those before it."""
+        if stream.jumped:
+            return stream.read >= STEP_BYTES
+        return self._hops < _HOPS or wanted.stop - stream.begin > self._run
+
     def _stream_of(self, wanted: ByteRange, window_bytes: int) -> Stream:
         for stream in self._streams:
             reach = stream.position + max(SLACK_BYTES, stream.window if stream.sequential else 0)
             if stream.position - SLACK_BYTES <= wanted.start <= reach:
-                if not stream.sequential and wanted.start >= stream.position:
+                if not stream.sequential and wanted.start >= stream.position and self._believes(stream, wanted):
                     stream.sequential = True
                     stream.window = min(stream.window, window_bytes)
                 self._streams.remove(stream)
                 self._streams.insert(0, stream)
                 return stream
         at_start = wanted.start == 0
+        if self._streams and not at_start:
+            self._note_hop(self._streams[0])
         window = min(FIRST_WINDOW_BYTES if at_start else RAMP_WINDOW_BYTES, window_bytes)
         stream = Stream(wanted.start, wanted.start, wanted.stop, window, at_start and wanted.length >= HEAD_BYTES)
         self._streams.insert(0, stream)

@@ -305,3 +305,27 @@ def test_sharing_ends_however_many_uses_are_remembered(tmp_path: Path, monkeypat
     monkeypatch.setattr(index, "everything", counted)
     index.share("a", "b")
     assert index.owner_bytes("b") == 10 * len(keys)
+
+
+def test_damage_that_is_met_while_it_is_used_is_gone_for_the_next_server(tmp_path: Path) -> None:
+    directory = f"{tmp_path}/index"
+    index = open_index(directory)
+    keys = [f"{number:064x}" for number in range(5_000)]
+    for key in keys:
+        index.add(key, 10, 10, "a")
+    index.close(1.0)
+    with open(f"{directory}/cache.db", "r+b") as file:
+        pages = os.path.getsize(file.name) // 4096
+        for page in range(pages // 2, pages):
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+    index = open_index(directory)
+    with pytest.raises(OSError, match="cannot be read"):
+        list(index.everything())
+    again = open_index(directory)
+    assert not again.was_clean
+    assert list(again.everything()) == []
+    again.add(keys[0], 10, 10, "a")
+    again.flush(2.0)
+    assert [each.key for each in again.everything()] == [keys[0]]
+    again.close(3.0)

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfs.prefetch.formats import FOOTER_BYTES, HEADER_BYTES, first_wants
+from dsfs.prefetch.sequential import Streams
 from dsfs.prefetch.strided import MOST_BYTES, Strides
+from dsfs.prefetch.worth import Worth
 from dsfs.ranges import ByteRange, KiB, MiB
 
 SIZE = 4096 * MiB
@@ -87,3 +89,45 @@ def test_what_is_wanted_first_lies_in_the_file(size: int, name: str) -> None:
     found = first_wants(name, size)
     assert found is not None
     assert 0 <= found.start < found.stop <= size
+
+
+@pytest.mark.parametrize("start", [0, 8 * MiB])
+@pytest.mark.parametrize("distance", [3 * MiB, 4 * MiB, 8 * MiB, 16 * MiB, 32 * MiB])
+@pytest.mark.parametrize("piece", [128 * KiB, 1 * MiB])
+def test_who_goes_forward_in_steps_is_not_taken_for_one_who_reads_all(start: int, distance: int, piece: int) -> None:
+    size, longest = 1024 * MiB, 64 * MiB
+    worth = Worth()
+    streams, strides = Streams(worth), Strides()
+    brought: set[int] = set()
+    needed: set[int] = set()
+    for place in range(start, size - MiB, distance):
+        for wanted in pieces(ByteRange(place, place + MiB), piece):
+            needed.add(wanted.start // MiB)
+            ahead = streams.on_read(wanted, size, longest)
+            found = [ahead] if ahead is not None else [] if streams.forward else strides.on_read(wanted, size)
+            brought.update(block for each in found for block in range(each.start // MiB, -(-each.stop // MiB)))
+    streams.end()
+    vain = len(brought - needed) * MiB
+    assert vain <= longest + MOST_BYTES, "no more than what is ahead of one who reads all, and of the last step"
+    assert worth.wasted_total + strides.unread_bytes() >= vain - 4 * MiB, "what was brought in vain counts as that"
+    assert len(needed - brought) <= 8, "the steps were seen"
+
+
+def test_who_reads_most_of_a_file_reads_ahead() -> None:
+    streams, asked = Streams(), 0
+    for place in range(0, 512 * MiB, 2 * MiB):
+        ahead = streams.on_read(ByteRange(place, place + MiB), 512 * MiB, 64 * MiB)
+        asked += ahead.length if ahead else 0
+    assert asked > 500 * MiB
+
+
+def test_who_reads_all_after_steps_is_read_ahead_of_again() -> None:
+    streams, size = Streams(), 2048 * MiB
+    for place in range(0, 1024 * MiB, 8 * MiB):
+        streams.on_read(ByteRange(place, place + MiB), size, 64 * MiB)
+    assert not streams.forward
+    asked = 0
+    for place in range(1024 * MiB, size, MiB):
+        ahead = streams.on_read(ByteRange(place, place + MiB), size, 64 * MiB)
+        asked += ahead.length if ahead else 0
+    assert asked > 1000 * MiB
