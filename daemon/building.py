@@ -36,6 +36,7 @@ class Builder:
         self.own = {dataset: dict(values) for dataset, values in wanted.own.items()}
         self._settings = settings
         self._many = not wanted.single
+        self._look = True  # at where directories lie, until one of them does not answer
         self._built: WeakKeyDictionary[Source, Mapping[str, str]] = WeakKeyDictionary()
 
     async def build(self, manifest: Manifest, depth: int = 0) -> Source:
@@ -62,7 +63,9 @@ class Builder:
                 namespace=manifest.namespace,
                 strict=manifest.api_version == API_VERSION,
             )
-            if isinstance(source, DirectorySource) and is_below(self._settings.mountpoint, await _place_of(source)):
+            if isinstance(source, DirectorySource) and is_below(
+                self._settings.mountpoint, await self._place_of(source)
+            ):
                 raise ConfigError(
                     f"{manifest.id}: {source.root} holds the mount point {self._settings.mountpoint}, and would show "
                     "itself in itself (mount elsewhere)"
@@ -164,11 +167,13 @@ class Builder:
         Secret, what the environment gives. Reads files; raises ConfigError."""
         return self.credentials(self.shown_of(manifest)) or credential_environment()
 
-
-async def _place_of(source: DirectorySource) -> str:
-    """Its root without links, as a mount point is told; as it was given where nothing answers there."""
-    try:
-        async with asyncio.timeout(_LOOK_S):
-            return await source.place()
-    except (TimeoutError, SourceUnavailable):
+    async def _place_of(self, source: DirectorySource) -> str:
+        """Its root without links, as a mount point is told; as it was given where nothing answers there, for which
+        nobody waits a second time."""
+        if self._look:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    return await source.place()
+            except (TimeoutError, SourceUnavailable):
+                self._look = False
         return source.root

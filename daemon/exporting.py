@@ -99,7 +99,8 @@ class Export:
                     raise
                 continue
             if self._daemon.revision() == revision:
-                work.finish()
+                if not self.left_out:  # else it goes on here, once that is allowed
+                    work.finish()
                 for entry in reversed(directories):  # what is in it has changed its time, and it may forbid writing
                     _dress(f"{target}/{entry.path}", entry.status)
                 return
@@ -194,7 +195,7 @@ class Export:
             else:
                 seen.add(entry.path)
                 self._copy_file(entry, expected, place, work)
-        work.forget_all_but(seen)
+        work.forget_all_but(seen, self.left_out)
         return directories
 
     def _copy_file(self, entry: Entry, expected: Checksums, place: str, work: _Work) -> None:
@@ -287,9 +288,11 @@ class _Work:
         if len(self._unsynced) >= _BATCH:
             self._flush()
 
-    def forget_all_but(self, seen: set[str]) -> None:
-        """Remove what an interrupted export copied of a revision that is not shown any more."""
-        for path in [path for path in self._done if path not in seen]:
+    def forget_all_but(self, seen: set[str], left_out: Sequence[str]) -> None:
+        """Remove what an interrupted export copied of a revision that is not shown any more; but not what was copied
+        while it was allowed."""
+        kept = tuple(f"{path}/" for path in left_out)
+        for path in [path for path in self._done if path not in seen and not f"{path}/".startswith(kept)]:
             if os.path.lexists(f"{self._target}/{path}") and not os.path.isdir(f"{self._target}/{path}"):
                 os.unlink(f"{self._target}/{path}")
             del self._done[path]

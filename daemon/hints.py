@@ -20,7 +20,7 @@ from dsfs import metrics
 from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG
-from dsfs.errors import ConfigError, DsfsError, SourceChanged
+from dsfs.errors import ConfigError, DsfsError, SourceChanged, SourceUnavailable
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.queue import Priority
@@ -35,6 +35,7 @@ _POLICY = "order"
 _TOLD_PATHS = 5
 _BATCH_FILES = 32
 _SMOOTH_S = 5.0
+_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0  # of one whose origin does not answer
 _LONGEST_SILENCE_S = 3600.0
 """After so long without a read of what was said to come, it comes no more."""
 
@@ -113,9 +114,21 @@ class Hint:
         }
 
     async def run(self) -> None:
-        """Fetch to the end of the order. Raises the DsfsError that ended it."""
+        """Fetch to the end of the order; through times in which the origin does not answer. Raises the DsfsError that
+        ended it."""
+        pause_s = _PAUSE_S
         try:
-            await self._warm.run(self._next_batch)
+            while True:
+                brought = self._warm.progress().fetched_bytes
+                try:
+                    await self._warm.run(self._next_batch)
+                    break
+                except SourceUnavailable as error:
+                    log.warning("hint waits for the origin", dataset=self.dataset.manifest.id, reason=str(error))
+                if self._warm.progress().fetched_bytes > brought:
+                    pause_s = _PAUSE_S
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             self.state = "done"
         finally:
             if self.state != "done":

@@ -51,13 +51,13 @@ def all_mounts() -> list[Running]:
 def find(mountpoint: str | None) -> Running:
     """The mount at a place, or the only one there is. Raises MountError that says what there is."""
     found = all_mounts()
-    alive = [running for running in found if running.alive or _is_healing(running)]
     if mountpoint is not None:
         place = place_of(mountpoint)
-        for running in alive:
-            if running.mountpoint == place:
+        for running in found:
+            if running.mountpoint == place and (running.alive or _is_healing(running)):
                 return running
-        raise MountError(f"{place}: dsfs has nothing mounted there ({_list(alive)})")
+        raise MountError(f"{place}: dsfs has nothing mounted there ({_list([each for each in found if each.alive])})")
+    alive = [running for running in found if running.alive or _is_healing(running)]
     if len(alive) == 1:
         return alive[0]
     if not alive:

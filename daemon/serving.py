@@ -129,11 +129,11 @@ class Serving:
             nursery.start_soon(_every, _HINTS_S, "writing down of hints", rooms.hints.save)
 
     async def _prepare(self, manifest: Manifest) -> Callable[[], Awaitable[None]]:
-        """One that the cache's disk takes nothing of keeps no other from being shown."""
+        """One that the cache's disk takes nothing of any more keeps no other from being shown on."""
         try:
             return await self._rooms.shown.prepare(manifest)
         except (DsfsError, OSError) as error:
-            if self._rooms.wanted.single:
+            if self._rooms.wanted.single or self._rooms.keeper.restarts == 0:
                 raise
             log.error("dataset cannot be shown", dataset=manifest.id, reason=str(error))
             return trio.lowlevel.checkpoint

@@ -89,21 +89,34 @@ def measure(place: str, readers: int, seconds: float) -> list[Measured]:
 
 
 def survey(place: str, seconds: float) -> Found:
-    """Names and sizes below a directory, as far as the time goes; a choice of files to read."""
+    """Names and sizes below a directory, as far as the time goes and they are allowed; a choice of files to read."""
     until_s = time.perf_counter() + seconds
     names, large = 0, ("", 0)
     small: list[str] = []
-    for directory, _directories, files in os.walk(place, onerror=_raise):
+
+    def is_over() -> bool:
+        return names >= _MOST_NAMES or time.perf_counter() > until_s
+
+    def refused(error: OSError) -> None:
+        if not isinstance(error, PermissionError) or error.filename == place:
+            raise error
+
+    for directory, _directories, files in os.walk(place, onerror=refused):
         for name in files:
+            if is_over():
+                break
             path = f"{directory}/{name}"
-            size = os.stat(path, follow_symlinks=False).st_size
+            try:
+                size = os.stat(path, follow_symlinks=False).st_size
+            except PermissionError:
+                continue
             names += 1
             if size > large[1]:
                 large = path, size
             if 0 < size <= _SMALL_BYTES:
                 small.append(path)
         names += 1
-        if names >= _MOST_NAMES or time.perf_counter() > until_s:
+        if is_over():
             break
     random.Random(_SEED).shuffle(small)
     return Found(names, small[:_MOST_SMALL], large if large[1] >= _LARGE_BYTES else None)
@@ -157,10 +170,6 @@ def small_files(files: Sequence[str], readers: int, seconds: float) -> float:
     with ThreadPoolExecutor(readers) as pool:
         done = sum(pool.map(read, [files[number::readers] for number in range(readers)]))
     return done / (time.perf_counter() - started_s)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _twice(run: Callable[[], float]) -> tuple[float, float]:

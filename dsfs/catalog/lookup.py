@@ -223,8 +223,12 @@ class Catalog:
         return files, size or 0, int(self._meta("skipped"))
 
     def next_ino(self) -> int:
-        """The first number behind all that this revision gave, and those that were shown before it."""
-        (largest,) = self._db.execute("SELECT max(ino) FROM entry").fetchone()
+        """The first number behind all that this revision gave, and those that were shown before it. Raises
+        CatalogError."""
+        try:
+            (largest,) = self._db.execute("SELECT max(ino) FROM entry").fetchone()
+        except sqlite3.Error as error:
+            raise CatalogError(f"catalog {self.file}: {error}") from error
         return max(int(largest) + 1, int(self._meta("next_ino", 0)))
 
     def largest(self) -> int:

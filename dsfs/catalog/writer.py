@@ -259,9 +259,9 @@ class CatalogWriter:
         """Everything is here: count, mark, and fold the log into the file. The writer is closed by this."""
         with self._lock:
             with self._transaction():
+                self._db.execute("DELETE FROM entry WHERE parent = 0 AND ino != ?", (ROOT_INO,))
                 self._seal_refused()
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
-                self._db.execute("DELETE FROM entry WHERE parent = 0 AND ino != ?", (ROOT_INO,))
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
                 reshaped = self._db.execute(_RESHAPED).fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))

@@ -231,7 +231,7 @@ class Dataset:
         if self._names.writer is not None:
             await trio.to_thread.run_sync(self._names.writer.close, limiter=CATALOG)
             self._names.writer = None
-        self._names.show_instead(older)
+        self._names.show_next(older)  # none of the numbers that were kept for the new one is given again
         log.warning(
             "source does not answer, its last revision is shown",
             dataset=self.manifest.id,
@@ -241,6 +241,7 @@ class Dataset:
         self._shown(Phase.READY, f"showing revision {self.catalog.revision}, as the source fails: {error}")
         self._rounds.end(error)
         self.on_listed()
+        await self.on_swap(Changes((), ()))
         return True
 
     def _shown(self, phase: Phase, message: str = "") -> None:

@@ -49,8 +49,9 @@ def new_catalog(directory: str, *, lost: bool = False) -> CatalogWriter:
 
 
 def _numbers_of(now_s: float) -> int:
-    """Where the numbers of this minute begin, far behind those of any listing: a million for each of half a year."""
-    return 1 << (INO_BITS - 1) | int(now_s // 60) % (1 << 18) << (INO_BITS - 20)
+    """Where the numbers of this second begin, far behind those of any listing: 16,384 for each of a year, so that those
+    of two losses are different, unless so many names were given to both that listing them takes longer."""
+    return 1 << (INO_BITS - 1) | int(now_s) % (1 << 24) << (INO_BITS - 26)
 
 
 async def list_all(

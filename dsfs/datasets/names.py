@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from typing import TypeVar
 
 import structlog
@@ -66,7 +67,9 @@ class Names:
         self._catalog = Catalog(file)
         for path in older:
             try:
-                self._older.append(Catalog(path))
+                catalog = Catalog(path)
+                catalog.next_ino()
+                self._older.append(catalog)
             except CatalogError as error:  # its open files end, and nothing else
                 log.warning("older revision cannot be read", dataset=self._dataset, reason=str(error))
 
@@ -74,10 +77,10 @@ class Names:
         """As ``open``, of what a server before this one has shown, and list on what is not whole; False when that is
         there no more, and with it what its numbers mean."""
         try:
-            catalog = Catalog(file)
-            if not catalog.sealed:
-                self.writer = CatalogWriter(file)
-            catalog.close()
+            with closing(Catalog(file)) as catalog:
+                catalog.next_ino()
+                if not catalog.sealed:
+                    self.writer = CatalogWriter(file)
         except CatalogError as error:
             log.warning("what was shown is lost, it is listed anew", dataset=self._dataset, reason=str(error))
             return False

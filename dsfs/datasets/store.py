@@ -22,7 +22,7 @@ KEPT_REVISIONS = 3
 class DatasetStore:
     """Beside the catalogs. A number is on disk before it is first shown, and is never given to anything else.
 
-    ``spare`` is a directory for catalogs of datasets that are shown already, where this one takes none.
+    ``spare`` is a directory for catalogs where this one takes none: of a server that took over, and goes on.
     """
 
     def __init__(self, directory: str, spare: str | None = None) -> None:

@@ -99,10 +99,11 @@ class WarmUp:
         return self._not_kept == self._failed_files > 0
 
     async def run(self, next_batch: Callable[[], Awaitable[Sequence[RemoteFile]]]) -> None:
-        """Bring in all files, until a batch is empty. Single files that fail are counted.
+        """Bring in all files, until a batch is empty; may be called again. Single files that fail are counted.
 
         Raises SourceError or CacheFull when file after file fails for a cause that the next ones share.
         """
+        self._in_a_row = 0
         try:
             async with trio.open_nursery() as nursery:
                 send, receive = trio.open_memory_channel[tuple[_File, range]](0)
@@ -150,9 +151,11 @@ class WarmUp:
     async def _bring(self, wanted: _File, run: range) -> None:
         file = wanted.file
         size = self._size_of(file, run)
-        if not self._reader.has(file, run):  # a reader may have brought it since its batch was looked at
-            if self._throttle is not None:
-                await self._throttle.take(size)
+        absent = not self._reader.has(file, run)  # a reader may have brought it since its batch was looked at
+        if absent and self._throttle is not None:
+            await self._throttle.take(size)
+            absent = not self._reader.has(file, run)
+        if absent:
             try:
                 await self._reader.bring(file, run, self._priority)
                 if not self._reader.has(file, run):

@@ -98,12 +98,12 @@ class Ahead:
             streams = self._streams[ino] = Streams(self._worth["sequential"])
         self._note_read(ino, streams)
         ahead = streams.on_read(wanted, file.size_bytes, self._longest_window)
+        if not streams.forward:
+            self._stride(ino, file, wanted)
         if ahead is not None:
             self._reader.want(file, wanted, Priority.DEMAND)
             self._want(file, ahead, "sequential")
             return
-        if not streams.forward:
-            self._stride(ino, file, wanted)
         if ino not in self._completing and worth_completing(
             self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes
         ):

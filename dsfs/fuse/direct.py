@@ -74,6 +74,7 @@ class DirectSession:
         self._states: dict[str, dict[str, Any]] = {}
         self._connections: dict[str, FilesConnection] = {}
         self._files: dict[str, DatasetFiles] = {}
+        self._untold: dict[str, list[Changes | ManyChanges]] = {}
         self._root: RootConnection | None = None
         self._waiters = Waiters(LARGEST_READ_BYTES)
         self.watcher: OpenWatcher | None = None
@@ -137,8 +138,10 @@ class DirectSession:
         self._files[name] = files
         before, shown = self.shown_before(name), files.dataset.shown()
         await self._start(name, path, f"dsfs:{name}", make, {_STATE_SHOWN: shown})
-        if before and shown[0] not in before:  # it was lost, and nothing that the kernel knows means what it did
+        if before and shown[0] != before[0]:  # that was lost, and nothing that the kernel knows means what it did
             await self._connections[name].kernel_caches.forget_all(list, lambda: [files.root_nodeid])
+        for changed in self._untold.pop(name, ()):
+            await self.swapped(name, changed)
         if files.dataset.shown() != shown:  # another revision came meanwhile, when ``swapped`` had nobody to tell
             await self._remember(name, _STATE_SHOWN, files.dataset.shown())
 
@@ -179,8 +182,10 @@ class DirectSession:
     async def swapped(self, name: str, changed: Changes | ManyChanges) -> None:
         """A dataset shows another revision: the next server is told, then the kernel."""
         files, connection = self._files.get(name), self._connections.get(name)
-        if files is None or connection is None:
-            return  # it is not mounted yet: then it shows this one from the start
+        if files is None or connection is None:  # it is not mounted yet: then it shows this one from the start
+            if name in self._keeper.held:  # but the kernel may know what a server before has shown
+                self._untold.setdefault(name, []).append(changed)
+            return
         await self._remember(name, _STATE_SHOWN, files.dataset.shown())
         if isinstance(changed, ManyChanges):
             await connection.kernel_caches.forget_all(partial(files.names_of, changed), files.all_directories)

@@ -57,8 +57,8 @@ class Streams:
 
     @property
     def forward(self) -> bool:
-        """Whether the latest read is one of a reader that goes forward."""
-        return bool(self._streams) and self._streams[0].sequential
+        """Whether the latest read is one of a reader that goes forward, and farther than those did that hopped."""
+        return bool(self._streams) and self._streams[0].sequential and not self._expected_stop(self._streams[0])
 
     def end(self) -> list[ByteRange]:
         """Nobody reads any more; what was asked ahead in vain."""
@@ -102,11 +102,12 @@ class Streams:
         if not stream.sequential:
             return None
         stream.ahead = max(stream.ahead, wanted.stop)
-        goal = min(size_bytes, stream.position + stream.window)
+        end = min(size_bytes, self._expected_stop(stream) or size_bytes)
+        goal = min(end, stream.position + stream.window)
         step = min(STEP_BYTES, stream.window)  # a window that is smaller than a step would never be asked for, nor grow
-        if goal - stream.ahead < min(step, size_bytes - stream.ahead):
+        if goal - stream.ahead < min(step, end - stream.ahead):
             return None
-        stop = goal if goal == size_bytes else max(goal // step * step, stream.ahead)
+        stop = goal if goal == end else max(goal // step * step, stream.ahead)
         if stop <= stream.ahead:
             return None
         ahead = ByteRange(stream.ahead, stop)
@@ -138,18 +139,17 @@ class Streams:
             self._hops += 1
             self._run = max(run, self._run // 2)
 
-    def _believes(self, stream: Stream, wanted: ByteRange) -> bool:
-        """Whether a second read right behind a first one is of a reader that goes on: where readers have been hopping,
-        only one that has come farther than those before it."""
-        if stream.jumped:
-            return stream.read >= STEP_BYTES
-        return self._hops < _HOPS or wanted.stop - stream.begin > self._run
+    def _expected_stop(self, stream: Stream) -> int:
+        """Where a reader stops if it is one of those that have been hopping; 0: it is none, or has come farther."""
+        hops = self._hops >= _HOPS and stream.begin > 0 and stream.position - stream.begin <= self._run
+        return stream.begin + self._run if hops else 0
 
     def _stream_of(self, wanted: ByteRange, window_bytes: int) -> Stream:
         for stream in self._streams:
             reach = stream.position + max(SLACK_BYTES, stream.window if stream.sequential else 0)
             if stream.position - SLACK_BYTES <= wanted.start <= reach:
-                if not stream.sequential and wanted.start >= stream.position and self._believes(stream, wanted):
+                believed = not stream.jumped or stream.read >= STEP_BYTES
+                if not stream.sequential and wanted.start >= stream.position and believed:
                     stream.sequential = True
                     stream.window = min(stream.window, window_bytes)
                 self._streams.remove(stream)

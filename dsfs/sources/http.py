@@ -141,6 +141,8 @@ class HttpSource:
             found_names = parser.take()
             if not (is_index or found_names):
                 raise await self._astray(url, answer)
+            if not directory:
+                self._single = False
             framed = answer.content_length is not None or "Transfer-Encoding" in answer.headers
             parser.check_whole(url, answer.headers.get("Server", ""), framed=framed)
             yield ListingPage(tuple(found_names), (directory,))

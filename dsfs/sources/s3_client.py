@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 import structlog
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from aiohttp import ClientConnectorCertificateError
 from botocore import UNSIGNED
 from botocore.exceptions import (
     BotoCoreError,
@@ -209,6 +210,7 @@ class S3Connection:
         if keys is None and self._options.anonymous != "true":
             log.info("no S3 credentials found, reading anonymously", bucket=self.bucket)
         region = self._options.region or session.get_config_variable("region")
+        authorities = await asyncio.to_thread(_certificates, _authorities(session))
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(self._client(session, keys, region or DEFAULT_REGION))
             # A region from the environment is that of most buckets, and need not be that of this one.
@@ -218,8 +220,8 @@ class S3Connection:
                     region = found
                     client = await stack.enter_async_context(self._client(session, keys, region))
             of_session = keys is not None and bool((await keys.get_frozen_credentials()).token)
-            endpoint, own = client.meta.endpoint_url, await asyncio.to_thread(_certificates, _authorities(session))
-            return Opened(client, endpoint, region or DEFAULT_REGION, keys, of_session, own, stack.pop_all())
+            endpoint = client.meta.endpoint_url
+            return Opened(client, endpoint, region or DEFAULT_REGION, keys, of_session, authorities, stack.pop_all())
 
     def _client(self, session: Any, keys: Any | None, region: str) -> Any:
         endpoint = self._options.endpoint
@@ -270,7 +272,7 @@ def translated(error: Exception, what: str, *, reading: bool = False) -> SourceE
         return SourceTimeout(f"{what}: nothing answered in time")
     if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
         return SourceRefused(f"{what}: {error} (give access-key and secret-key in a Secret, or set AWS_…)")
-    if isinstance(error, SSLError):
+    if isinstance(error, SSLError) and isinstance(error.kwargs.get("error"), ClientConnectorCertificateError):
         return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
     if isinstance(error, (BotoConnectionError, HTTPClientError)):
         return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")

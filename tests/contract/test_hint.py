@@ -191,6 +191,23 @@ def test_ranks_that_speak_at_once_do_not_end_each_other(mounts: Mounts, server: 
     assert last["id"] in [answer["id"] for answer in told if answer["state"] != "replaced"]
 
 
+def test_it_goes_on_when_its_origin_is_back(mounts: Mounts, server: web.Hostile) -> None:
+    files = some_files(200)
+    mount = mount_tree(mounts, put_tree(server, files))
+    mount.wait_phase("READY")
+    mount.expect_log("hint waits for the origin|fetch failed|read failed|does not answer")
+    for path in files:
+        server.always(f"/data/{path}", web.status(500))
+    package.hint("team/data", list(files), mountpoint=str(mount.mountpoint))
+    eventually(lambda: "hint waits for the origin" in mount.log(), 30, "it has given up for now")
+    assert state(mount)["state"] == "fetching"
+    for path in files:
+        server.always(f"/data/{path}", lambda _asked, _data, answer: answer)
+    eventually(lambda: state(mount)["state"] == "done", 30, "it has gone on")
+    assert len(gets(server)) == len(files)
+    assert state(mount)["fetched_bytes"] > 20_000 * 50
+
+
 def test_a_million_paths_come_in_parts(mounts: Mounts, server: web.Hostile) -> None:
     """Well: fifty thousand, of which most are not there."""
     files = some_files(3)

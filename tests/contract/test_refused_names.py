@@ -84,8 +84,16 @@ def test_all_others_are_exported(mounts: Mounts, server: web.Hostile, tmp_path: 
         assert "lost+found" in done.stderr.splitlines()[1]
     with tarfile.open(tar) as packed:
         assert sorted(packed.getnames()) == ["a.txt", "d", "d/b.txt", "lost+found"]
-    assert sorted(path.name for path in copy.rglob("*")) == ["a.txt", "b.txt", "d", "lost+found"]
+    shown = [path for path in copy.rglob("*") if path.relative_to(copy).parts[0] != ".dsfs-export"]
+    assert sorted(path.name for path in shown) == ["a.txt", "b.txt", "d", "lost+found"]
     assert (copy / "d/b.txt").read_bytes() == b"second"
+    server.always("/data/lost+found/", as_html)
+    server.always("/data/private.txt", give)
+    assert dsfs("dataset", "resync", "team/data", "-m", mount.mountpoint).returncode == 0
+    sent = server.sent_bytes["/data/d/b.txt"]
+    assert dsfs("export", "team/data", copy, "-m", mount.mountpoint).returncode == 0
+    assert {str(path.relative_to(copy)): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == FILES
+    assert server.sent_bytes["/data/d/b.txt"] == sent
 
 
 def test_it_is_resynced_and_what_is_allowed_later_is_there(mounts: Mounts, server: web.Hostile) -> None:

@@ -104,7 +104,7 @@ def test_who_goes_forward_in_steps_is_not_taken_for_one_who_reads_all(start: int
         for wanted in pieces(ByteRange(place, place + MiB), piece):
             needed.add(wanted.start // MiB)
             ahead = streams.on_read(wanted, size, longest)
-            found = [ahead] if ahead is not None else [] if streams.forward else strides.on_read(wanted, size)
+            found = ([] if ahead is None else [ahead]) + ([] if streams.forward else strides.on_read(wanted, size))
             brought.update(block for each in found for block in range(each.start // MiB, -(-each.stop // MiB)))
     streams.end()
     vain = len(brought - needed) * MiB
@@ -131,3 +131,14 @@ def test_who_reads_all_after_steps_is_read_ahead_of_again() -> None:
         ahead = streams.on_read(ByteRange(place, place + MiB), size, 64 * MiB)
         asked += ahead.length if ahead else 0
     assert asked > 1000 * MiB
+
+
+def test_who_hops_is_read_ahead_of_as_far_as_those_before() -> None:
+    streams, rng = Streams(), random.Random(5)
+    places = [number * 64 * MiB + 100 * KiB for number in range(1, 60)]
+    rng.shuffle(places)
+    for number, place in enumerate(places):
+        run = ByteRange(place, place + 4 * MiB)
+        asked = [streams.on_read(wanted, SIZE, 64 * MiB) for wanted in pieces(run, MiB)]
+        if number > 4:
+            assert [each for each in asked if each] == [ByteRange(place + 2 * MiB, run.stop)]
