@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from dsfs.sources.unusable import UnusableSource
 _CLAIMS = ("pvc://", MANUAL_URI)
 _LONGEST_CHAIN = 8  # of references to references
 _LOOK_S = 1.0
+_REST_S = 60.0
 
 
 class Builder:
@@ -36,7 +38,7 @@ class Builder:
         self.own = {dataset: dict(values) for dataset, values in wanted.own.items()}
         self._settings = settings
         self._many = not wanted.single
-        self._look = True  # at where directories lie, until one of them does not answer
+        self._look_from_s = 0.0  # at where directories lie; a while after one of them did not answer
         self._built: WeakKeyDictionary[Source, Mapping[str, str]] = WeakKeyDictionary()
 
     async def build(self, manifest: Manifest, depth: int = 0) -> Source:
@@ -168,12 +170,12 @@ class Builder:
         return self.credentials(self.shown_of(manifest)) or credential_environment()
 
     async def _place_of(self, source: DirectorySource) -> str:
-        """Its root without links, as a mount point is told; as it was given where nothing answers there, for which
-        nobody waits a second time."""
-        if self._look:
+        """Its root without links, as a mount point is told; as it was given where nothing answers there, and for a
+        while behind that: many may lie on one that hangs."""
+        if time.monotonic() >= self._look_from_s:
             try:
                 async with asyncio.timeout(_LOOK_S):
                     return await source.place()
             except (TimeoutError, SourceUnavailable):
-                self._look = False
+                self._look_from_s = time.monotonic() + _REST_S
         return source.root

@@ -187,6 +187,7 @@ class Export:
             if stat.S_ISDIR(entry.status.st_mode):
                 _make_way(place, for_directory=True)
                 os.makedirs(place, mode=0o700, exist_ok=True)
+                os.chmod(place, 0o700)  # an export before has dressed it, if something was left out
                 directories.append(entry)
             elif expected is None:
                 _make_way(place)

@@ -125,6 +125,7 @@ class Hint:
                     break
                 except SourceUnavailable as error:
                     log.warning("hint waits for the origin", dataset=self.dataset.manifest.id, reason=str(error))
+                    self.order.take_again()
                 if self._warm.progress().fetched_bytes > brought:
                     pause_s = _PAUSE_S
                 await trio.sleep(pause_s)

@@ -128,6 +128,7 @@ def _verify_unmounted(directory: str) -> dict[str, int]:
     layout = open_layout(directory)
     try:
         index = open_index(layout.index)
+        index.is_whole = index.was_clean  # else the next server has to rebuild it
         boot = trust_id(layout.root)
         found = verify_tier(NodeTier(layout, index, lambda: 0, boot), boot)
         index.close(time.time())

@@ -12,7 +12,7 @@ import weakref
 import structlog
 
 from dsfs.cache.index import Index, forget_clean
-from dsfs.cache.rows import is_damaged
+from dsfs.cache.rows import is_damaged, is_note_of_damage, note_damaged
 
 log = structlog.get_logger()
 
@@ -41,9 +41,15 @@ def open_index(directory: str) -> Index:
             return _in_memory(directory)
         reason = str(error)
     log.warning("index of the cache is damaged and built anew", directory=directory, reason=reason)
-    shutil.rmtree(directory)
-    os.makedirs(directory, mode=0o700)
-    return Index(directory)
+    try:
+        note_damaged(directory)  # until all of it is gone, whatever ends this meanwhile
+        for name in sorted(os.listdir(directory), key=is_note_of_damage):
+            path = f"{directory}/{name}"
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        return Index(directory)
+    except (OSError, sqlite3.OperationalError) as error:
+        log.warning("index of the cache cannot be used now", directory=directory, reason=str(error))
+        return _in_memory(directory)
 
 
 def _in_memory(directory: str) -> Index:

@@ -167,7 +167,7 @@ class Rows:
         except (sqlite3.Error, diskcache.Timeout) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # none of Python's own errors has one
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or isinstance(error, _BadRowError):
-                _note_damaged(self._directory)
+                note_damaged(self._directory)
             raise OSError(errno.EIO, f"the index of the cache cannot be {what}: {error}") from error
 
 
@@ -186,10 +186,15 @@ def _no_checkpoint(directory: str) -> Iterator[None]:
         yield
 
 
-def _note_damaged(directory: str) -> None:
+def note_damaged(directory: str) -> None:
     """Have whoever opens these rows next begin anew."""
     with contextlib.suppress(OSError), open(f"{directory}/{_DAMAGED}", "xb"):
         pass
+
+
+def is_note_of_damage(name: str) -> bool:
+    """Whether that is what a file beside the rows is."""
+    return name == _DAMAGED
 
 
 def is_damaged(directory: str) -> bool:

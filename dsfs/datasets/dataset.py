@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -89,6 +90,7 @@ class Dataset:
         self._bridge = bridge
         self._phase = Phase.PENDING
         self._message = ""
+        self._of_these: Collection[str] | None = None  # catalogs whose numbers go with those that the kernel knows
         self._unusable = ""  # what kept its source from being built anew, last
         self._rounds = Rounds()
         self._names.on_refused = self._rounds.ask_for_refused
@@ -105,6 +107,7 @@ class Dataset:
         else:
             names.writer = first_catalog(self._store, self.manifest, lost=bool(files))
             names.open(names.writer.file, files)
+            self._of_these = shown_before or None
         if names.catalog.sealed:
             self._shown(Phase.READY)
 
@@ -225,7 +228,8 @@ class Dataset:
 
     async def _show_older(self, error: DsfsError) -> bool:
         """The source does not answer and nobody has seen anything yet: show what it had last, if that is known."""
-        older = await trio.to_thread.run_sync(self._store.newest_sealed, self.manifest, limiter=CATALOG)
+        find = partial(self._store.newest_sealed, self.manifest, self._of_these)
+        older = await trio.to_thread.run_sync(find, limiter=CATALOG)
         if older is None:
             return False
         if self._names.writer is not None:

@@ -8,7 +8,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing
 
 from dsfs.catalog.lookup import Catalog
@@ -77,9 +77,11 @@ class DatasetStore:
         found = [path for path in self._catalogs(manifest) if os.path.basename(path) == f"{name}.sqlite"]
         return found[0] if found else f"{self.directory}/{dataset_key(manifest)}/{name}.sqlite"
 
-    def newest_sealed(self, manifest: Manifest) -> str | None:
-        """The catalog of the latest revision that is whole."""
+    def newest_sealed(self, manifest: Manifest, among: Collection[str] | None = None) -> str | None:
+        """The catalog of the latest revision that is whole; ``among`` some, by their names."""
         for path in self._catalogs(manifest):
+            if among is not None and os.path.basename(path).removesuffix(".sqlite") not in among:
+                continue
             try:
                 catalog = Catalog(path)
             except CatalogError:

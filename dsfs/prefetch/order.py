@@ -92,6 +92,12 @@ class Order:
             self._ahead.append((place, self._inos[place], size_bytes))
             self.ahead_bytes += size_bytes
 
+    def take_again(self) -> None:
+        """What was taken may not have come: begin anew behind the readers."""
+        self._ahead.clear()
+        self.ahead_bytes = 0
+        self.next = self.position
+
     def touch(self, ino: int) -> int:
         """A file was opened or read; how many bytes that were ahead are passed by that."""
         late = self._late.pop(ino, None)

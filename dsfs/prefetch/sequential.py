@@ -32,11 +32,16 @@ class Stream:
     read: int = 0
     touched: int = 0
     """Blocks up to here count as read."""
-    jumped: bool = False
-    """It has left out more than it has read, and has to read more, and most of what comes, to be believed again."""
+    jumps: int = 0
+    """How often it has left out more than it has read."""
     asked: int = 0
     settled: int = 0
     """So much of that counts as wasted already, as its reader seemed to have gone."""
+
+    @property
+    def jumps_on(self) -> bool:
+        """Whether it has to read more, and most of what comes, to be believed again."""
+        return self.jumps >= _HOPS
 
     @property
     def unread(self) -> ByteRange:
@@ -121,14 +126,18 @@ class Streams:
         """One that leaves out more than it reads goes forward in steps, and is not read ahead of as one that does not
         (``strided``)."""
         passed = stream.position - stream.begin
-        if 2 * passed <= 3 * stream.read if stream.jumped else passed <= 2 * stream.read + SLACK_BYTES:
+        if 2 * passed <= 3 * stream.read if stream.jumps_on else passed <= 2 * stream.read + SLACK_BYTES:
             return
-        used = min(stream.asked, stream.read)
-        self._worth.note(used, stream.asked - used)
-        stream.asked = 0
-        stream.sequential, stream.jumped = False, True
+        if any(self._meet(stream, other) for other in self._streams if other is not stream):
+            return  # several readers share what there is
+        stream.sequential = False  # what it has left out counts as used: several readers at once may look like this
+        stream.jumps += 1
         stream.begin, stream.window = wanted.start, RAMP_WINDOW_BYTES
         stream.read = max(wanted.length, stream.touched - wanted.start)
+
+    @staticmethod
+    def _meet(one: Stream, other: Stream) -> bool:
+        return other.position > one.begin - SLACK_BYTES and other.begin < one.position + SLACK_BYTES
 
     def _note_hop(self, left: Stream) -> None:
         """A reader begins elsewhere than the one before it has been."""
@@ -148,7 +157,7 @@ class Streams:
         for stream in self._streams:
             reach = stream.position + max(SLACK_BYTES, stream.window if stream.sequential else 0)
             if stream.position - SLACK_BYTES <= wanted.start <= reach:
-                believed = not stream.jumped or stream.read >= STEP_BYTES
+                believed = not stream.jumps_on or stream.read >= STEP_BYTES
                 if not stream.sequential and wanted.start >= stream.position and believed:
                     stream.sequential = True
                     stream.window = min(stream.window, window_bytes)
