@@ -6,10 +6,7 @@ without asking anybody. One that is wrong is dropped and read again, so that it 
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import hashlib
-import json
 import os
 import shutil
 import stat
@@ -19,14 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from daemon.export_work import WORK, ExportWork
 from dsfs.cache.mapfile import crc32c
 from dsfs.errors import MountError
 
-WORK = ".dsfs-export"
-"""In the directory while it is not whole: what is done, and files that are not."""
 _BATCH = 200  # files whose checksums are asked for at once
 _PASSES = 3
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +79,7 @@ class Export:
 
     def to_directory(self, target: str, needed_bytes: int) -> None:
         """Make or complete a copy. Whoever interrupts it can call it again; what is whole is not copied twice."""
-        work = _Work(target, self.name)
+        work = ExportWork(target, self.name)
         free_bytes = _free_bytes(target)
         if needed_bytes - work.done_bytes > free_bytes:
             raise MountError(
@@ -176,7 +171,7 @@ class Export:
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    def _copy_all(self, target: str, work: _Work) -> list[Entry]:
+    def _copy_all(self, target: str, work: ExportWork) -> list[Entry]:
         """One pass; the directories, outermost first."""
         directories: list[Entry] = []
         seen: set[str] = set()
@@ -199,10 +194,10 @@ class Export:
         work.forget_all_but(seen, self.left_out)
         return directories
 
-    def _copy_file(self, entry: Entry, expected: Checksums, place: str, work: _Work) -> None:
+    def _copy_file(self, entry: Entry, expected: Checksums, place: str, work: ExportWork) -> None:
         version = entry.version()
         self.files += 1
-        if work.has(entry, version, place):
+        if work.has(entry.path, version, entry.status.st_size, place):
             self.bytes += entry.status.st_size
             self._progress(entry.status.st_size)
             return
@@ -228,87 +223,6 @@ class Export:
             self.bytes += length
             self._progress(length)
         return len(expected.of_blocks)
-
-
-class _Work:
-    """What is done of a copy into a directory, kept in it until it is whole."""
-
-    def __init__(self, target: str, name: str) -> None:
-        self._target = target
-        self._directory = f"{target}/{WORK}"
-        self._unsynced: list[list[object]] = []
-        self._done: dict[str, tuple[str, int]] = {}
-        os.makedirs(target, exist_ok=True)
-        whose = f"{self._directory}/dataset"
-        if os.path.exists(whose):
-            with open(whose, encoding="utf-8") as file:
-                if file.read() != name:
-                    raise MountError(f"{target}: another dataset was being exported there (give an empty directory)")
-            self._load()
-        elif set(os.listdir(target)) - {WORK}:
-            raise MountError(f"{target}: is not empty (give an empty directory, or where an export was interrupted)")
-        else:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            with open(whose, "w", encoding="utf-8") as file:
-                file.write(name)
-
-    @property
-    def done_bytes(self) -> int:
-        return sum(size for _version, size in self._done.values())
-
-    def _load(self) -> None:
-        try:
-            with open(f"{self._directory}/done", encoding="ascii") as file:
-                for line in file:
-                    if not line.endswith("\n"):
-                        return  # torn: the file that it tells of is copied again
-                    path, version, size = json.loads(line)
-                    self._done[path] = version, size
-        except FileNotFoundError:
-            return
-
-    def has(self, entry: Entry, version: str, place: str) -> bool:
-        """Whether this version of a file is in the copy already, whole."""
-        if self._done.get(entry.path) != (version, entry.status.st_size):
-            return False
-        try:
-            found = os.lstat(place)
-        except FileNotFoundError:
-            return False
-        return stat.S_ISREG(found.st_mode) and found.st_size == entry.status.st_size
-
-    def part(self, path: str, version: str) -> str:
-        """Where a version of a file is written until it is whole."""
-        name = hashlib.sha256(json.dumps([path, version]).encode()).hexdigest()
-        return f"{self._directory}/{name}"
-
-    def note(self, path: str, version: str, size_bytes: int) -> None:
-        """A file is in its place; written down in batches, once the disk has it."""
-        self._done[path] = version, size_bytes
-        self._unsynced.append([path, version, size_bytes])
-        if len(self._unsynced) >= _BATCH:
-            self._flush()
-
-    def forget_all_but(self, seen: set[str], left_out: Sequence[str]) -> None:
-        """Remove what an interrupted export copied of a revision that is not shown any more; but not what was copied
-        while it was allowed."""
-        kept = tuple(f"{path}/" for path in left_out)
-        for path in [path for path in self._done if path not in seen and not f"{path}/".startswith(kept)]:
-            if os.path.lexists(f"{self._target}/{path}") and not os.path.isdir(f"{self._target}/{path}"):
-                os.unlink(f"{self._target}/{path}")
-            del self._done[path]
-        self._flush()
-
-    def finish(self) -> None:
-        """The copy is whole."""
-        self._flush()
-        shutil.rmtree(self._directory)
-
-    def _flush(self) -> None:
-        with open(f"{self._directory}/done", "a", encoding="ascii") as file:
-            _libc.syncfs(file.fileno())
-            file.writelines(f"{json.dumps(line)}\n" for line in self._unsynced)
-        self._unsynced.clear()
 
 
 class _Stream:
