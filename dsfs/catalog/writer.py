@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import structlog
 from cachetools import LRUCache
 
-from dsfs.catalog.lookup import CATALOG_LAYOUT, REFUSED, ROOT_INO
+from dsfs.catalog.lookup import CATALOG_LAYOUT, ROOT_INO
+from dsfs.catalog.refusals import Refusals
 from dsfs.errors import CatalogError
 from dsfs.model import Kind, ListingPage, SourceObject, is_name, path_parts
 
@@ -35,7 +36,6 @@ _MTIME_LIMIT_NS = 2**63 - 1  # what SQLite can hold, the year 2262; some servers
 
 
 _WANTED = 64
-_MOST_REFUSED = 10_000  # names that a revision may be without; where more are refused, it is not sealed
 
 
 class _Directory(NamedTuple):
@@ -60,7 +60,7 @@ class CatalogWriter:
         self._said_skipped = False
         self._sealed = False  # then all that may be asked is in the catalog, and who comes late looks there
         self._revision = ""
-        self._refused: dict[str, str] = {}
+        self._refusals = Refusals()
         self.wanted: deque[tuple[int, bytes]] = deque(maxlen=_WANTED)
         """Directories, and from which name on somebody looks there."""
         self.reshaped: list[int] = []
@@ -110,7 +110,7 @@ class CatalogWriter:
         """All is listed from the start: what was skipped before, or refused, will be so again."""
         with self._lock, self._open_transaction() as is_open:
             if is_open:
-                self._refused.clear()
+                self._refusals.clear()
                 self._db.execute("UPDATE meta SET value = 0 WHERE key = 'skipped'")
 
     def add(self, page: ListingPage, *, of_all: bool = True) -> None:
@@ -153,7 +153,7 @@ class CatalogWriter:
             if not is_open:
                 return
             for path, obj in found.items():
-                self._refused.pop(path, None)
+                self._refusals.forget(path)
                 parts = _names(path)
                 parent = self._directory(parts[:-1]) if parts else None
                 if parts and parent is not None:
@@ -181,18 +181,17 @@ class CatalogWriter:
     def refuse(self, path: str, why: str) -> None:
         """The source does not let a directory be listed, or a file be looked at."""
         with self._lock:
-            if len(self._refused) <= _MOST_REFUSED:
-                self._refused.setdefault(path, why)
+            self._refusals.add(path, why)
 
     def refusal(self) -> str:
         """Why the first of what was refused was; "" where nothing was."""
         with self._lock:
-            return next(iter(self._refused.values()), "")
+            return self._refusals.why
 
     def refuses_single_names(self) -> bool:
         """Whether there is a file that is not refused, and not very many that are."""
         query = f"SELECT 1 FROM entry WHERE kind IN ({Kind.FILE:d}, {Kind.SYMLINK:d}) AND size IS NOT NULL LIMIT 1"
-        return len(self._refused) <= _MOST_REFUSED and bool(self._select(query))
+        return not self._refusals.are_many and bool(self._select(query))
 
     def want(self, parent: int, name: bytes) -> None:
         """Somebody looks at a name whose size is not known: those behind it in its directory come first."""
@@ -234,9 +233,9 @@ class CatalogWriter:
         """Those that were found to be some when somebody looked at their names, and that no listing has had since."""
         with self._lock:
             query = "SELECT ino FROM entry WHERE kind = 1 AND listed = 0 AND executable = 1"
-            many = len(self._refused) > _MOST_REFUSED  # then it fails, however many more there are
+            many = self._refusals.are_many  # then it fails, however many more there are
             found = [] if self._sealed or many else self._db.execute(query).fetchall()
-        return [path for (ino,) in found if (path := self.path_of(ino)) not in self._refused]
+        return [path for (ino,) in found if (path := self.path_of(ino)) not in self._refusals]
 
     def name_revision(self, revision: str) -> None:
         """Take the source's own name for what is listed, instead of the time."""
@@ -260,7 +259,7 @@ class CatalogWriter:
         with self._lock:
             with self._transaction():
                 self._db.execute("DELETE FROM entry WHERE parent = 0 AND ino != ?", (ROOT_INO,))
-                self._seal_refused()
+                self._refusals.seal(self._db, self._place_of)
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
                 reshaped = self._db.execute(_RESHAPED).fetchall()
@@ -347,20 +346,10 @@ class CatalogWriter:
         ino, kind, listed = found
         return _Directory(ino, bool(listed)) if kind == Kind.DIRECTORY else None
 
-    def _seal_refused(self) -> None:
-        """Have the catalog say what was refused, and is not known by another way: somebody may have listed it."""
-        refused = 0
-        refusal = ""
-        for path, why in self._refused.items():
-            parts = _names(path)
-            parent = self._directory(parts[:-1]) if parts else None
-            if parts and parent is not None:
-                of_path = self._db.execute(_SET_REFUSED, (parent.ino, os.fsencode(parts[-1]))).rowcount
-                # what nothing has listed below it, as the listing of all did not come there
-                of_path += self._db.execute(_SET_REFUSED_BELOW, (parent.ino, os.fsencode(parts[-1]))).rowcount
-                refused, refusal = refused + of_path, refusal or (why if of_path else "")
-        if refused:
-            self._db.executemany("INSERT INTO meta VALUES (?, ?)", [("refused", refused), ("refusal", refusal)])
+    def _place_of(self, path: str) -> tuple[int, bytes] | None:
+        parts = _names(path)
+        parent = self._directory(parts[:-1]) if parts else None
+        return (parent.ino, os.fsencode(parts[-1])) if parts and parent is not None else None
 
     def _mark_listed(self, path: str) -> None:
         parts = _names(path) if path else ()
@@ -390,20 +379,6 @@ def _names(path: str) -> tuple[str, ...] | None:
 
 
 _SET_FOUND = "UPDATE entry SET executable = 1 WHERE parent = ? AND name = ? AND kind = 1 AND listed = 0"
-_SET_REFUSED = f"""
-    UPDATE entry SET listed = {REFUSED} WHERE parent = ? AND name = ?
-    AND ((kind = {Kind.DIRECTORY:d} AND listed = 0) OR (kind = {Kind.FILE:d} AND size IS NULL))
-"""
-_SET_REFUSED_BELOW = f"""
-    UPDATE entry SET listed = {REFUSED} WHERE listed = 0 AND ino IN (
-        WITH RECURSIVE below (ino) AS (
-            SELECT ino FROM entry WHERE parent = ? AND name = ? AND kind = {Kind.DIRECTORY:d}
-            UNION ALL
-            SELECT entry.ino FROM entry JOIN below ON entry.parent = below.ino WHERE kind = {Kind.DIRECTORY:d}
-        )
-        SELECT ino FROM below
-    )
-"""
 _FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"
 _SET_LISTED = """
     UPDATE entry SET listed = 1, subdirs = (SELECT count(*) FROM entry AS e WHERE e.parent = ? AND e.kind = 1)

@@ -279,7 +279,7 @@ def test_a_name_that_is_found_after_it_was_refused_is_not() -> None:
 
 
 def test_very_many_found_directories_that_are_refused_end_the_crawl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsfs.catalog.writer._MOST_REFUSED", 1)
+    monkeypatch.setattr("dsfs.catalog.refusals._MOST", 1)
 
     class Tree(Paged):
         async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
@@ -320,7 +320,7 @@ def test_the_root_that_is_asked_again_is_the_source_s_own() -> None:
 
 def test_a_source_that_refuses_very_much_refuses_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     for most, sealed in ((2, True), (1, False)):
-        monkeypatch.setattr("dsfs.catalog.writer._MOST_REFUSED", most)
+        monkeypatch.setattr("dsfs.catalog.refusals._MOST", most)
         with new_catalog() as (writer, catalog):
             with contextlib.nullcontext() if sealed else pytest.raises(SourceRefused, match="not for you"):
                 asyncio.run(crawl.crawl(Unsized(), writer, lambda: None))
