@@ -13,7 +13,6 @@ A complete object is never punched, only unlinked, so whoever has it open needs 
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import mmap
 import os
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from dsfs.cache.damage import DamagedObject
 from dsfs.cache.direct import NOT_HERE, SECTOR_BYTES, DirectWrites, open_direct
 from dsfs.cache.mapfile import (
     BOOT_AT,
@@ -45,20 +45,6 @@ _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <linux/
 _UNTRIED, _REFUSED = -1, -2
 _KNOWN_STATES: Final = frozenset(State)
 _opening_direct = threading.Lock()
-
-
-NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
-"""What an open says when this process, or the machine, may open no more files."""
-_NOT_OF_THE_OBJECT: Final = NO_DESCRIPTORS | {errno.ENOMEM, errno.EROFS}
-
-
-class DamagedObject(Exception):
-    """Map and data do not belong together, or are torn: the object has to be dropped."""
-
-
-def is_of_the_object(error: Exception) -> bool:
-    """Whether what opening or reading an object raised says that it cannot be used; else another time it can."""
-    return isinstance(error, DamagedObject) or (isinstance(error, OSError) and error.errno not in _NOT_OF_THE_OBJECT)
 
 
 class BlockMap:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.damage import DamagedObject
 from dsfs.cache.known_names import open_known
 from dsfs.cache.mapfile import BOOT_AT, HEADER, STATES_AT, State, header_is_of, map_bytes
 from dsfs.ranges import ByteRange, block_count

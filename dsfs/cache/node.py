@@ -14,7 +14,7 @@ import structlog
 
 from dsfs import metrics
 from dsfs.cache.allowance import Allowance
-from dsfs.cache.blockmap import NO_DESCRIPTORS, BlockMap, DamagedObject
+from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.complete import (
     CachedObject,
     CompleteObject,
@@ -22,6 +22,7 @@ from dsfs.cache.complete import (
     open_known_complete,
     open_object,
 )
+from dsfs.cache.damage import NO_DESCRIPTORS, DamagedObject
 from dsfs.cache.direct import DirectWrites
 from dsfs.cache.eviction import LARGEST_ROOM_BYTES, ROOM_SHARE
 from dsfs.cache.heard_of import HeardOf

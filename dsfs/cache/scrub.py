@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from dsfs import metrics
-from dsfs.cache.blockmap import DamagedObject
+from dsfs.cache.damage import DamagedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.cache.past_cache import PastCache

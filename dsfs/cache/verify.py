@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from dsfs.cache.blockmap import BlockMap, DamagedObject, is_of_the_object
+from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.damage import DamagedObject, is_of_the_object
 from dsfs.cache.mapfile import HEADER, State
 from dsfs.cache.node import NodeTier
 from dsfs.cache.past_cache import ReadRange

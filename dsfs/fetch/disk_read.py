@@ -7,8 +7,8 @@ import errno
 import structlog
 import trio
 
-from dsfs.cache.blockmap import DamagedObject, is_of_the_object
 from dsfs.cache.complete import CachedObject
+from dsfs.cache.damage import DamagedObject, is_of_the_object
 from dsfs.cache.node import NodeTier
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile

@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from dsfs.cache.blockmap import NO_DESCRIPTORS
+from dsfs.cache.damage import NO_DESCRIPTORS
 from dsfs.errors import RetryLater, SourceError, SourceRefused, SourceUnavailable
 from dsfs.fetch.origin import Origin
 from dsfs.sources.retry import retry_delay

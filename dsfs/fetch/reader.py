@@ -10,8 +10,9 @@ from typing import TypeVar
 import structlog
 import trio
 
-from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.complete import CachedObject
+from dsfs.cache.damage import DamagedObject
 from dsfs.cache.marks import Marks
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceTimeout, SourceUnavailable

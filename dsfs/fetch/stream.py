@@ -18,7 +18,8 @@ import structlog
 import trio
 
 from dsfs.bridge import Bridge
-from dsfs.cache.blockmap import BlockMap, DamagedObject
+from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.damage import DamagedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.cache.space import space_of
