@@ -98,7 +98,8 @@ def _renderer(log_format: str) -> structlog.typing.Processor:
 
 def configure(*, debug: bool, log_format: str = "console") -> None:
     """Set up logging for this process, in one of settings.LOG_FORMATS. Libraries are heard from warning on."""
-    render, output = _renderer(log_format), cast("TextIO", _Output())
+    render = _renderer(log_format)
+    output = cast("TextIO", _Output())  # it is one as far as it is used, to write to
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -49,8 +49,8 @@ def new_catalog(directory: str, *, lost: bool = False) -> CatalogWriter:
 
 
 def _numbers_of(now_s: float) -> int:
-    """Where the numbers of this second begin, far behind those of any listing: 16,384 for each of a year, so that those
-    of two losses are different, unless so many names were given to both that listing them takes longer."""
+    """Where the numbers of this second begin, far behind those of any listing: 16,384 for each of half a year, so that
+    those of two losses are different, unless so many names were given to both that listing them takes longer."""
     return 1 << (INO_BITS - 1) | int(now_s) % (1 << 24) << (INO_BITS - 26)
 
 
