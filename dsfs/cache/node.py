@@ -240,12 +240,22 @@ class NodeTier:
     def end_making(self, key: str) -> None:
         self._making.end(key)
 
-    def adopt(self, key: str, size_bytes: int, stored: Stored, owner: str) -> CompleteObject:
-        """Take over an object that a courier has stored here, and its descriptor. For the thread of ``open``."""
-        obj = CompleteObject(stored.fd, key, size_bytes)  # first, as it closes the descriptor whatever comes
+    def adopt(self, key: str, size_bytes: int, stored: Stored, owner: str) -> CompleteObject | None:
+        """Take over an object that a courier has stored here, and its descriptor, if that came along. For the thread of
+        ``open``. None: it is counted, and cannot be opened."""
+        # opened first: it closes the descriptor whatever comes, and what is counted may be evicted at once
+        obj = self._without_descriptor(key, size_bytes) if stored.fd < 0 else CompleteObject(stored.fd, key, size_bytes)
         self.count_whole(key, size_bytes, stored, owner)
-        self._opened.keep(obj)
+        if obj is not None:
+            self._opened.keep(obj)
         return obj
+
+    def _without_descriptor(self, key: str, size_bytes: int) -> CompleteObject | None:
+        try:
+            return open_complete(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
+        except OSError as error:
+            self.note_trouble(error)
+            return None
 
     def count_whole(self, key: str, size_bytes: int, stored: Stored, owner: str) -> None:
         """An object was stored as a whole, by whomever."""

@@ -246,11 +246,9 @@ class ByCourier:
     def _stored(self, sent: _Sent, report: Report, descriptor: int) -> None:
         flight, file = sent.flight, sent.flight.file
         origin = file.origin
+        # no descriptor: it was only wanted ahead when it was sent, or no more files may be open
         stored = Stored(descriptor, report.replaced, report.space_bytes)
-        if descriptor < 0:
-            self._tier.count_whole(file.key, file.size_bytes, stored, origin.id)
-        else:
-            flight.stored = self._tier.adopt(file.key, file.size_bytes, stored, origin.id)
+        flight.stored = self._tier.adopt(file.key, file.size_bytes, stored, origin.id)
         origin.entitlement.note(sent.epoch)
         origin.count_fetched(file.size_bytes)
         if report.second is not None:
@@ -260,8 +258,6 @@ class ByCourier:
             return
         origin.note_answered(sent.started_s)
         self._queue.answered(flight.ticket)
-        if descriptor < 0:  # it was only wanted ahead when it was sent, or no more files may be open
-            flight.stored = self._tier.open(file.key, file.size_bytes, origin.id)
 
     def _over(self, flight: Flight) -> None:
         self._queue.leave(flight.ticket)

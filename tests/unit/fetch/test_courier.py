@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import pytest
 import structlog
@@ -247,6 +247,25 @@ def test_a_file_that_is_brought_without_a_reader_is_here(run: Run, priority: Pri
         assert stored() == before + 1
         assert there.reader.has(file, range(1))
         assert await there.read(file) == DATA
+        assert there.server.requests["/bucket/f"] == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_a_file_that_is_evicted_as_soon_as_it_is_counted_came_once(run: Run, priority: Priority) -> None:
+    """A cache that is full of what is worth more has another thread evict meanwhile."""
+
+    async def test(there: World) -> None:
+        file, add = there.file("f"), there.tier.index.add
+
+        def add_and_lose(key: str, *rest: Any) -> None:
+            add(key, *rest)
+            assert there.tier.evict(key)
+
+        there.tier.index.add = add_and_lose  # type: ignore[method-assign]
+        await there.reader.bring(file, [0], priority)
+        assert not there.reader.has(file, range(1))
         assert there.server.requests["/bucket/f"] == 1
 
     run(test)
