@@ -63,6 +63,7 @@ class Builder:
                 credentials,
                 pvc_root=self._settings.pvc_root,
                 namespace=manifest.namespace,
+                secret_name=manifest.secret_ref or "",
                 strict=manifest.api_version == API_VERSION,
             )
             if isinstance(source, DirectorySource) and is_below(

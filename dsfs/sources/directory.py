@@ -39,7 +39,12 @@ _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
 def directory_source(
-    spec: SourceSpec, credentials: Mapping[str, str], *, pvc_root: str | None = None, namespace: str = "default"
+    spec: SourceSpec,
+    credentials: Mapping[str, str],
+    *,
+    pvc_root: str | None = None,
+    namespace: str = "default",
+    **_: object,
 ) -> DirectorySource:
     """For types NFS, PVC and MANUAL. Raises ConfigError; whether the directory is there is seen when it is listed."""
     return DirectorySource(_directory_of(spec, pvc_root, namespace), spec.uri)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
@@ -33,6 +32,7 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, walk
+from dsfs.sources.options import fingerprint
 from dsfs.sources.threads import Threads
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
@@ -53,6 +53,9 @@ _VERSION_KEYS: Final = (
         *("modify", "last_write_time", "created"),
     ),
 )
+_COPYING: Final = frozenset(
+    name for name, known in known_implementations.items() if known["class"].startswith("fsspec.implementations.cached.")
+)
 _TIME_KEYS: Final = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _SECRET_OPTIONS: Final = {
     "access-key": "key",
@@ -63,11 +66,15 @@ _SECRET_OPTIONS: Final = {
 }
 
 
-def fsspec_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> FsspecSource:
+def fsspec_source(
+    spec: SourceSpec, credentials: Mapping[str, str], *, namespace: str = "default", secret_name: str = "", **_: object
+) -> FsspecSource:
     """Options go to the file system; JSON (``true``, ``22``, ``{…}``) as what it says. Raises ConfigError."""
     uri = spec.uri.removeprefix("fsspec+")
     options: dict[str, Any] = {key: _value(text) for key, text in spec.options.items() if key != "syncMode"}
     secret = {_SECRET_OPTIONS[key]: value for key, value in credentials.items() if key in _SECRET_OPTIONS and value}
+    if copying := sorted(_copying(uri, options)):
+        raise ConfigError(f"FSSPEC: {copying[0]} keeps copies of its own where it likes (leave it out: dsfs caches)")
     for link in uri.split("::"):
         protocol = link.partition("://")[0]
         try:
@@ -77,7 +84,24 @@ def fsspec_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object)
             raise ConfigError(f"FSSPEC: {protocol}:// cannot be read here: {hint}") from error
         except ValueError as error:
             raise ConfigError(f"FSSPEC: fsspec knows no protocol {protocol!r}") from error
-    return FsspecSource(uri, options, secret)
+    account = None
+    if secret:  # who logs in to FTP may see a tree of his own, under the same URI
+        name = secret.get("username") or secret.get("key") or ""
+        account = {"namespace": namespace, "secret": secret_name, "name": name}
+    return FsspecSource(uri, options, secret, account=account)
+
+
+def _copying(*said: Any) -> set[str]:
+    """File systems of fsspec that write what they read to a path of their options, anywhere in these."""
+    found: set[str] = set()
+    for each in said:
+        if isinstance(each, str):
+            found |= _COPYING & {link.partition("://")[0] for link in each.split("::")}
+        elif isinstance(each, Mapping):
+            found |= _copying(*each.values())
+        elif isinstance(each, list):
+            found |= _copying(*each)
+    return found
 
 
 def _value(text: str) -> Any:
@@ -98,7 +122,10 @@ class FsspecSource:
         options: Mapping[str, Any],
         credentials: Mapping[str, str],
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        *,
+        account: Mapping[str, str] | None = None,
     ) -> None:
+        """``account``: what tells this one from others, for whom the same path may be another file."""
         self._options = {**options, **credentials}
         self._threads = Threads(THREADS, timeouts.idle_s * _LIMIT_FACTOR, uri)
         self._fs: Any = None
@@ -109,7 +136,9 @@ class FsspecSource:
         self.uri = uri
         self.identity = f"fsspec:{uri}"
         if options:  # of some file systems they say which server it is
-            self.identity += f" with {hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]}"
+            self.identity += f" with {fingerprint(options)}"
+        if account:
+            self.identity += f" as {fingerprint(account)}"
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""

@@ -45,6 +45,5 @@ def _native(address: HdfsAddress) -> NativeHdfsSource:
         raise ConfigError(
             "HADOOP: no namenode is named (write hdfs://HOST:PORT/path, or give fs.defaultFS inline in coreSiteXml)"
         )
-    return NativeHdfsSource(
-        native_client(address.namenode, address.settings, address.user), address.namenode, address.root, address.shown
-    )
+    client = native_client(address.namenode, address.settings, address.user)
+    return NativeHdfsSource(client, address.namenode, address.root, address.shown, address.settings)

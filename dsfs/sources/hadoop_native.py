@@ -26,6 +26,7 @@ from dsfs.errors import (
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, walk
+from dsfs.sources.options import fingerprint
 from dsfs.sources.threads import Threads
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
@@ -65,16 +66,25 @@ def native_client(
 
 
 class NativeHdfsSource:
-    """``client`` is one of hdfs-native; ``root`` is an absolute path, "" for the root of the file system."""
+    """``client`` is one of hdfs-native, with these ``settings``, which may say what cluster a name service is; ``root``
+    is an absolute path, "" for the root of the file system."""
 
     revision = ""  # a listing has no name of its own here
 
-    def __init__(self, client: Any, namenode: str, root: str, uri: str, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+    def __init__(
+        self,
+        client: Any,
+        namenode: str,
+        root: str,
+        uri: str,
+        settings: Mapping[str, str],
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         self._client = client
         self._root = root
         self._threads = Threads(THREADS, timeouts.connect_s + timeouts.idle_s, uri)
         self.uri = uri
-        self.identity = f"{namenode}{root}"
+        self.identity = f"{namenode}{root}{f' with {fingerprint(settings)}' if settings else ''}"
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""

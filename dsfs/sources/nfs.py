@@ -53,7 +53,12 @@ _NUMBERS: Final = ("port", "mountport", "version", "uid", "gid")
 
 
 def nfs_source(
-    spec: SourceSpec, credentials: Mapping[str, str], *, pvc_root: str | None = None, namespace: str = "default"
+    spec: SourceSpec,
+    credentials: Mapping[str, str],
+    *,
+    pvc_root: str | None = None,
+    namespace: str = "default",
+    **_: object,
 ) -> Source:
     """Raises ConfigError."""
     if spec.options.get("directory") or not spec.uri.startswith("nfs://"):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore
@@ -19,6 +19,8 @@ from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 _NO_RETRY: Final[Mapping[str, Any]] = {"max_retries": 0, "retry_timeout": timedelta(0)}  # ``fetch`` retries
 _GCS_OPTIONS: Final = frozenset({"endpoint", "anonymous", "syncMode"})
 _AZURE_OPTIONS: Final = frozenset({"endpoint", "anonymous", "account", "syncMode"})
+_GOOGLES: Final = (".googleapis.com",)
+_MICROSOFTS: Final = (".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net", ".storage.azure.net")
 _GCS_REMEDY: Final = (
     "give a service account's JSON as service-account, or token, in a Secret; or set GOOGLE_APPLICATION_CREDENTIALS; "
     "or option anonymous=true"
@@ -46,6 +48,8 @@ def gcs_source(
             access["service_account_key"] = token
         else:
             access["credential_provider"] = lambda: {"token": token, "expires_at": None}
+    elif endpoint and not _is_of(endpoint, _GOOGLES):
+        access["skip_signature"] = True
     if endpoint:
         access["base_url"] = endpoint
     try:
@@ -87,7 +91,9 @@ def azure_source(
     elif token := credentials.get("token"):
         access["sas_key" if "sig=" in token else "token"] = token.removeprefix("?")
     elif key := said.get("AccountKey"):
-        access["account_key"] = key
+        access["account_key"] = key  # signs, and is not sent
+    elif spec.options.get("endpoint") and not _is_of(endpoint, _MICROSOFTS):
+        access["skip_signature"] = True
     elif sas := said.get("SharedAccessSignature"):
         access["sas_key"] = sas.removeprefix("?")
     if endpoint:
@@ -103,6 +109,13 @@ def azure_source(
         raise ConfigError(f"AZURE: the credentials of az://{container} cannot be used ({_AZURE_REMEDY})") from error
     identity = f"az:{endpoint}:{account}:{container}"
     return ObjectStoreSource(store, f"az://{container}", prefix, identity, _AZURE_REMEDY, timeouts)
+
+
+def _is_of(endpoint: str, domains: tuple[str, ...]) -> bool:
+    """Whether an endpoint is the provider's own: whoever writes a manifest chooses it, and the tokens that the node has
+    of its environment, or is given as an instance, go nowhere else."""
+    url = urlsplit(endpoint)
+    return url.scheme == "https" and (url.hostname or "").endswith(domains)
 
 
 def _environment() -> dict[str, str]:

@@ -1,8 +1,18 @@
-"""What is wrong with the options of a source."""
+"""What the options of a source tell apart, and what is wrong with them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from dsfs.errors import ConfigError
+
+
+def fingerprint(said: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of what JSON can hold: the same for the same, in whatever order."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class UnknownOption(ConfigError):

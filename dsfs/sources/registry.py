@@ -61,12 +61,14 @@ def build_source(
     *,
     pvc_root: str | None = None,
     namespace: str = "default",
+    secret_name: str = "",
     strict: bool = True,
 ) -> Source:
     """The source of a dataset. Touches no network and no disk but to look where a claim lies.
 
-    ``credentials`` are keys and values of the dataset's Secret; ``pvc_root`` is where claims lie on this node; unless
-    it is ``strict``, options that the source does not know have no effect. Raises ConfigError.
+    ``credentials`` are keys and values of the dataset's Secret, which is called ``secret_name``; ``pvc_root`` is where
+    claims lie on this node; unless it is ``strict``, options that the source does not know have no effect. Raises
+    ConfigError.
     """
     kind = SOURCES[spec.type]
     if kind.why_not:
@@ -79,7 +81,7 @@ def build_source(
     stripped = {key: value.strip() for key, value in credentials.items()}
     while True:
         try:
-            source: Source = build(spec, stripped, pvc_root=pvc_root, namespace=namespace)
+            source: Source = build(spec, stripped, pvc_root=pvc_root, namespace=namespace, secret_name=secret_name)
         except UnknownOption as error:
             if strict:
                 raise

@@ -35,7 +35,7 @@ def dataworld_source(
                 "data.world: option tables must be names of tables with commas between (letters, digits, _)"
             )
     endpoint = spec.options.get("endpoint", "").rstrip("/") or _DATAWORLD
-    token = _token(credentials, "DW_AUTH_TOKEN")
+    token = _token(credentials, *_of_this_node(endpoint == _DATAWORLD, "DW_AUTH_TOKEN"))
     return DataWorldSource(endpoint, owner, dataset, tables, token, timeouts)
 
 
@@ -56,7 +56,7 @@ def nasdaq_source(
     if series not in ("", "true", "false"):
         raise ConfigError("Nasdaq Data Link: option series must be true or false")
     endpoint = spec.options.get("endpoint", "").rstrip("/") or _NASDAQ
-    token = _token(credentials, "NASDAQ_DATA_LINK_API_KEY", "QUANDL_API_KEY")
+    token = _token(credentials, *_of_this_node(endpoint == _NASDAQ, "NASDAQ_DATA_LINK_API_KEY", "QUANDL_API_KEY"))
     return NasdaqSource(endpoint, vendor, tuple(dict.fromkeys(tables)), token, timeouts, series=series == "true")
 
 
@@ -66,6 +66,11 @@ def _rest(uri: str) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _of_this_node(is_usual: bool, *variables: str) -> tuple[str, ...]:
+    """Whoever writes a manifest chooses the endpoint: the node's own token goes to the usual one alone."""
+    return variables if is_usual else ()
 
 
 def _token(credentials: Mapping[str, str], *variables: str) -> str:

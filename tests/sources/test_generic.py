@@ -91,6 +91,40 @@ def test_protocols_that_are_not_here(uri: str, says: str) -> None:
         build_source(SourceSpec(type=SourceType.FSSPEC, uri=uri), {})
 
 
+@pytest.mark.parametrize(
+    ("uri", "options"),
+    [
+        ("filecache::https://evil/d/", {"cache_storage": "/etc/cron.d", "same_names": "true"}),
+        ("simplecache://x", {}),
+        ("zip://a::blockcache::https://h/x.zip", {}),
+        ("dir://d", {"target_protocol": "filecache", "target_options": "{}"}),
+        ("tar://a", {"fo": "simplecache::https://h/x.tar"}),
+        ("dir://d", {"target_protocol": "dir", "target_options": '{"x": [{"target_protocol": "cached"}]}'}),
+    ],
+)
+def test_nothing_is_written_where_a_manifest_says(uri: str, options: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="keeps copies of its own"):
+        build_source(SourceSpec(type=SourceType.FSSPEC, uri=uri, options=options), {})
+
+
+def test_the_same_path_of_another_account_is_another_file() -> None:
+    def identity(namespace: str, secret_name: str, **secret: str) -> str:
+        spec = SourceSpec(type=SourceType.FSSPEC, uri="ftp://host/d")
+        return build_source(spec, secret, namespace=namespace, secret_name=secret_name).identity
+
+    mine = identity("a", "s", username="me", password="x")
+    assert mine == identity("a", "s", username="me", password="y"), "a password that changes keeps what is cached"
+    others = {
+        identity("b", "s", username="me", password="x"),
+        identity("a", "t", username="me", password="x"),
+        identity("a", "s", username="you", password="x"),
+        identity("a", "s", token="x"),
+        identity("a", ""),
+    }
+    assert len(others - {mine}) == 5
+    assert identity("a", "") == "fsspec:ftp://host/d"
+
+
 def test_a_file_of_which_nobody_says_how_long_it_is_is_none_that_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,11 +149,15 @@ def test_options_that_say_which_server_it_is_belong_to_what_it_is() -> None:
     assert plain == "fsspec:memory://data"
     one, other = (identity("fsspec+memory://data", base_url=f"https://{host}/") for host in ("a", "b"))
     assert len({plain, one, other}) == 3
-    assert identity("fsspec+memory://data", {"password": "fake-password"}, base_url="https://a/") == one
+    secret = {"password": "fake-password"}
+    mine = identity("fsspec+memory://data", secret, base_url="https://a/")
+    assert mine != one, "who logs in may be shown another tree"
+    assert mine == identity("fsspec+memory://data", {"password": "another-fake"}, base_url="https://a/")
 
 
 @pytest.mark.parametrize("uri", ["file:///x", "fsspec+file:///x", "zip://a b::file:///x.zip", "memory://x"])
 def test_what_lies_on_this_node_is_known_whatever_is_around_it(uri: str) -> None:
     assert is_of_this_node(f"fsspec:{uri}")
     assert is_of_this_node(f"fsspec:{uri} below a/b")
+    assert is_of_this_node(f"fsspec:{uri} with 0123456789abcdef as 0123456789abcdef")
     assert not is_of_this_node("fsspec:zip://*::http://h/x.zip")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused, SourceUnavailable
+from dsfs.errors import ConfigError, SourceChanged, SourceError, SourceMissing, SourceRefused, SourceUnavailable
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind
 from dsfs.ranges import MiB
@@ -237,6 +237,30 @@ def test_gcs_token_goes_into_a_header() -> None:
         using(build_source(spec, {"token": "t0ken"}), use)
         assert {key.lower(): value for key, value in server.asked[0].headers.items()}["authorization"] == "Bearer t0ken"
         assert "t0ken" not in server.asked[0].path
+
+
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_what_the_node_is_given_goes_to_no_endpoint_of_a_manifest(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    credentials = tmp_path / "adc.json"
+    credentials.write_text(
+        '{"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "t0ken"}'
+    )
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials))
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=t0ken")
+    with files_server() as server:
+        options = {"endpoint": server.url} | ({"account": "a"} if kind == "az" else {})
+
+        async def use(source: Source) -> None:
+            with pytest.raises(SourceError):
+                await tree_of(source)
+
+        using(build_source(SourceSpec(type=SourceType.FSSPEC, uri=f"{kind}://b/x", options=options), {}), use)
+        assert server.asked, "it is asked, without them"
+        for asked in server.asked:
+            assert "authorization" not in {key.lower() for key in asked.headers}
+            assert "t0ken" not in asked.path
 
 
 def test_who_reads_which_scheme() -> None:

@@ -18,7 +18,7 @@ from dsfs.errors import (
 )
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind
-from dsfs.sources import tables_export, tables_nasdaq
+from dsfs.sources import tables, tables_export, tables_nasdaq
 from dsfs.sources.base import Source
 from dsfs.sources.registry import build_source
 from tests.servers.process import HOST
@@ -136,6 +136,11 @@ def test_nasdaq_tables(server: TablesServer, monkeypatch: pytest.MonkeyPatch) ->
     async def environment(source: Source) -> None:
         assert set(await tree_of(source)) == {"A.csv", "B.csv"}
 
+    before = len(server.asked)
+    using(build(server, "nasdaq://ACME?tables=A,B", ""), refused)
+    assert server.asked[before:]
+    assert TOKEN not in str(server.asked[before:]), "the node's token goes to where a manifest says"
+    monkeypatch.setattr(tables, "_NASDAQ", server.url.replace("localhost", HOST) + "api/v3")
     using(build(server, "nasdaq://ACME?tables=A,B", ""), environment)
     using(build(server, "nasdaq://ACME/A", "wr0ng"), refused)
 

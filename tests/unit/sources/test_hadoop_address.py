@@ -130,11 +130,21 @@ class _Client:
         return SimpleNamespace(read_range=lambda offset, length: self.files[path][offset : offset + length])
 
 
+def test_a_name_service_of_other_settings_is_another_cluster() -> None:
+    def identity(settings: dict[str, str]) -> str:
+        return NativeHdfsSource(_Client({}), "hdfs://prod", "/d", "hdfs://prod/d", settings).identity
+
+    address = "dfs.namenode.rpc-address.prod.nn"
+    assert identity({}) == "hdfs://prod/d"
+    assert len({identity({}), identity({address: "a:8020"}), identity({address: "b:8020"})}) == 3
+    assert identity({"x": "1", "y": "2"}) == identity({"y": "2", "x": "1"})
+
+
 def test_the_native_client() -> None:
     client = _Client({"/d/a": b"first", "/d/s/b": b"second"})
 
     async def run() -> None:
-        source = NativeHdfsSource(client, "hdfs://h:8020", "/d", "hdfs://h:8020/d")
+        source = NativeHdfsSource(client, "hdfs://h:8020", "/d", "hdfs://h:8020/d", {})
         tree = await tree_of(source)
         assert set(tree) == {"a", "s", "s/b"}
         assert await read_range(source, tree["s/b"], 1, 6) == b"econd"
@@ -151,7 +161,7 @@ def test_the_native_client() -> None:
             with pytest.raises(expected):
                 await tree_of(source)
         await source.close()
-        single = NativeHdfsSource(_Client({"/d/a": b"first"}), "hdfs://h", "/d/a", "hdfs://h/d/a")
+        single = NativeHdfsSource(_Client({"/d/a": b"first"}), "hdfs://h", "/d/a", "hdfs://h/d/a", {})
         tree = await tree_of(single)
         assert set(tree) == {"a"}
         assert await read_range(single, tree["a"], 0, 5) == b"first"
