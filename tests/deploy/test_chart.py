@@ -77,6 +77,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         }
     },
     "anywhere": {"tolerations": [{"operator": "Exists"}], "nodeSelector": {}, "affinity": {"nodeAffinity": {}}},
+    "disk": {"cacheSize": "2TiB", "minFree": "100GiB", "server": {"tmpSizeLimit": "20Gi"}},
     "other-places": {"hostPaths": {"root": "/data/dsfs", "run": "/run/x", "cache": "/nvme/dsfs"}, "mount": "sets"},
 }
 
@@ -136,6 +137,8 @@ def test_every_combination_is_valid_and_hangs_together(values: dict[str, Any]) -
         ({"hostPath": {"root": "/x"}}, "hostPath"),
         ({"sharedCache": {"create": True, "existingClaim": "both"}}, "sharedCache"),
         ({"secrets": [{"secretName": "s3", "as": "no-namespace"}]}, "as"),
+        ({"minFree": "a fifth"}, "minFree"),
+        ({"server": {"tmpSizeLimit": "much"}}, "tmpSizeLimit"),
         ({"hostPaths": {"root": "relative", "run": "/run/x", "cache": "/c/d"}}, "root"),
     ],
 )
@@ -194,6 +197,17 @@ def test_privileges_are_those_that_are_explained() -> None:
     for container in (keeper, probe):
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+
+
+def test_dsfs_gives_way_on_a_full_disk_before_the_kubelet_acts() -> None:
+    """Its defaults: images are removed from 85 % used on, pods are evicted at 15 % (imagefs) and 10 % (nodefs) free."""
+    (server,) = only(render({}), "DaemonSet", "server")["spec"]["template"]["spec"]["containers"]
+    (least,) = [word.removeprefix("--min-free=") for word in server["args"] if word.startswith("--min-free=")]
+    assert least == "20%"
+    pod = only(render(COMBINATIONS["disk"]), "DaemonSet", "server")["spec"]["template"]["spec"]
+    assert {"--cache-size=2TiB", "--min-free=100GiB"} <= set(pod["containers"][0]["args"])
+    (tmp,) = [volume for volume in pod["volumes"] if volume["name"] == "tmp"]
+    assert tmp["emptyDir"] == {"sizeLimit": "20Gi"}
 
 
 def test_secrets_are_mounted_where_dsfs_looks_for_them() -> None:
