@@ -77,6 +77,9 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         }
     },
     "anywhere": {"tolerations": [{"operator": "Exists"}], "nodeSelector": {}, "affinity": {"nodeAffinity": {}}},
+    "selinux": {
+        name: {"securityContext": {"seLinuxOptions": {"type": "spc_t"}}} for name in ("keeper", "probe", "server")
+    },
     "disk": {"cacheSize": "2TiB", "minFree": "100GiB", "server": {"tmpSizeLimit": "20Gi"}},
     "other-places": {"hostPaths": {"root": "/data/dsfs", "run": "/run/x", "cache": "/nvme/dsfs"}, "mount": "sets"},
 }
@@ -137,6 +140,7 @@ def test_every_combination_is_valid_and_hangs_together(values: dict[str, Any]) -
         ({"hostPath": {"root": "/x"}}, "hostPath"),
         ({"sharedCache": {"create": True, "existingClaim": "both"}}, "sharedCache"),
         ({"secrets": [{"secretName": "s3", "as": "no-namespace"}]}, "as"),
+        ({"server": {"securityContext": {"privileged": True}}}, "securityContext"),
         ({"minFree": "a fifth"}, "minFree"),
         ({"server": {"tmpSizeLimit": "much"}}, "tmpSizeLimit"),
         ({"hostPaths": {"root": "relative", "run": "/run/x", "cache": "/c/d"}}, "root"),
@@ -197,6 +201,23 @@ def test_privileges_are_those_that_are_explained() -> None:
     for container in (keeper, probe):
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+
+
+def test_what_is_given_for_the_containers_is_added_to_what_the_chart_sets() -> None:
+    def contexts(values: dict[str, Any]) -> list[dict[str, Any]]:
+        return [container["securityContext"] for pod in pods(render(values)) for container in pod["containers"]]
+
+    added = {"seLinuxOptions": {"type": "spc_t"}}
+    assert contexts(COMBINATIONS["selinux"]) == [each | added for each in contexts({})]
+
+
+def test_the_probe_has_a_process_1_that_ends_and_reaps() -> None:
+    _keeper, probe = only(render({}), "DaemonSet", "keeper")["spec"]["template"]["spec"]["containers"]
+    assert probe["command"] == ["tini", "--", "sleep", "infinity"]
+    installed = re.search(
+        r"apt-get install [^&]*\btini\b", (ROOT / "deploy" / "Dockerfile").read_text().rpartition("FROM")[2]
+    )
+    assert installed, "the image has no tini"
 
 
 def test_dsfs_gives_way_on_a_full_disk_before_the_kubelet_acts() -> None:
