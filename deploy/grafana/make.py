@@ -22,6 +22,8 @@ TARGET = Path(__file__).parent / "dsfs.json"
 NODE = 'node=~"$node"'
 DATASET = f'{NODE}, namespace=~"$namespace", dataset=~"$dataset"'
 FAILED_REQUESTS = f'{DATASET}, outcome!~"ok|cancelled"'
+# CONDA and DATABASE are built, not read, and FAILED for good.
+FAILED = f'{DATASET}, phase="FAILED", source_type!~"CONDA|DATABASE"'
 EACH = "node, instance, namespace, dataset"
 RANGE = "[$__rate_interval]"
 
@@ -60,7 +62,7 @@ def hit_ratio(by: str = "") -> str:
 
 
 def fleet() -> list[Panel]:
-    failed = f'dsfs_dataset_info{{{DATASET}, phase="FAILED"}}'
+    failed = f"dsfs_dataset_info{{{FAILED}}}"
     return [
         number("Nodes", f"count(dsfs_build_info{{{NODE}}})", "short", "Servers that answer."),
         number("Read", read_bytes(), "Bps", "What readers got, by whatever path."),
@@ -75,7 +77,7 @@ def fleet() -> list[Panel]:
             "Datasets FAILED",
             f"count({failed}) or 0 * count(dsfs_dataset_info{{{DATASET}}})",
             "short",
-            "dsfs status says why.",
+            "dsfs status says why. Without those of types that are not read (CONDA, DATABASE).",
             bad_from=1,
         ),
         number(
