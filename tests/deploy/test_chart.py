@@ -304,7 +304,37 @@ def test_the_plain_manifests_are_what_the_chart_renders() -> None:
     assert {"name": "dsfs-datasets"} in [volume.get("configMap") for volume in volumes]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_valid(path: Path) -> None:
     for document in yaml.safe_load_all(path.read_text()):
         validate(document)
+
+
+def waits_where_it_has_to(pod: dict[str, Any]) -> bool:
+    """These directories are on the node's disk also while nothing is mounted, so their type makes no pod wait."""
+    there = {v["name"] for v in pod["volumes"] if v.get("hostPath", {}).get("path") in ("/mnt/dsfs", "/mnt/dsfs/data")}
+    first = [mount for container in pod.get("initContainers", []) for mount in container["volumeMounts"]]
+    mounts = [mount for container in pod["containers"] for mount in container["volumeMounts"]]
+    return all(mount in first for mount in mounts if mount["name"] in there)
+
+
+def test_examples_that_could_start_before_dsfs_wait_for_their_dataset() -> None:
+    found = [
+        document["spec"]["template"]["spec"]
+        for path in EXAMPLES
+        for document in yaml.safe_load_all(path.read_text())
+        if "template" in document.get("spec", {})
+    ]
+    readme = (ROOT / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if line.startswith("    ")]
+    start = lines.index(next(line for line in lines if line.startswith("    volumes: ")))
+    snippet = yaml.safe_load("\n".join(lines[start : start + 7]))
+    mounts = snippet.pop("volumeMounts")
+    assert list(snippet) == ["volumes", "initContainers"]
+    pod = {**snippet, "containers": [{"name": "job", "image": "job", "volumeMounts": mounts}]}
+    validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "job"}, "spec": pod})
+    assert len(found) == 3
+    assert all(waits_where_it_has_to(each) for each in (*found, pod))
