@@ -338,3 +338,16 @@ def test_examples_that_could_start_before_dsfs_wait_for_their_dataset() -> None:
     validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "job"}, "spec": pod})
     assert len(found) == 3
     assert all(waits_where_it_has_to(each) for each in (*found, pod))
+
+
+def test_the_order_in_which_dsfs_is_removed_is_told_with_names_that_there_are() -> None:
+    """A keeper that ends while its server runs leaves the mount to it; Helm would end both at once."""
+    server = only(render({}), "DaemonSet", "server")["metadata"]["name"]
+    command = f"delete daemonset {server} --cascade=foreground"
+    readme = (ROOT / "README.md").read_text()
+    with helm.Chart.load(str(CHART)) as chart:
+        texts = chart.render({"image": IMAGE}, name="dsfs", namespace="dsfs")
+    (notes,) = [text for path, text in texts.items() if path.endswith("NOTES.txt")]
+    for text in (readme, notes):
+        assert f"    kubectl -n dsfs {command}" in text
+        assert text.index(command) < text.index("helm uninstall dsfs --namespace dsfs")
