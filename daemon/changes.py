@@ -193,7 +193,7 @@ class Changes:
             await self._shown.credentials.hand_over()
             await self._shown.hand_over()
             await mount()
-            self._nursery.start_soon(self._reader.count_for, name, manifest.id)
+            self._nursery.start_soon(self._reader.owners.count_for, name, manifest.id)
         return manifest.id
 
     async def delete(self, name: str) -> None:

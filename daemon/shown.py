@@ -220,7 +220,7 @@ class Shown:
                 yield dataset.origin.key_of(path, row.tag)
 
         try:
-            await self._reader.count_no_more(dataset.manifest.id, keys)
+            await self._reader.owners.count_no_more(dataset.manifest.id, keys)
         except (CatalogError, sqlite3.Error) as error:  # only the count is off
             log.warning("older revision not told apart", dataset=dataset.manifest.id, reason=str(error))
 
@@ -228,7 +228,7 @@ class Shown:
         """As ``_left``, of whatever a server before this one has shown under this name."""
         shown = partial(marked, dataset.catalog.file, dataset.origin)
         try:
-            await self._reader.count_only(dataset.manifest.id, shown)
+            await self._reader.owners.count_only(dataset.manifest.id, shown)
         except (CatalogError, sqlite3.Error) as error:  # only the count is off
             log.warning("what is cached is not counted anew", dataset=dataset.manifest.id, reason=str(error))
 

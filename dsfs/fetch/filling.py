@@ -33,6 +33,8 @@ async def fill(flights: Flights, file: RemoteFile, missing: Callable[[], Sequenc
                     await flight.block(block)
             except SourceError:
                 return  # logged by the flight; whoever reads there will hear of it
+            if not file.origin.is_kept:
+                return  # the rest would come in vain
             await _until_read(flights, file)
 
 

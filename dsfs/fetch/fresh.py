@@ -1,7 +1,9 @@
 """Blocks that have just landed, in memory: what was fetched ahead goes to its reader without a way over the disk.
 
 They may have been written past the page cache (``cache/direct.py``), so this is the only place that has them at once.
-It counts for nothing by itself: a block is looked for here only when the cache says that it is present.
+A block that the node tier keeps counts for nothing here by itself: it is looked for only when the tier says that it is
+present. One for which that has no room (a quota, pins, a disk that refuses) is here only, so that neither what is read
+ahead nor the rest of a block of which a reader asks for a part is fetched again for the next read.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from dsfs.model import Tier
 from dsfs.ranges import ByteRange, block_range, blocks_of
 from dsfs.sources.base import Buffer
 
@@ -21,6 +24,7 @@ KEPT_S: Final = 5.0
 class _Landed(NamedTuple):
     data: memoryview
     until_s: float
+    tier: Tier
 
 
 class Fresh:
@@ -33,10 +37,11 @@ class Fresh:
         self._of_key: Counter[str] = Counter()
         self.used_bytes = 0
 
-    def add(self, key: str, block: int, data: memoryview) -> None:
+    def add(self, key: str, block: int, data: memoryview, tier: Tier = Tier.NODE) -> None:
+        """``tier``: which one counts as having it for who reads it from here; NODE: it is kept there."""
         self.drop(key, block)
         now_s = trio.current_time()
-        self._blocks[key, block] = _Landed(data, now_s + KEPT_S)
+        self._blocks[key, block] = _Landed(data, now_s + KEPT_S, tier)
         self._of_key[key] += 1
         self.used_bytes += len(data)
         while self.used_bytes > self._limit_bytes:
@@ -61,6 +66,15 @@ class Fresh:
         landed = self._blocks.get((key, block))
         return None if landed is None else landed.data
 
+    def tier_of(self, key: str, block: int) -> Tier:
+        """Of a block that is here."""
+        return self._blocks[key, block].tier
+
+    def is_only_here(self, key: str, block: int) -> bool:
+        """Whether a block is here that the node tier has not kept."""
+        landed = self._blocks.get((key, block))
+        return landed is not None and landed.tier is not Tier.NODE
+
     def pieces(self, key: str, size_bytes: int, wanted: ByteRange) -> list[Buffer] | None:
         """A range of an object, if all of it is here. A block that was given to its end has done its duty: the kernel
         keeps its pages."""
@@ -74,8 +88,16 @@ class Fresh:
             pieces.append(data[max(0, wanted.start - place.start) : wanted.stop - place.start])
         for block in blocks:
             if block_range(block, size_bytes, self._block_bytes).stop <= wanted.stop:
-                self.drop(key, block)
+                self.given(key, block)
         return pieces
+
+    def given(self, key: str, block: int) -> None:
+        """A block was given to its end. One that is nowhere else only goes before others do: the kernel asks for the
+        parts of a block in any order."""
+        if self.is_only_here(key, block):
+            self._blocks.move_to_end((key, block), last=False)
+        else:
+            self.drop(key, block)
 
     def _expire(self, now_s: float) -> None:
         while self._blocks:

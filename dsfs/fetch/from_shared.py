@@ -107,6 +107,9 @@ class FromShared:
         file.origin.count_shared(sum(len(data) for data in found))
         blocks = dict(zip(flight.blocks, found, strict=True))
         async with self._room.held(flight) as room:
+            if not room:
+                for block, data in blocks.items():
+                    self._from_origin.fresh.add(file.key, block, data, Tier.SHARED)
             if room and flight.is_whole:  # stored before it is shown, as a passthrough open needs the file
                 await self._store(tier.put_whole, file.key, file.size_bytes, b"".join(found), file.origin.id)
             flight.show(blocks)

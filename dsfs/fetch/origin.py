@@ -58,6 +58,8 @@ class Origin:
         """Set once the first range of a large file was answered; None: nobody has asked for one."""
         self.rangeless_until_s = 0.0
         """Until when (trio's clock) its server is known to ignore ranges."""
+        self.unkept_until_s = 0.0
+        """Until when (trio's clock) the node tier is known to have no room for what it brings."""
         self.namespace = namespace
         self.dataset = dataset
         self.id = f"{namespace}/{dataset}"
@@ -99,6 +101,11 @@ class Origin:
     def in_use(self, source: Source) -> bool:
         """Whether somebody may still call it."""
         return source is self.source or source in self._held
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the node tier has taken what came last, as far as is known."""
+        return trio.current_time() >= self.unkept_until_s
 
     def count_read(self, tier: Tier, size_bytes: int) -> None:
         """So many bytes went to the kernel, from there."""

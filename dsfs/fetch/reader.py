@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
@@ -13,15 +13,15 @@ import trio
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.complete import CachedObject
 from dsfs.cache.damage import DamagedObject
-from dsfs.cache.marks import Marks
 from dsfs.cache.node import NodeTier
-from dsfs.errors import SourceTimeout, SourceUnavailable
-from dsfs.fetch.disk import DISK
+from dsfs.errors import SourceTimeout
 from dsfs.fetch.disk_read import DiskRead, read_now, read_waiting
 from dsfs.fetch.filling import fill
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.flights import Flights
 from dsfs.fetch.origin import Origin, RemoteFile
+from dsfs.fetch.others import wait_for
+from dsfs.fetch.owners import Owners
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.unchecked import check, to_fetch
 from dsfs.model import Tier
@@ -31,7 +31,6 @@ from dsfs.sources.base import Buffer
 log = structlog.get_logger()
 T = TypeVar("T")
 
-_RECOUNT = trio.CapacityLimiter(1)  # takes minutes for a million files, and nobody waits for it
 _GRACE_S = 0.5
 _SOON_S = 1.0
 """Until what has come and is stored has been heard of."""
@@ -45,6 +44,7 @@ class Reader:
     def __init__(self, tier: NodeTier, flights: Flights) -> None:
         self._tier = tier
         self._flights = flights
+        self.owners = Owners(tier)
 
     @property
     def block_bytes(self) -> int:
@@ -118,6 +118,7 @@ class Reader:
         for _round in range(_ROUNDS):
             obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
             missing = list(blocks) if obj is None else await to_fetch(self._tier, obj, wanted)
+            missing = self._nowhere(file, missing)
             if obj is not None:
                 self._is_unproven(file, obj)
             pieces = await self._pieces(file, obj, wanted, missing)
@@ -128,6 +129,10 @@ class Reader:
         pieces = await self._pieces(file, None, wanted, list(blocks))
         assert pieces is not None
         return pieces
+
+    def _nowhere(self, file: RemoteFile, blocks: Sequence[int]) -> list[int]:
+        """Those of these blocks, which the node tier has not, that are not in memory either."""
+        return [block for block in blocks if not self._flights.fresh.is_only_here(file.key, block)]
 
     async def _pieces(
         self, file: RemoteFile, obj: CachedObject | None, wanted: ByteRange, missing: list[int]
@@ -154,12 +159,15 @@ class Reader:
                 pieces.append(data[part.start - place.start : part.stop - place.start])
                 read.append((tier, part.length))
                 if part.stop == place.stop:
-                    self._flights.fresh.drop(file.key, block)  # as what is given from there
+                    self._flights.fresh.given(file.key, block)
             elif (data_here := self._flights.fresh.block(file.key, block)) is not None:
                 pieces.append(data_here[part.start - place.start : part.stop - place.start])
-                read.append((Tier.NODE, part.length))
+                read.append((self._flights.fresh.tier_of(file.key, block), part.length))
+                if part.stop == place.stop and self._flights.fresh.is_only_here(file.key, block):
+                    self._flights.fresh.given(file.key, block)
+            elif obj is None:
+                return None  # it was here only
             else:
-                assert obj is not None
                 following = next((later for later in missing if later > block), None)
                 if following is None:
                     part = ByteRange(part.start, wanted.stop)
@@ -216,18 +224,11 @@ class Reader:
     async def _landed(
         self, file: RemoteFile, flight: Flight, block: int, stop: int, asked_s: float
     ) -> tuple[memoryview, Tier]:
-        """One block of a flight, up to ``stop`` in it at least, and where it came from.
-
-        A flight that was on its way already when this reader came may fail at once for what was true before: the reader
-        has a flight of its own then, as long as it has time.
-        """
-        try:
-            return await flight.block(block, stop), flight.tier
-        except SourceUnavailable:
-            if flight.started_s >= asked_s or self._flights.ending:
-                raise
-        again = self._flights.ensure(file, [block], Priority.DEMAND)[block]
-        return await again.block(block, stop), again.tier
+        """One block of a flight, up to ``stop`` in it at least, and where it came from."""
+        data, brought_by = await wait_for(
+            self._flights, file, block, flight, asked_s, lambda flight: flight.block(block, stop)
+        )
+        return data, brought_by.tier
 
     def comes_at_once(self, file: RemoteFile) -> bool:
         """Whether a file that was just looked for in vain needs nothing but a fetch of its only block."""
@@ -236,6 +237,7 @@ class Reader:
             and file.origin.entitlement.proven
             and not self._tier.knows(file.key)
             and not file.origin.shared_area
+            and not self._flights.fresh.is_only_here(file.key, 0)
         )
 
     def is_absent(self, file: RemoteFile) -> bool:
@@ -270,10 +272,11 @@ class Reader:
         await self._in_time(file, partial(self._fetch_whole, file, priority))
 
     async def _fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
-        missing = await self.missing(file)
+        missing = self._nowhere(file, await self.missing(file))
+        asked_s = trio.current_time()
         flights = self._flights.ensure(file, missing, priority)
-        for block in missing:
-            await flights[block].end()  # bytes are there before the file is
+        for block in missing:  # bytes are there before the file is
+            await wait_for(self._flights, file, block, flights[block], asked_s, Flight.end, priority)
         await self._prove(file, ByteRange(0, file.size_bytes))
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:
@@ -293,9 +296,10 @@ class Reader:
     async def bring(self, file: RemoteFile, blocks: Sequence[int], priority: Priority) -> None:
         """Have blocks fetched, and wait until they are stored, if there is room. Raises the SourceError that ended
         a flight."""
+        asked_s = trio.current_time()
         flights = self._flights.ensure(file, blocks, priority)
-        for flight in set(flights.values()):
-            await flight.end()
+        for block in blocks:
+            await wait_for(self._flights, file, block, flights[block], asked_s, Flight.end, priority)
 
     def has(self, file: RemoteFile, blocks: range) -> bool:
         """Whether blocks are in the node tier."""
@@ -318,6 +322,7 @@ class Reader:
         missing: Sequence[int]
         # What was written under another boot is checked by whoever reads it, and need not come again.
         missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.absent(wanted)
+        missing = self._nowhere(file, missing)
         early_bytes = self._early_bytes(file, wanted, missing) if priority is Priority.DEMAND else 0
         self._flights.ensure(file, missing, priority, early_bytes=early_bytes)
         return len(missing)
@@ -362,33 +367,6 @@ class Reader:
             return False
         self._flights.checks.once_complete(file, obj)
         return True
-
-    async def count_for(self, owner: str, other: str) -> None:
-        """What a dataset has in the node tier is another's too from now on: a clone has the bytes of its original."""
-        await self._count(partial(self._tier.index.share, owner, other), DISK)
-
-    async def count_only(self, owner: str, shown: Callable[[], Marks]) -> None:
-        """All but what a dataset shows is not its own in the node tier. ``shown`` is called in a thread, if there is
-        anything to look for."""
-        if self._tier.index.owner_bytes(owner):
-            await self._count(lambda: self._tier.index.disown_others(owner, shown()), _RECOUNT)
-
-    async def count_no_more(self, owner: str, keys: Callable[[], Iterable[str]]) -> None:
-        """What a dataset does not show any more is not its own in the node tier. ``keys`` is called in a thread."""
-
-        def until_cancelled() -> Iterator[str]:
-            for key in keys():
-                trio.from_thread.check_cancelled()
-                yield key
-
-        await self._count(lambda: self._tier.index.disown(owner, until_cancelled()), _RECOUNT)
-
-    async def _count(self, work: Callable[[], None], limiter: trio.CapacityLimiter) -> None:
-        """In a thread. A disk that refuses is trouble of the cache, and of nobody who asks."""
-        try:
-            await trio.to_thread.run_sync(work, limiter=limiter)
-        except OSError as error:
-            self._tier.note_trouble(error)
 
     async def check_all(self, file: RemoteFile) -> None:
         """Check what was written under another boot, so that the object can become complete. Waits for the disk."""

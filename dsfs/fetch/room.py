@@ -15,6 +15,8 @@ from dsfs.fetch.disk import DISK
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.origin import Origin, RemoteFile
 
+_REMEMBERED_S = 5.0  # that there was no room: the next flight finds out again
+
 
 class Room:
     """File side only."""
@@ -29,6 +31,8 @@ class Room:
         file, tier = flight.file, self._tier
         space = space_of(flight.wanted.length) + map_space(file.size_bytes, tier.block_bytes)
         reserved = await self.reserve(file.origin, file.key, space)
+        if not reserved or tier.in_trouble:
+            file.origin.unkept_until_s = trio.current_time() + _REMEMBERED_S
         try:
             yield reserved
         finally:

@@ -21,12 +21,15 @@ from dsfs.prefetch.neighbours import LOOK_FILES, MOST_FILES, Neighbour, Neighbou
 from dsfs.prefetch.sequential import Streams
 from dsfs.prefetch.strided import Strides
 from dsfs.prefetch.worth import Worth
-from dsfs.ranges import ByteRange
+from dsfs.ranges import ByteRange, MiB
 
 _KNOWN_FILES = 8192
 _SILENT_S = 5.0
 """A file that nobody has read from for so long is taken for one whose reader has gone elsewhere: without opens nobody
 tells, and what was brought ahead of readers that look at heads only would never be found to be wasted."""
+
+_UNKEPT_WINDOW_BYTES = 8 * MiB
+"""Of read-ahead for which the node tier has no room: memory holds that of eight readers (``fetch.fresh``)."""
 
 POLICIES = ("sequential", "strided", "neighbours")
 
@@ -97,18 +100,20 @@ class Ahead:
         if streams is None:
             streams = self._streams[ino] = Streams(self._worth["sequential"])
         self._note_read(ino, streams)
-        ahead = streams.on_read(wanted, file.size_bytes, self._longest_window)
+        kept = file.origin.is_kept
+        ahead = streams.on_read(wanted, file.size_bytes, self._longest_window if kept else _UNKEPT_WINDOW_BYTES)
         if not streams.forward:
             self._stride(ino, file, wanted)
         if ahead is not None:
             self._reader.want(file, wanted, Priority.DEMAND)
             self._want(file, ahead, "sequential")
             return
-        if ino not in self._completing and worth_completing(
-            self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes
-        ):
+        if kept and ino not in self._completing and self._worth_completing(file):
             self._completing[ino] = True
             self._reader.fill(file)
+
+    def _worth_completing(self, file: RemoteFile) -> bool:
+        return worth_completing(self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes)
 
     def _note_read(self, ino: int, streams: Streams) -> None:
         with self._read_lately.timer:

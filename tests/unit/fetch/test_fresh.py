@@ -7,6 +7,7 @@ import trio.testing
 
 from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.fresh import KEPT_S, Fresh
+from dsfs.model import Tier
 from dsfs.ranges import ByteRange
 
 BLOCK = 10
@@ -36,6 +37,37 @@ async def given_once() -> None:
     assert pieces is not None
     assert b"".join(pieces) == b"\4" * 5
     assert fresh.used_bytes == 10
+
+
+def test_what_nobody_keeps_is_told_apart_and_counts_as_what_brought_it() -> None:
+    trio.run(told_apart)
+
+
+async def told_apart() -> None:
+    fresh = Fresh(100, BLOCK)
+    fresh.add("key", 0, block_of(0))
+    fresh.add("key", 1, block_of(1), Tier.SHARED)
+    assert [fresh.is_only_here("key", number) for number in range(3)] == [False, True, False]
+    assert (fresh.tier_of("key", 0), fresh.tier_of("key", 1)) == (Tier.NODE, Tier.SHARED)
+    fresh.add("key", 1, block_of(1))  # it came again, and is kept by now
+    assert not fresh.is_only_here("key", 1)
+    assert fresh.used_bytes == 2 * BLOCK
+
+
+def test_what_nobody_keeps_stays_for_who_reads_its_parts_in_another_order() -> None:
+    trio.run(in_any_order)
+
+
+async def in_any_order() -> None:
+    fresh = Fresh(3 * BLOCK, BLOCK)
+    for number in range(3):
+        fresh.add("key", number, block_of(number), Tier.ORIGIN)
+    for wanted in (ByteRange(15, 20), ByteRange(10, 15)):
+        pieces = fresh.pieces("key", SIZE, wanted)
+        assert pieces is not None
+        assert b"".join(pieces) == b"\1" * 5
+    fresh.add("key", 3, block_of(3), Tier.ORIGIN)
+    assert [fresh.is_only_here("key", number) for number in range(4)] == [True, False, True, True]
 
 
 def test_the_oldest_go_when_it_is_full_and_all_go_that_nobody_comes_for() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from dsfs import metrics
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.cache.verify import is_right
-from dsfs.errors import SourceRefused, SourceUnavailable
+from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceUnavailable
 from dsfs.fetch.flights import Flights
+from dsfs.fetch.origin import Origin
 from dsfs.fetch.queue import FetchQueue, Limits, Priority
 from dsfs.fetch.reader import Reader
 from dsfs.fetch.shared import SharedTier
@@ -212,6 +214,44 @@ def test_what_a_failed_flight_has_not_proven_is_asked(run: Callable[..., None]) 
             assert len(there.source.reads) == 1
             await there.bridge.call(there.source.open_gate)
         assert there.source.reads == [ByteRange(0, SMALL), ByteRange(0, 1)]
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", ["read", "bring", "fetch_whole"])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("error", [SourceRefused, SourceMissing])
+def test_who_joins_anothers_flight_does_not_share_its_refusal(
+    run: Callable[..., None],  # noqa: F811
+    error: type[SourceError],
+    size: int,
+    way: str,
+) -> None:
+    async def test(there: World) -> None:
+        there.source.plans = [failing_when_let(error("no"))]
+        theirs = there.file(size)
+        mine = replace(theirs, origin=Origin(there.source, "test", "other"))
+
+        async def refused() -> None:
+            with pytest.raises(error):
+                await there.reader.read(theirs, ByteRange(0, BLOCK))
+
+        async def join() -> None:
+            if way == "bring":
+                await there.reader.bring(mine, [0], Priority.WARM)
+            elif way == "fetch_whole":
+                await there.reader.fetch_whole(mine, Priority.DEMAND)
+            else:
+                assert b"".join(await there.reader.read(mine, ByteRange(0, BLOCK))) == content(size)[:BLOCK]
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused)
+            await there.source.reached.wait()
+            nursery.start_soon(join)
+            await trio.testing.wait_all_tasks_blocked()
+            await there.bridge.call(there.source.open_gate)
+        await there.idle()
+        assert there.reader.has(mine, range(1))
 
     run(test)
 

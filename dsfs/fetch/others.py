@@ -1,0 +1,45 @@
+"""Flights that somebody else has begun, and what ends them: it need not be true of who waits for the same bytes.
+
+A flight of another dataset asks with that one's credentials, which may have expired, or may not see the file. One that
+was on its way before somebody came may fail at once for what was true before he did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from dsfs.errors import SourceError, SourceUnavailable
+from dsfs.fetch.flight import Flight
+from dsfs.fetch.flights import Flights
+from dsfs.fetch.origin import RemoteFile
+from dsfs.fetch.queue import Priority
+
+T = TypeVar("T")
+_ROUNDS: Final = 5  # each joins what another dataset has begun just then, which hardly comes so often
+
+
+async def wait_for(
+    flights: Flights,
+    file: RemoteFile,
+    block: int,
+    flight: Flight,
+    asked_s: float,
+    wait: Callable[[Flight], Awaitable[T]],
+    priority: Priority = Priority.DEMAND,
+) -> tuple[T, Flight]:
+    """What ``wait`` gives of the flight that brings a block, and that flight: another one where this one fails for a
+    cause that may not be of ``file``'s dataset, or not of now. ``asked_s``: since when somebody waits (trio's clock).
+
+    Raises the SourceError of the last one.
+    """
+    for _round in range(_ROUNDS):
+        try:
+            return await wait(flight), flight
+        except SourceError as error:
+            own = flight.file.origin is file.origin
+            settled = own and (flight.started_s >= asked_s or not isinstance(error, SourceUnavailable))
+            if settled or flights.ending:
+                raise
+        flight = flights.ensure(file, [block], priority)[block]
+    return await wait(flight), flight
