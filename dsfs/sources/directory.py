@@ -36,6 +36,7 @@ _PAGE_S: Final = 1.0  # where a look at a file takes long, a page has fewer name
 
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM})
+_ON_THE_WAY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def directory_source(
@@ -47,20 +48,22 @@ def directory_source(
     **_: object,
 ) -> DirectorySource:
     """For types NFS, PVC and MANUAL. Raises ConfigError; whether the directory is there is seen when it is listed."""
-    return DirectorySource(_directory_of(spec, pvc_root, namespace), spec.uri)
+    directory, inside = _directory_of(spec, pvc_root, namespace)
+    return DirectorySource(directory, spec.uri, inside=inside)
 
 
-def _directory_of(spec: SourceSpec, pvc_root: str | None, namespace: str) -> str:
+def _directory_of(spec: SourceSpec, pvc_root: str | None, namespace: str) -> tuple[str, tuple[str, ...]]:
+    """A directory that whoever runs the daemon names, and the way from there inside of a claim."""
     if unknown := sorted(set(spec.options) - {"directory", "syncMode"}):
         raise UnknownOption(spec.type, unknown[0], "directory")
     if directory := spec.options.get("directory"):
         if not directory.startswith("/"):
             raise ConfigError(f"{spec.type}: option directory must be an absolute path")
-        return directory
+        return directory, ()
     if spec.uri.startswith("/"):
-        return spec.uri
+        return spec.uri, ()
     if spec.uri.startswith("file:///"):
-        return unquote(spec.uri.removeprefix("file://"), errors="surrogateescape")
+        return unquote(spec.uri.removeprefix("file://"), errors="surrogateescape"), ()
     if spec.uri.startswith(("pvc://", "manual://")):
         return _claim_directory(spec.uri, pvc_root, namespace)
     raise ConfigError(
@@ -69,15 +72,16 @@ def _directory_of(spec: SourceSpec, pvc_root: str | None, namespace: str) -> str
     )
 
 
-def _claim_directory(uri: str, pvc_root: str | None, namespace: str) -> str:
-    """PVC_ROOT/NAMESPACE/CLAIM, always, if the namespace has a directory there; PVC_ROOT/CLAIM otherwise."""
+def _claim_directory(uri: str, pvc_root: str | None, namespace: str) -> tuple[str, tuple[str, ...]]:
+    """PVC_ROOT/NAMESPACE/CLAIM, always, if the namespace has a directory there; PVC_ROOT/CLAIM otherwise. And the path
+    in it."""
     parts = path_parts(unquote(uri.partition("://")[2], errors="surrogateescape").rstrip("/"))
     if parts is None:
         raise ConfigError(f'{uri} names no claim (write pvc://CLAIM/path, without ".." and "//")')
     if pvc_root is None:
         raise ConfigError(f"{uri}: where claims lie on this node is not known (start dsfs with --pvc-root DIR)")
     own = os.path.join(pvc_root, namespace)
-    return os.path.join(own if os.path.isdir(own) else pvc_root, *parts)
+    return os.path.join(own if os.path.isdir(own) else pvc_root, parts[0]), parts[1:]
 
 
 _mounts: set[str] = set()
@@ -89,19 +93,32 @@ def tag_of(status: os.stat_result) -> str:
 
 
 class DirectorySource:
-    """Looks at nothing outside of its root: parts below it are opened one by one and never through a symbolic link."""
+    """Looks at nothing outside of its root: parts below it are opened one by one and never through a symbolic link.
+
+    The root is ``directory``, whose links are followed, as whoever runs the daemon made them; or it lies ``inside`` of
+    that, where others write: there a link is refused, or it would show them what the daemon may read and they may not.
+    """
 
     revision = ""  # a listing has no name of its own here
 
-    def __init__(self, root: str, uri: str | None = None, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
-        self.root = root.rstrip("/") or "/"
+    def __init__(
+        self,
+        directory: str,
+        uri: str | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        *,
+        inside: tuple[str, ...] = (),
+    ) -> None:
+        self._anchor = directory.rstrip("/") or "/"
+        self._inside = inside
+        self.root = os.path.join(self._anchor, *inside)
         self._threads = Threads(THREADS, timeouts.idle_s, self.root)
         self.uri = uri or self.root
         self.identity = f"directory:{self.root}"
 
     async def place(self) -> str:
         """Its root, without symbolic links. Raises SourceTimeout."""
-        return await self._threads.run(os.path.realpath, self.root)
+        return os.path.join(await self._threads.run(os.path.realpath, self._anchor), *self._inside)
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""
@@ -181,10 +198,10 @@ class DirectorySource:
             single = self._single_name()
             if single is not None:
                 if path == single:
-                    return _object(path, os.stat(self.root))
+                    return _object(path, self._root_status())
                 return SourceObject("", Kind.DIRECTORY) if not path else None
             if not path:
-                return _object("", os.stat(self.root))
+                return _object("", self._root_status())
             if path_parts(path) is None:
                 return None
             try:
@@ -193,7 +210,7 @@ class DirectorySource:
                     target = os.readlink(name, dir_fd=parent) if stat.S_ISLNK(status.st_mode) else None
             except OSError as error:
                 if error.errno in _GONE | {errno.EINVAL, errno.ENAMETOOLONG}:
-                    os.stat(self.root)  # gone with its root is missing, and not "there is no such name"
+                    self._root_status()  # gone with its root is missing, and not "there is no such name"
                     self._check_mounted()
                     return None
                 raise
@@ -224,7 +241,10 @@ class DirectorySource:
     def _check_mounted(self) -> None:
         """Raises SourceUnavailable where the root was a mount point, of this process's time, and is none any more."""
         try:
-            is_mount = os.stat(self.root).st_dev != os.stat(f"{self.root}/..").st_dev
+            with ExitStack() as held:
+                fd = self._open_root(_ON_THE_WAY)
+                held.callback(os.close, fd)
+                is_mount = os.fstat(fd).st_dev != os.stat("..", dir_fd=fd).st_dev
         except OSError:
             return  # a single file, or not there: that is said elsewhere
         if is_mount:
@@ -236,7 +256,7 @@ class DirectorySource:
 
     def _single_name(self) -> str | None:
         """The file's name when the root is one."""
-        mode = os.stat(self.root).st_mode
+        mode = self._root_status().st_mode
         if stat.S_ISREG(mode):
             return os.path.basename(self.root)
         if not stat.S_ISDIR(mode):
@@ -247,9 +267,43 @@ class DirectorySource:
         flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a fifo that took the name of a file must not block
         single = self._single_name()
         if not path or path == single:
-            return os.open(self.root, flags)
+            return self._open_root(flags)
         with self._parent(path) as (parent, name):
             return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
+
+    def _open_root(self, flags: int) -> int:
+        if not self._inside:
+            return os.open(self.root, flags)
+        with self._root_in_claim() as (parent, name, _status):
+            return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
+
+    def _root_status(self) -> os.stat_result:
+        if not self._inside:
+            return os.stat(self.root)
+        with self._root_in_claim() as (_parent, _name, status):
+            return status
+
+    @contextmanager
+    def _root_in_claim(self) -> Iterator[tuple[int, str, os.stat_result]]:
+        """A descriptor of the directory that the root lies in, its name there, and what it is. Raises SourceRefused
+        for a link; one that comes behind this look fails to be opened."""
+        place, last = self._anchor, len(self._inside) - 1
+        fd = os.open(place, _ON_THE_WAY)
+        try:
+            for depth, part in enumerate(self._inside):
+                place = os.path.join(place, part)
+                status = os.stat(part, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISLNK(status.st_mode):
+                    raise SourceRefused(
+                        f"{self.uri}: {_printable(place)} is a symbolic link and may lead out of the claim (put what "
+                        "it leads to in its place, or name that in the manifest)"
+                    )
+                if depth == last:
+                    yield fd, part, status
+                else:
+                    fd = _step(fd, part)
+        finally:
+            os.close(fd)
 
     @contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
@@ -257,20 +311,16 @@ class DirectorySource:
         parts = path_parts(path)
         if parts is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self._open_root(_ON_THE_WAY)
         try:
             for part in parts[:-1]:
-                inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                os.close(fd)
-                fd = inner
+                fd = _step(fd, part)
             yield fd, parts[-1]
         finally:
             os.close(fd)
 
     def _shown(self, path: str) -> str:
-        """For people: bytes that are not UTF-8 as escapes, so that every terminal and log takes it."""
-        whole = f"{self.root}/{path}" if path else self.root
-        return whole.encode("utf-8", "backslashreplace").decode()
+        return _printable(f"{self.root}/{path}" if path else self.root)
 
     @contextmanager
     def _translated(self, path: str, gone: type[SourceError]) -> Iterator[None]:
@@ -280,7 +330,9 @@ class DirectorySource:
             what, why = self._shown(path), os.strerror(error.errno or errno.EIO)
             if error.errno in _GONE:
                 # An export that is not mounted (any more) is one missing root, and not many changed files.
-                if not os.path.lexists(self.root):
+                try:
+                    self._root_status()
+                except OSError:
                     raise SourceMissing(f"{self.root} is not there (mount it or make it)") from error
                 self._check_mounted()
                 raise gone(f"{what}: {why}") from error
@@ -317,6 +369,18 @@ class _Scan:
             self._closed = True
             self.entries = None
             self._held.close()
+
+
+def _step(fd: int, part: str) -> int:
+    """A descriptor of a directory in another, which is closed; if that fails it is still open."""
+    inner = os.open(part, _ON_THE_WAY | os.O_NOFOLLOW, dir_fd=fd)
+    os.close(fd)
+    return inner
+
+
+def _printable(path: str) -> str:
+    """For people: bytes that are not UTF-8 as escapes, so that every terminal and log takes it."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _object(path: str, status: os.stat_result, target: str | None = None) -> SourceObject | None:

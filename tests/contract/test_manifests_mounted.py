@@ -269,6 +269,35 @@ def test_a_claim_belongs_to_its_namespace(mounts: Mounts, tmp_path: Path) -> Non
     assert (single.root / "f").read_bytes() == b"inside"
 
 
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_link_in_a_claim_shows_nothing_outside_of_it(mounts: Mounts, tmp_path: Path, session: str) -> None:
+    train, secret = tmp_path / "claims/team/corpus/train", tmp_path / "secrets"
+    train.parent.mkdir(parents=True)
+    secret.mkdir()
+    (secret / "f").write_bytes(b"secret")
+    train.symlink_to(secret)
+    ref = {"volumeClaimRef": {"name": "corpus", "subPath": "train"}}
+    manifest = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("own", "pvc://corpus/train", "team"),
+        dataset("hand", "manual://", "team", type="MANUAL", **ref),
+    )
+    mount = mounts.mount("-f", manifest, f"--pvc-root={tmp_path}/claims", session=session)
+    mount.expect_log("listing failed")
+    for name in ("own", "hand"):
+        assert f"{train} is a symbolic link" in mount.wait_phase("FAILED", name)["message"]
+        with pytest.raises(PermissionError):
+            (mount.mountpoint / f"team/{name}/f").read_bytes()
+        with pytest.raises(PermissionError):
+            os.listdir(mount.mountpoint / f"team/{name}")
+    train.unlink()
+    train.mkdir()
+    (train / "f").write_bytes(b"train")
+    for name in ("own", "hand"):
+        assert dsfs("dataset", "resync", f"team/{name}", f"-m{mount.mountpoint}").returncode == 0
+        assert (mount.mountpoint / f"team/{name}/f").read_bytes() == b"train"
+
+
 def test_what_the_cache_may_hold_changes_without_a_mount_of_its_own(mounts: Mounts, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
