@@ -13,7 +13,7 @@ from tests.mounts import Mounts, Watchdog, leftovers
 
 MOUNTING = ("conformance", "contract", "resilience")
 """Folders of tests that mount."""
-HANGS_AFTER_S = 60.0
+HANGS_AFTER_S = 180.0
 
 hypothesis.settings.register_profile("dsfs", deadline=None)  # no example is wrong for having waited for a processor
 hypothesis.settings.load_profile("dsfs")

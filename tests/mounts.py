@@ -29,7 +29,7 @@ from tests.servers.process import HOST, free_ports
 
 DSFS = str(Path(sys.executable).parent / "dsfs")
 RUNTIME_ROOT = Path("/run/dsfs")
-VERB_WITHIN_S = 40.0
+VERB_WITHIN_S = 120.0
 
 _TROUBLE = re.compile(r"level=(?:warning|error|critical)|Traceback \(most recent call last\)|^fuse: ", re.MULTILINE)
 
@@ -139,7 +139,7 @@ class Mount:
         assert isinstance(dataset, dict)
         return dataset
 
-    def wait_phase(self, phase: str, name: str | None = None, within_s: float = 20.0) -> dict[str, Any]:
+    def wait_phase(self, phase: str, name: str | None = None, within_s: float = 60.0) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
             dataset = self.dataset(name)
             return dataset if dataset["phase"] == phase else None
@@ -160,7 +160,7 @@ class Mount:
             found = self.look()
             return int(found["server_pid"]) if found["healthy"] else 0
 
-        return int(eventually(answering, 20.0, "a server answers"))
+        return int(eventually(answering, 60.0, "a server answers"))
 
     def server_pid_now(self) -> int | None:
         """The server that runs, without asking it; a stand-by is none."""
@@ -215,7 +215,7 @@ class Mount:
 
     def kill_server(self) -> int:
         """SIGKILL for the server that runs now; its pid. Does not wait for the next one."""
-        pid = eventually(self.server_pid_now, 20.0, "the keeper has a server")
+        pid = eventually(self.server_pid_now, 60.0, "the keeper has a server")
         os.kill(pid, signal.SIGKILL)
         return int(pid)
 
@@ -231,7 +231,7 @@ class Mount:
         self.expect_log("keeper is gone")
         pid = self.keeper_pid
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: (found := self.look())["healthy"] and found["keeper_pid"] != pid, 20.0, "another keeper")
+        eventually(lambda: (found := self.look())["healthy"] and found["keeper_pid"] != pid, 60.0, "another keeper")
         return pid
 
     def unmount(self) -> subprocess.CompletedProcess[str]:

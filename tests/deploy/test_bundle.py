@@ -82,7 +82,7 @@ spec: {{source: {{type: S3, uri: "s3://bucket/", options: {{endpoint: "{dead}"}}
         log.write(f"headers: Authorization: Bearer {quote(PLANTED['header'], safe='')}\n")
         log.write(f"password={quote(PLANTED['log'], safe='')}\nthe last line of the log\n")
     target = tmp_path / "bundle.tar.gz"
-    done = dsfs("doctor", "--bundle", target, env=environment)
+    done = dsfs("doctor", "--bundle", target, env=environment, timeout_s=240)
     assert done.returncode == 0, done.stderr
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     files = bundle_of(target)
@@ -113,7 +113,7 @@ def test_it_is_written_while_a_server_hangs(tmp_path: Path, mounts: Mounts) -> N
     server = mount.server_pid
     os.kill(server, signal.SIGSTOP)
     try:
-        done = dsfs("doctor", "--bundle", tmp_path / "bundle.tar.gz")
+        done = dsfs("doctor", "--bundle", tmp_path / "bundle.tar.gz", timeout_s=240)
     finally:
         os.kill(server, signal.SIGCONT)
     assert done.returncode == 0, done.stderr

@@ -193,7 +193,7 @@ def test_every_query_answers(scraped: Prometheus) -> None:
         return not wanted
 
     try:
-        eventually(all_answer, 45, "every query answers")
+        eventually(all_answer, 120, "every query answers")
     except AssertionError as error:
         raise AssertionError(f"no data: {wanted}") from error
     picture = subprocess.run(

@@ -56,7 +56,7 @@ def prometheus(directory: Path, scraped: Sequence[str], rules: str = "") -> Iter
     (port,) = free_ports(1)
     (directory / "rules.yaml").write_text(rules or "groups: []")
     config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": "1s"},
         "rule_files": [str(directory / "rules.yaml")],
         "scrape_configs": [
             {

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from dsfs.errors import SourceError
+from dsfs.errors import SourceError, SourceTimeout
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.archive import ArchiveSource
 from dsfs.sources.base import Source
 from dsfs.sources.http import HttpSource
 from dsfs.sources.http_lists import HttpListSource
+from dsfs.sources.timeouts import Timeouts
 from tests.servers import hostile as h
 from tests.servers.archive_files import zip_of
 from tests.sources.sinks import KeepingSink, read_range, tree_of
-from tests.sources.test_hostile import CASES, PATH, RIGHT, SHORT
+from tests.sources.test_hostile import CASES, LONG, PATH, RIGHT, SHORT
 
 DATA = random.Random(5).randbytes(3 * MiB)
 PACKED = zip_of({"f": DATA}, zipfile.ZIP_STORED)
@@ -33,15 +34,15 @@ def server() -> Iterator[h.Hostile]:
         yield server
 
 
-def listed(server: h.Hostile) -> Source:
+def listed(server: h.Hostile, timeouts: Timeouts) -> Source:
     server.files[PATH] = DATA
     server.files["/bucket/list.json"] = json.dumps([{"path": "f", "size": len(DATA)}]).encode()
-    return HttpListSource(f"{server.url}bucket/list.json", "true", timeouts=SHORT)
+    return HttpListSource(f"{server.url}bucket/list.json", "true", timeouts=timeouts)
 
 
-def packed(server: h.Hostile) -> Source:
+def packed(server: h.Hostile, timeouts: Timeouts) -> Source:
     server.files[PATH] = PACKED
-    return ArchiveSource(HttpSource(f"{server.url}{PATH.lstrip('/')}", timeouts=SHORT), "f")
+    return ArchiveSource(HttpSource(f"{server.url}{PATH.lstrip('/')}", timeouts=timeouts), "f")
 
 
 @pytest.mark.parametrize("make", [listed, packed])
@@ -52,7 +53,7 @@ def test_the_right_bytes_or_the_right_error(
     wanted = ByteRange(MiB - 5, 2 * MiB)
 
     async def run() -> None:
-        source = make(server)
+        source = make(server, SHORT if expected is SourceTimeout else LONG)
         sink = KeepingSink(wanted)
         try:
             obj = (await tree_of(source))["f"]

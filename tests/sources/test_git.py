@@ -281,7 +281,7 @@ def test_5000_files_are_sealed_with_few_commands(http: GitServer, tmp_path: Path
         writer = CatalogWriter.create(str(tmp_path / "c.sqlite"), "listed", 1)
         started = time.monotonic()
         await crawl(source, writer, lambda: None)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         catalog = Catalog(str(tmp_path / "c.sqlite"))
         assert catalog.sealed
         assert catalog.revision == commit

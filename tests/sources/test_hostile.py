@@ -7,7 +7,7 @@ import gzip
 import random
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +35,7 @@ from tests.servers.streams import listening
 from tests.sources.sinks import KeepingSink, WireReading
 
 SHORT: Final = Timeouts(connect_s=3.0, idle_s=1.0)
+LONG: Final = Timeouts(connect_s=10.0, idle_s=10.0)  # where nothing is late but on a machine that does much else
 DATA: Final = random.Random(3).randbytes(3 * MiB)
 PATH: Final = "/bucket/f"
 RIGHT: Final = None  # no error: the bytes
@@ -75,26 +76,26 @@ def server() -> Iterator[h.Hostile]:
         yield server
 
 
-def http(server: h.Hostile) -> HttpSource:
-    return HttpSource(f"{server.url}bucket/", timeouts=SHORT)
+def http(server: h.Hostile, timeouts: Timeouts = SHORT) -> HttpSource:
+    return HttpSource(f"{server.url}bucket/", timeouts=timeouts)
 
 
-def http_over_wire(server: h.Hostile) -> HttpSource:
-    return WireReading(http(server))  # type: ignore[return-value]  # reads as one
+def http_over_wire(server: h.Hostile, timeouts: Timeouts = SHORT) -> HttpSource:
+    return WireReading(http(server, timeouts))  # type: ignore[return-value]  # reads as one
 
 
-def s3(server: h.Hostile) -> S3Source:
+def s3(server: h.Hostile, timeouts: Timeouts = SHORT) -> S3Source:
     options = S3Options(endpoint=server.url.rstrip("/"), region="us-east-1", anonymous="true")
-    return S3Source("bucket", "", options, timeouts=SHORT)
+    return S3Source("bucket", "", options, timeouts=timeouts)
 
 
-def s3_over_wire(server: h.Hostile) -> S3Source:
+def s3_over_wire(server: h.Hostile, timeouts: Timeouts = SHORT) -> S3Source:
     server.files["/bucket/another"] = b"x"
-    return WireReading(s3(server))  # type: ignore[return-value]  # reads as one
+    return WireReading(s3(server, timeouts))  # type: ignore[return-value]  # reads as one
 
 
-def s3_with_client(server: h.Hostile) -> S3Source:
-    source = s3(server)
+def s3_with_client(server: h.Hostile, timeouts: Timeouts = SHORT) -> S3Source:
+    source = s3(server, timeouts)
     source._reader.obstore_refused = True
     return source
 
@@ -113,7 +114,7 @@ def of_s3(source: object) -> bool:
 @pytest.mark.parametrize("wanted", [ByteRange(MiB - 5, 2 * MiB), ByteRange(0, 1000), ByteRange(0, len(DATA))])
 def test_the_right_bytes_or_the_right_error(
     server: h.Hostile,
-    make: type[HttpSource],
+    make: Callable[[h.Hostile, Timeouts], Source],
     behaviour: h.Behaviour,
     from_http: type[SourceError] | None,
     from_s3: type[SourceError] | None,
@@ -123,7 +124,7 @@ def test_the_right_bytes_or_the_right_error(
     server.always(PATH, behaviour)
 
     async def run() -> None:
-        source = make(server)
+        source = make(server, SHORT if SourceTimeout in (from_http, from_s3) else LONG)
         expected = from_s3 if of_s3(source) else from_http
         whole_object = wanted.length == len(DATA)
         if whole_object and behaviour in (h.part_under_200_unsaid,):

@@ -203,7 +203,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
             test: Callable[[World], Awaitable[None]],
             deadline_s: float = 20,
             limit: int = 1 << 30,
-            timeouts: Timeouts = SHORT,
+            timeouts: Timeouts = LONG,
         ) -> None:
             async def main() -> None:
                 async with world(tmp_path, server, deadline_s, limit, timeouts) as there:
@@ -218,7 +218,7 @@ def test_many_files_are_stored_by_the_courier_and_counted(run: Run) -> None:
     async def test(there: World) -> None:
         rng = random.Random(1)
         files = {name: rng.randbytes(rng.randrange(1, BLOCK + 1)) for name in map(str, range(100))}
-        before = stored()
+        before, hedged_before = stored(), hedged("first") + hedged("second")
         assert there.origin.last_error is None
 
         async def one(name: str, data: bytes) -> None:
@@ -232,7 +232,9 @@ def test_many_files_are_stored_by_the_courier_and_counted(run: Run) -> None:
             for name, data in files.items():
                 nursery.start_soon(one, name, data)
         assert stored() - before == len(files)
-        assert {there.server.requests[f"/bucket/{name}"] for name in files} == {1}
+        asked = sum(there.server.requests[f"/bucket/{name}"] for name in files)
+        late = hedged("first") + hedged("second") - hedged_before  # on a machine that does much else
+        assert asked == len(files) + late
         assert there.tier.used_bytes == space_on_disk(there.tier)
         assert there.tier.index.owner_bytes("test/small") == sum(map(len, files.values())) + len(DATA)
 
@@ -285,7 +287,7 @@ def test_a_bad_answer_ends_as_it_does_without_a_courier(run: Run) -> None:
                 nursery.start_soon(one, number, behaviour, once)
         await one(len(CASES), h.redirect_to_itself, RIGHT)  # after which the source knows that its server redirects
 
-    run(test)
+    run(test, timeouts=Timeouts(connect_s=3.0, idle_s=5.0))
 
 
 def test_a_server_that_stays_bad_gives_its_error_or_the_right_bytes(run: Run) -> None:
@@ -297,7 +299,7 @@ def test_a_server_that_stays_bad_gives_its_error_or_the_right_bytes(run: Run) ->
         there.server.always("/bucket/f", h.redirect_to_itself)
         await there.ends(there.file("f"), SourceUnavailable)
 
-    run(test, deadline_s=5)
+    run(test, deadline_s=5, timeouts=SHORT)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 6], ids=["by courier", "whole by lane", "in ranges"])
@@ -371,7 +373,7 @@ def test_one_that_stands_still_is_ended_and_its_files_come_otherwise(run: Run) -
         assert await there.read(there.file("f")) == DATA
         assert await there.ready(other_than=pid) != pid
 
-    run(test, deadline_s=4)
+    run(test)
 
 
 def test_one_that_cannot_even_be_killed_is_not_waited_for(run: Run, tmp_path: Path) -> None:
@@ -446,8 +448,11 @@ def test_it_waits_for_its_server_on_any_descriptor() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-@pytest.mark.parametrize("deadline_s", [0.5, 2.0])  # less than the courier waits for an answer, and more
-def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(run: Run, deadline_s: float) -> None:
+# less than the courier waits for an answer, and more
+@pytest.mark.parametrize(("deadline_s", "timeouts"), [(3.0, Timeouts(connect_s=3.0, idle_s=5.0)), (4.0, SHORT)])
+def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(
+    run: Run, deadline_s: float, timeouts: Timeouts
+) -> None:
     async def test(there: World) -> None:
         file = there.file("f")
         there.server.always("/bucket/f", h.stall_at_once)
@@ -462,7 +467,7 @@ def test_who_waits_for_a_server_that_says_nothing_is_told_in_time(run: Run, dead
             ("test/small", "f")
         ]
 
-    run(test, deadline_s=deadline_s)
+    run(test, deadline_s=deadline_s, timeouts=timeouts)
 
 
 def test_what_a_courier_has_waited_for_in_vain_is_waited_for_no_longer_than_is_left(run: Run) -> None:
@@ -475,7 +480,7 @@ def test_what_a_courier_has_waited_for_in_vain_is_waited_for_no_longer_than_is_l
         assert flight.error is None
         assert flight.waited_s >= SHORT.idle_s
 
-    run(test)
+    run(test, timeouts=SHORT)
 
 
 def test_a_disk_that_refuses_costs_the_copy_and_not_the_read(run: Run) -> None:

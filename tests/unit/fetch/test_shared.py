@@ -25,7 +25,7 @@ from dsfs.fetch.shared_room import Times, Unusable
 BLOCK = 1000
 KEY = "5a" * 32
 TIMES = Times(operation_s=1.0, probe_s=0.05, upkeep_s=0.05, fresh_s=0.0)
-PATIENCE = Patience(beat_s=0.05, stale_s=0.8, progress_s=5.0, longest_pause_s=0.02)
+PATIENCE = Patience(beat_s=0.05, stale_s=2.4, progress_s=5.0, longest_pause_s=0.02)
 
 
 @pytest.fixture(autouse=True)

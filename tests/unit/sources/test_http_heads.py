@@ -223,7 +223,7 @@ def test_one_that_is_far_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await ask(heads, number) is not None
         assert all(await asyncio.gather(*(ask(heads, number) for number in range(NAMES))))
 
-    with_heads(plain, use, far_s=0.05, slow_s=0.03)
+    with_heads(plain, use, far_s=0.05, slow_s=0.045)
 
 
 def test_one_that_is_not_there() -> None:
