@@ -102,6 +102,8 @@ class MountStatus:
             metrics.DATASET_BYTES.labels(*labels).set(status.bytes)
             metrics.DATASET_CACHED_BYTES.labels(*labels).set(self._tier.index.owner_bytes(manifest.id))
             metrics.DATASET_PINNED_BYTES.labels(*labels).set(self._tier.index.pinned_bytes(manifest.id))
+            metrics.DATASET_LISTED_SECONDS.labels(*labels).set(dataset.rounds.listed_s)
+            metrics.DATASET_RESYNC_FAILURES.labels(*labels).set(dataset.rounds.failures)
             waiting = self._shown.waiting(manifest.id)
             metrics.WAITING_REQUESTS.labels(*labels).set(waiting.requests)
             metrics.OLDEST_REQUEST_SECONDS.labels(*labels).set(waiting.oldest_s)

@@ -104,6 +104,16 @@ DATASET_CACHED_BYTES = Gauge("dsfs_dataset_cached_bytes", "Bytes of a dataset in
 DATASET_PINNED_BYTES = Gauge(
     "dsfs_dataset_pinned_bytes", "Bytes of a dataset that are here and that it has pinned.", _DATASET
 )
+DATASET_LISTED_SECONDS = Gauge(
+    "dsfs_dataset_listed_timestamp_seconds",
+    "When what a dataset shows was last listed, or found to be what its source has (Unix time); 0: never yet.",
+    _DATASET,
+)
+DATASET_RESYNC_FAILURES = Gauge(
+    "dsfs_dataset_resync_failures",
+    "How often in a row listing a dataset's source has failed; 0: the last time it did not.",
+    _DATASET,
+)
 WAITING_REQUESTS = Gauge("dsfs_waiting_requests", "Requests of the kernel that are not answered yet.", _DATASET)
 OLDEST_REQUEST_SECONDS = Gauge(
     "dsfs_oldest_request_seconds", "How long the oldest request that is not answered yet has waited.", _DATASET
@@ -112,6 +122,8 @@ GAUGES_OF_DATASETS = (
     DATASET_BYTES,
     DATASET_CACHED_BYTES,
     DATASET_PINNED_BYTES,
+    DATASET_LISTED_SECONDS,
+    DATASET_RESYNC_FAILURES,
     WAITING_REQUESTS,
     OLDEST_REQUEST_SECONDS,
 )

@@ -19,7 +19,7 @@ from dsfs.datasets.rounds import Rounds
 from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.source_in_use import SourceInUse
 from dsfs.datasets.status import DatasetStatus, status_of
-from dsfs.datasets.store import DatasetStore, remove_catalog
+from dsfs.datasets.store import DatasetStore, listed_s, note_listed, remove_catalog
 from dsfs.errors import (
     CatalogError,
     ConfigError,
@@ -92,8 +92,9 @@ class Dataset:
         self._message = ""
         self._of_these: Collection[str] | None = None  # catalogs whose numbers go with those that the kernel knows
         self._unusable = ""  # what kept its source from being built anew, last
-        self._rounds = Rounds()
-        self._names.on_refused = self._rounds.ask_for_refused
+        self.rounds = Rounds()
+        """Of listing the source: to be looked at."""
+        self._names.on_refused = self.rounds.ask_for_refused
         self._interval_changed = trio.Event()
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -122,8 +123,8 @@ class Dataset:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ask_by_the_clock)
             while True:
-                with trio.move_on_after(self._rounds.heals_within_s):
-                    await self._rounds.asked()
+                with trio.move_on_after(self.rounds.heals_within_s):
+                    await self.rounds.asked()
                 await self._resync()
 
     async def _list_first(self) -> None:
@@ -131,7 +132,7 @@ class Dataset:
         while (writer := self._names.writer) is not None:
             if self._phase is not Phase.FAILED:
                 self._phase = Phase.PROCESSING
-            self._rounds.begin()
+            self.rounds.begin()
             try:
                 with self.origin.held() as source:
                     await list_all(self._bridge, self.manifest.id, source, writer, self._answered_soon)
@@ -142,14 +143,14 @@ class Dataset:
                 unreachable = isinstance(error, SourceUnavailable)
                 if unreachable and not self.answered.is_set() and await self._show_older(error):
                     return
-                if self._rounds.failures == 0:
+                if self.rounds.failures == 0:
                     log.warning("listing failed", dataset=self.manifest.id, reason=str(error))
                 self._phase, self._message = Phase.FAILED, str(error)
                 self.answered.set()
                 self.settled.set()
-                self._rounds.end(error)
-                with trio.move_on_after(self._rounds.pause_s):
-                    await self._rounds.asked()  # who asks for a resync does not want to wait for the next try
+                self.rounds.end(error)
+                with trio.move_on_after(self.rounds.pause_s):
+                    await self.rounds.asked()  # who asks for a resync does not want to wait for the next try
                 if isinstance(error, SourceRefused | SourceUnsupported):
                     await self.renew()
                 elif isinstance(error, SourceMissing) and await self._list_another():
@@ -160,7 +161,7 @@ class Dataset:
             self.origin.last_error = None
             await self.on_first_listed(writer.reshaped)
             self._shown(Phase.READY)
-            self._rounds.end(None)
+            self.rounds.end(None)
             self.on_listed()
             self._say("revision sealed")
 
@@ -177,7 +178,7 @@ class Dataset:
         if writer is not None:
             await trio.to_thread.run_sync(writer.close, limiter=CATALOG)
         self._shown(Phase.READY)
-        self._rounds.end(None)
+        self.rounds.end(None)
         return True
 
     async def renew(self) -> None:
@@ -216,12 +217,12 @@ class Dataset:
         self._phase, self._message = Phase.FAILED, message
         self.answered.set()
         self.settled.set()
-        self._rounds.stop(CatalogError(message))
+        self.rounds.stop(CatalogError(message))
 
     def note_changed(self) -> None:
         """A reader was told ESTALE: what is shown is not what is there any more. List it anew, but not all the time."""
         if self._names.writer is None:
-            self._rounds.ask_for_reader()
+            self.rounds.ask_for_reader()
 
     def _answered_soon(self) -> None:
         self._bridge.soon(self.answered.set)
@@ -243,13 +244,14 @@ class Dataset:
             reason=str(error),
         )
         self._shown(Phase.READY, f"showing revision {self.catalog.revision}, as the source fails: {error}")
-        self._rounds.end(error)
+        self.rounds.end(error)
         self.on_listed()
         await self.on_swap(Changes((), ()))
         return True
 
     def _shown(self, phase: Phase, message: str = "") -> None:
         self._phase, self._message = phase, message
+        self.rounds.listed_s = listed_s(self.catalog.file)
         self.answered.set()
         self.settled.set()
 
@@ -257,12 +259,12 @@ class Dataset:
 
     def ask_for_resync(self) -> None:
         """Have the source listed anew, soon; several who ask at once get one listing."""
-        self._rounds.ask()
+        self.rounds.ask()
 
     async def resync(self) -> str:
         """List the source anew and show that; its revision. Raises the DsfsError that kept it from being listed."""
         await self.settled.wait()
-        await self._rounds.one_more()
+        await self.rounds.one_more()
         return self.catalog.revision
 
     async def _ask_by_the_clock(self) -> None:
@@ -280,16 +282,16 @@ class Dataset:
 
     async def _resync(self) -> None:
         """One round. What is shown stays until the next revision is whole, and for good if that fails."""
-        self._rounds.begin()
+        self.rounds.begin()
         try:
             await self._show_next()
             self._message, self.origin.last_error = "", None
-            self._rounds.end(None)
+            self.rounds.end(None)
         except (DsfsError, OSError) as error:
             self._message = f"resync failed, revision {self.catalog.revision} stays: {error}"
-            if self._rounds.failures == 0:
+            if self.rounds.failures == 0:
                 log.warning("resync failed", dataset=self.manifest.id, reason=str(error))
-            self._rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
+            self.rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:
         source = await self.sources.another()
@@ -302,7 +304,7 @@ class Dataset:
             raise
         await self.sources.use(source)
         if not found and self.catalog.sealed and source.revision in ("", self.catalog.revision):
-            await trio.to_thread.run_sync(remove_catalog, file, limiter=CATALOG)
+            await trio.to_thread.run_sync(note_listed, self.catalog.file, file, limiter=CATALOG)
             return  # nothing has changed: what is shown is the next revision
         try:
             await self.before_swap(file)
@@ -318,7 +320,7 @@ class Dataset:
         self._say("revision swapped")
         self.on_listed()
         if self.catalog.refused != refused:
-            self._rounds.refuses_other()
+            self.rounds.refuses_other()
         swapped, self.swapped = self.swapped, trio.Event()
         swapped.set()
         await self.on_swap(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import trio
 
@@ -28,6 +29,8 @@ class Rounds:
         self._stopped = False
         self.failures = 0
         """In a row."""
+        self.listed_s = 0.0
+        """When the last good one ended, under this server or one before it (Unix time); 0: there was none."""
 
     def ask(self) -> None:
         """Have a round begin, soon."""
@@ -66,6 +69,8 @@ class Rounds:
         """The round that has begun is over; ``error`` is what those who wait for it get."""
         self._error = error
         self.failures = 0 if error is None else self.failures + 1
+        if error is None:
+            self.listed_s = time.time()
         self._took_s = trio.current_time() - self._began_s
         self._ended = self._begun
         ended, self._end_of_one = self._end_of_one, trio.Event()

@@ -9,7 +9,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Collection, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 
 from dsfs.catalog.lookup import Catalog
 from dsfs.errors import CatalogError
@@ -106,6 +106,8 @@ class DatasetStore:
     def adopt(self, catalog: str, manifest: Manifest) -> str:
         """Copy another dataset's sealed catalog for this one; its name here. Raises CatalogError when the disk refuses.
 
+        With its time: the copy was listed when that was.
+
         Through SQLite, as a part of it may be in its log only.
         """
         name = os.path.basename(catalog)
@@ -113,6 +115,7 @@ class DatasetStore:
         try:
             with closing(sqlite3.connect(catalog)) as source, closing(sqlite3.connect(f"{path}.new")) as copy:
                 source.backup(copy)
+            os.utime(f"{path}.new", (time.time(), listed_s(catalog)))
             os.rename(f"{path}.new", path)
         except (sqlite3.Error, OSError) as error:
             raise CatalogError(f"{manifest.id}: its catalog cannot be copied: {error}") from error
@@ -142,6 +145,24 @@ class DatasetStore:
             if directory is not None and os.path.isdir(within):
                 found += [f"{within}/{name}" for name in os.listdir(within) if name.endswith(".sqlite")]
         return sorted(found, key=os.path.basename, reverse=True)
+
+
+def listed_s(path: str) -> float:
+    """When the revision of a sealed catalog was listed, or found not to have changed, last: Unix time.
+
+    The file's own time, as nothing is written into a sealed catalog. 0 when it cannot be looked at.
+    """
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def note_listed(shown: str, same: str) -> None:
+    """The source was listed anew, into ``same``, and nothing has changed: what is shown was listed now."""
+    with suppress(OSError):  # this server knows it, the next one will not
+        os.utime(shown)
+    remove_catalog(same)
 
 
 def remove_catalog(path: str) -> None:

@@ -39,6 +39,8 @@ DESIGNED = {
     "dsfs_waiting_requests": {"namespace", "dataset"},
     "dsfs_oldest_request_seconds": {"namespace", "dataset"},
     "dsfs_dataset_pinned_bytes": {"namespace", "dataset"},
+    "dsfs_dataset_listed_timestamp_seconds": {"namespace", "dataset"},
+    "dsfs_dataset_resync_failures": {"namespace", "dataset"},
     "dsfs_cache_pinned_bytes": set(),
     "dsfs_build_info": {"version", "session"},
     "process_resident_memory_bytes": set(),

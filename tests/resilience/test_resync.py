@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +222,29 @@ def test_a_resync_that_fails_keeps_what_is_shown(mounts: Mounts, source: Path) -
     source.with_name("away").rename(source)
     verb(mount, "dataset", "resync", "source")
     assert mount.dataset()["message"] == ""
+
+
+def test_a_resync_that_fails_is_seen_by_prometheus(mounts: Mounts, source: Path) -> None:
+    listed, failures = "dsfs_dataset_listed_timestamp_seconds", "dsfs_dataset_resync_failures"
+    began_s = time.time()
+    mount = mounts.mount(source)
+    mount.wait_phase("READY")
+    first_s = mount.sum_of(listed)
+    assert began_s - 1 < first_s < time.time() + 1
+    assert mount.sum_of(failures) == 0
+    mount.expect_log("resync failed")
+    away = source.rename(source.with_name("away"))
+    assert dsfs("dataset", "resync", "source", "-m", mount.mountpoint).returncode == 1
+    assert mount.sum_of(failures) >= 1
+    assert mount.sum_of("dsfs_dataset_info", phase="READY") == 1
+    assert mount.sum_of(listed) == first_s
+    mount.kill_server()
+    assert mount.server_pid
+    assert abs(mount.sum_of(listed) - first_s) < 1, "the next server knows it too"
+    away.rename(source)
+    verb(mount, "dataset", "resync", "source")
+    assert mount.sum_of(failures) == 0
+    assert mount.sum_of(listed) > first_s
 
 
 @pytest.mark.parametrize("session", SESSIONS)

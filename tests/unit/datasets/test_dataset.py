@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -120,3 +122,46 @@ def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branc
 async def run_until(dataset: Dataset, scope: trio.CancelScope) -> None:
     with scope:
         await dataset.run()
+
+
+def test_how_current_it_is_lives_longer_than_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Branch, "head", "a")
+    manifest = Manifest(namespace="vision", name="data", source=SourceSpec(type="GIT", uri="https://h/r.git"))
+
+    async def build() -> Source:
+        return Branch()  # type: ignore[return-value]
+
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+
+            def begin(*shown_before: str) -> Dataset:
+                origin = Origin(Branch(), "vision", "data")  # type: ignore[arg-type]
+                dataset = Dataset(manifest, 2, DatasetStore(str(tmp_path)), bridge, origin, build, 5.0)
+                dataset.open_revision(shown_before)
+                return dataset
+
+            began_s = time.time() - 1  # the clock of files is not as fine
+            dataset = begin()
+            assert dataset.rounds.listed_s == 0
+            first = trio.CancelScope()
+            nursery.start_soon(run_until, dataset, first)
+            await dataset.settled.wait()
+            assert dataset.rounds.listed_s > began_s
+            monkeypatch.setattr(Branch, "failures", 1)
+            with pytest.raises(SourceUnavailable):
+                await dataset.resync()
+            assert dataset.rounds.failures == 1
+            first.cancel()
+            os.utime(dataset.catalog.file, (1000, 1000))
+            dataset = begin(*dataset.shown())
+            assert (dataset.rounds.listed_s, dataset.rounds.failures) == (1000, 0)
+            nursery.start_soon(dataset.run)
+            file = dataset.catalog.file
+            await dataset.resync()
+            assert dataset.catalog.file == file, "nothing has changed"
+            assert dataset.rounds.listed_s > began_s
+            assert begin(*dataset.shown()).rounds.listed_s > began_s
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
