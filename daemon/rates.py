@@ -25,6 +25,7 @@ class DatasetRates:
     hit_ratio: float | None
     fetched_bytes_s: float
     origin_requests_s: float
+    origin_timed_s: float
     origin_errors_s: float
     origin_request_seconds: float | None
     errors_s: float
@@ -82,7 +83,7 @@ def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> Rates:
         outcomes_now, outcomes_was = now["origin_requests"], was.get("origin_requests", {})
         tier_s = {tier: rate(tiers_was, tiers_now, tier) for tier in ("node", "shared", "origin")}
         outcome_s = {outcome: rate(outcomes_was, outcomes_now, outcome) for outcome in outcomes_now}
-        requests_s = sum(outcome_s.values())
+        timed_s = rate(was, now, "origin_timed")  # a listing is counted, and not timed
         asked_s = sum(tier_s.values())
         # Openless: what is opened is read, and of that the daemon is asked for what is not in the page cache.
         kernel_s = rate(was, now, "kernel_opened_bytes") + max(0.0, rate(was, now, "opened_bytes") - asked_s)
@@ -99,9 +100,10 @@ def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> Rates:
                 opens_s=rate(was, now, "opens"),
                 hit_ratio=hit_ratio(asked_s + kernel_s, rate(was, now, "origin_read_bytes")),
                 fetched_bytes_s=rate(was, now, "origin_read_bytes"),
-                origin_requests_s=requests_s,
+                origin_requests_s=sum(outcome_s.values()),
+                origin_timed_s=timed_s,
                 origin_errors_s=sum(each for outcome, each in outcome_s.items() if outcome not in _FINE),
-                origin_request_seconds=rate(was, now, "origin_seconds") / requests_s if requests_s else None,
+                origin_request_seconds=rate(was, now, "origin_seconds") / timed_s if timed_s else None,
                 errors_s=rate(was, now, "errors"),
                 prefetched_bytes_s=rate(was, now, "prefetched_bytes"),
                 wasted_bytes_s=rate(was, now, "wasted_bytes"),

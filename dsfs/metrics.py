@@ -46,9 +46,16 @@ OPEN_OVERFLOWS = Counter(
     "dsfs_open_overflows", "How often the kernel's queue of opens overflowed; opens are missing from the counts then."
 )
 ORIGIN_READ_BYTES = Counter("dsfs_origin_read_bytes", "Bytes read from the source.", _DATASET)
-ORIGIN_REQUESTS = Counter("dsfs_origin_requests", "Requests to the source, by how they ended.", (*_DATASET, "outcome"))
+ORIGIN_REQUESTS = Counter(
+    "dsfs_origin_requests",
+    "Requests to the source, by how they ended; listing all of it is one.",
+    (*_DATASET, "outcome"),
+)
 ORIGIN_REQUEST_SECONDS = Histogram(
-    "dsfs_origin_request_seconds", "Duration of requests to the source, in seconds.", _DATASET, buckets=_REQUEST_SECONDS
+    "dsfs_origin_request_seconds",
+    "Duration of requests to the source, in seconds; without those that list all of it.",
+    _DATASET,
+    buckets=_REQUEST_SECONDS,
 )
 HEDGED_REQUESTS = Counter(
     "dsfs_origin_hedged_requests",

@@ -178,7 +178,8 @@ def _stats_line(rates: Rates) -> str:
     read_bytes_s = sum(each.read_bytes_s for each in datasets)
     fetched_bytes_s = sum(each.fetched_bytes_s for each in datasets)
     requests_s = sum(each.origin_requests_s for each in datasets)
-    waited_s = sum(each.origin_requests_s * (each.origin_request_seconds or 0) for each in datasets)
+    timed_s = sum(each.origin_timed_s for each in datasets)
+    waited_s = sum(each.origin_timed_s * (each.origin_request_seconds or 0) for each in datasets)
     cells = (
         f"{100 * rates.cpu:.0f}%",
         size(rates.memory_bytes),
@@ -193,7 +194,7 @@ def _stats_line(rates: Rates) -> str:
         _ratio(max(0.0, 1 - fetched_bytes_s / read_bytes_s) if read_bytes_s else None),
         _rate(fetched_bytes_s),
         _count(requests_s),
-        _time(waited_s / requests_s) if requests_s else "-",
+        _time(waited_s / timed_s) if timed_s else "-",
         _count(sum(each.origin_errors_s for each in datasets)),
         _rate(rates.device_read_bytes_s),
         _rate(rates.evicted_bytes_s),

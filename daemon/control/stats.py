@@ -6,7 +6,7 @@
      "operations": {NAME: {"count", "seconds", "buckets": [[UP_TO_S, COUNT], …]}},
      "datasets": [{"namespace", "name", "phase", "revision", "bytes", "cached_bytes", "read_bytes": {TIER: …},
                    "kernel_opened_bytes", "opened_bytes", "opens", "origin_read_bytes", "origin_requests": {OUTCOME: …},
-                   "origin_seconds", "errors", "waiting", "oldest_request_s",
+                   "origin_timed", "origin_seconds", "errors", "waiting", "oldest_request_s",
                    "prefetched_bytes", "wasted_bytes"}]}
 
 Sizes in bytes, times in seconds; counters are since ``server`` started, buckets are cumulative as in Prometheus.
@@ -35,6 +35,7 @@ _BY_DATASET = {
     "dsfs_opened_bytes_total": "opened_bytes",
     "dsfs_opens_total": "opens",
     "dsfs_origin_read_bytes_total": "origin_read_bytes",
+    "dsfs_origin_request_seconds_count": "origin_timed",
     "dsfs_origin_request_seconds_sum": "origin_seconds",
     "dsfs_errors_total": "errors",
     "dsfs_prefetch_bytes_total": "prefetched_bytes",

@@ -135,7 +135,7 @@ class Dataset:
             self.rounds.begin()
             try:
                 with self.origin.held() as source:
-                    await list_all(self._bridge, self.manifest.id, source, writer, self._answered_soon)
+                    await list_all(self._bridge, self.origin, source, writer, self._answered_soon)
             except (SourceError, CatalogError) as error:  # CatalogError: the disk of the cache is full
                 if isinstance(error, SourceError):
                     self.origin.note_error(error)
@@ -297,7 +297,7 @@ class Dataset:
         source = await self.sources.another()
         directory = self._store.directory_of(self.manifest)
         try:
-            file, found = await list_beside(self._bridge, self.manifest.id, source, directory, self._names.known)
+            file, found = await list_beside(self._bridge, self.origin, source, directory, self._names.known)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await self._bridge.call(source.close)

@@ -17,6 +17,7 @@ from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore, new_revision, remove_catalog
 from dsfs.errors import CatalogError, DsfsError, SourceRefused, SourceUnavailable
+from dsfs.fetch.origin import Origin
 from dsfs.manifest.schema import Manifest
 from dsfs.sources.base import Source
 
@@ -55,24 +56,26 @@ def _numbers_of(now_s: float) -> int:
 
 
 async def list_all(
-    bridge: Bridge, dataset: str, source: Source, writer: CatalogWriter, answered: Callable[[], None]
+    bridge: Bridge, origin: Origin, source: Source, writer: CatalogWriter, answered: Callable[[], None]
 ) -> None:
     """Crawl and seal; what a source was not expected to raise counts as its failure. Raises SourceError, CatalogError.
 
+    ``source`` is the one of ``origin``, or the one that is to take its place: all of it counts there as one request.
     ``answered`` is called on the network side, when there is something to look at.
     """
-    try:
-        await bridge.call(crawl, source, writer, answered)
-    except (DsfsError, trio.Cancelled):
-        raise
-    except Exception as error:
-        log.exception("listing failed unexpectedly", dataset=dataset)
-        reason = f"{dataset}: {type(error).__name__} in the daemon (see its log)"
-        raise SourceUnavailable(reason) from error
+    with origin.counted():
+        try:
+            await bridge.call(crawl, source, writer, answered)
+        except (DsfsError, trio.Cancelled):
+            raise
+        except Exception as error:
+            log.exception("listing failed unexpectedly", dataset=origin.id)
+            reason = f"{origin.id}: {type(error).__name__} in the daemon (see its log)"
+            raise SourceUnavailable(reason) from error
 
 
 async def list_beside(
-    bridge: Bridge, dataset: str, source: Source, directory: str, known: Sequence[Catalog]
+    bridge: Bridge, origin: Origin, source: Source, directory: str, known: Sequence[Catalog]
 ) -> tuple[str, Changes | ManyChanges]:
     """The catalog of the next revision, sealed, and what it changes in the one that is shown.
 
@@ -83,7 +86,7 @@ async def list_beside(
     shown = known[0]
     writer = await trio.to_thread.run_sync(new_catalog, directory, limiter=CATALOG)
     try:
-        await list_all(bridge, dataset, source, writer, _nobody_looks)
+        await list_all(bridge, origin, source, writer, _nobody_looks)
         first_free = max(catalog.next_ino() for catalog in known)
         await trio.to_thread.run_sync(adopt_numbers, writer.file, shown.file, first_free, limiter=CATALOG)
         await trio.to_thread.run_sync(_keep_refused, writer.file, shown.file, limiter=CATALOG)

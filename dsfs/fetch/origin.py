@@ -144,6 +144,20 @@ class Origin:
         self.note_answered(started_s)
         return result
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """All of a listing, as one request. Not timed: thousands of pages would be the slowest request there is. Its
+        error is not remembered either: whoever has it listed knows what that means."""
+        outcome = "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except SourceError as error:
+            outcome = _outcome_of(error)
+            raise
+        finally:
+            self._outcomes[outcome].inc()
+
     def no_answer(self, within_s: float) -> SourceTimeout:
         """What to raise when there was none in this time."""
         return SourceTimeout(f"{self.source.uri}: no answer within {within_s:g} s")

@@ -173,7 +173,7 @@ def test_many_readers_of_one_file_cause_one_fetch(mounts: Mounts, path: str, siz
         assert server.sent_bytes["/file.bin"] - sent == size, [each.range for each in gets]
         if size < 4 * MIB:
             assert len(gets) == 1
-        counted = partial(mount.sum_of, "dsfs_origin_requests_total", outcome="ok")
+        counted = partial(mount.sum_of, "dsfs_origin_request_seconds_count")
         eventually(lambda: counted() == len(gets), 10, "what readers had at once is stored and counted")
         (mount.root / "file.bin").read_bytes()
         assert counted() == len(gets)

@@ -30,6 +30,7 @@ dsfs_opened_bytes_total{LABELS},pod="b"}} {values.get("opened", 0) / 2}
 dsfs_origin_read_bytes_total{LABELS}}} {values.get("fetched", 0)}
 dsfs_origin_requests_total{LABELS},outcome="ok"}} {values.get("requests", 0)}
 dsfs_origin_requests_total{LABELS},outcome="refused"}} {values.get("refused", 0)}
+dsfs_origin_request_seconds_count{LABELS}}} {values.get("timed", 0)}
 dsfs_origin_request_seconds_sum{LABELS}}} {values.get("request_seconds", 0)}
 dsfs_prefetch_bytes_total{LABELS},policy="order"}} {values.get("ahead", 0)}
 dsfs_prefetch_wasted_bytes_total{LABELS},policy="order"}} {values.get("wasted", 0)}
@@ -44,14 +45,17 @@ dsfs_dataset_cached_bytes{LABELS}}} 250
 
 def test_rates_of_a_dataset() -> None:
     before = snapshot(10, node=100, fetched=50, requests=1, passthrough=7)
-    after = snapshot(12, node=700, origin=200, fetched=250, requests=3, refused=2, request_seconds=0.4, passthrough=207)
+    after = snapshot(
+        12, node=700, origin=200, fetched=250, requests=3, refused=2, timed=2, request_seconds=0.4, passthrough=207
+    )
     (data,) = between(before, after).datasets
     assert (data.namespace, data.name, data.phase) == ("team", "data", "READY")
     assert (data.node_bytes_s, data.origin_bytes_s, data.kernel_bytes_s) == (300, 100, 100)
     assert data.read_bytes_s == 500
     assert data.hit_ratio == pytest.approx(1 - 100 / 500)
     assert (data.origin_requests_s, data.origin_errors_s) == (2, 1)
-    assert data.origin_request_seconds == pytest.approx(0.1)
+    assert data.origin_request_seconds == pytest.approx(0.2), "of those that were timed: a listing is not"
+    assert between(before, snapshot(12, requests=2)).datasets[0].origin_request_seconds is None
     assert (data.cached_bytes, data.bytes) == (250, 1000)
     (data,) = between(snapshot(0), snapshot(2, ahead=100, wasted=40)).datasets
     assert (data.prefetched_bytes_s, data.wasted_bytes_s) == (50, 20)

@@ -11,10 +11,11 @@ import pytest
 import structlog
 import trio
 
+from dsfs import metrics
 from dsfs.bridge import network_side
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import SourceMissing, SourceUnavailable
+from dsfs.errors import SourceMissing, SourceRefused, SourceUnavailable
 from dsfs.fetch.origin import Origin
 from dsfs.manifest.schema import Manifest, SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
@@ -165,3 +166,42 @@ def test_how_current_it_is_lives_longer_than_a_server(tmp_path: Path, monkeypatc
 
     with structlog.testing.capture_logs():
         trio.run(main)
+
+
+def test_a_listing_is_one_request_whatever_it_takes_and_is_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Branch, "head", "a")
+    monkeypatch.setattr(Branch, "gone", frozenset())
+    manifest = Manifest(namespace="vision", name="counted", source=SourceSpec(type="GIT", uri="https://h/r.git"))
+
+    async def build() -> Source:
+        return Branch()  # type: ignore[return-value]
+
+    def counted(outcome: str) -> float:
+        return metrics.ORIGIN_REQUESTS.labels("vision", "counted", outcome)._value.get()
+
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+            origin = Origin(Branch(), "vision", "counted")  # type: ignore[arg-type]
+            dataset = Dataset(manifest, 2, DatasetStore(str(tmp_path)), bridge, origin, build, 5.0)
+            dataset.open_revision()
+            monkeypatch.setattr(Branch, "failures", 1)
+            nursery.start_soon(dataset.run)
+            await dataset.resync()
+            assert (counted("ok"), counted("failed")) == (1, 1)
+            await dataset.resync()
+            monkeypatch.setattr(Branch, "list_tree", refuse)
+            with pytest.raises(SourceRefused):
+                await dataset.resync()
+            assert (counted("ok"), counted("failed"), counted("refused")) == (2, 1, 1)
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+    assert metrics.ORIGIN_REQUEST_SECONDS.labels("vision", "counted")._sum.get() == 0
+
+
+async def refuse(_source: Branch) -> AsyncIterator[ListingPage]:
+    raise SourceRefused("its token has ended")
+    yield ListingPage(())  # makes this an asynchronous generator
