@@ -11,6 +11,7 @@ import trio
 
 from daemon.building import Builder
 from daemon.cloning import check_same_source, clone_of
+from daemon.manifest_files import ManifestFiles
 from daemon.settings import Settings
 from daemon.shown import Shown
 from daemon.wanted import FILES, HANDED_OVER
@@ -62,6 +63,7 @@ class Changes:
         self._nursery = nursery
         self._shown = shown
         self._keeper = keeper
+        self.files = ManifestFiles(settings)
 
     async def apply(self, text: str) -> list[str]:
         """Take in manifests while running: new datasets are added, a higher or lower dataSyncRound asks for a resync,
@@ -86,7 +88,7 @@ class Changes:
                 self._builder.secrets.drop({(namespace, name) for namespace, name in before.get("secrets", ())})
                 await self._follow(documents, before["datasets"], delete)
         except DsfsError as error:
-            log.error("the manifests are not followed", reason=str(error))
+            self.files.note_not_followed(error)
             return
         names = [manifest.id for manifest in documents.manifests]
         await self._keeper.hold(

@@ -56,7 +56,7 @@ class Node:
         bad_pages: BadPages,
         shared: SharedDisk | None = None,
     ) -> None:
-        self.status = MountStatus(settings, keeper, tier, shown, shared)
+        self.status = MountStatus(settings, keeper, tier, shown, changes.files, shared)
         self._tier = tier
         self._boot = boot
         self._shown = shown

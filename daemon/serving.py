@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from daemon.control.listen import control_interface
+from daemon.manifest_files import ManifestFiles
 from daemon.preload import note_modules
 from daemon.rooms import Rooms
 from daemon.scrubbing import scrub_in_background
@@ -36,6 +37,7 @@ _GAUGES_S = 5.0
 _CONFIRM_S = 3600.0  # access that was taken back at the origin: a byte each, of what was read
 _HINTS_S = 2.0  # what a server that dies forgets of how far the readers were; they are found again
 _NAMES_S = 60.0  # whether it is due; a full cache has them gone through once in half a million files
+_MANIFESTS_S = 10.0
 _SECRETS_S = 5.0  # a kubelet takes a minute to update one
 
 
@@ -75,6 +77,8 @@ class Serving:
         begin(_every, _GAUGES_S, "gauges", rooms.node.status.set_gauges)
         begin(_every, _SECRETS_S, "secrets", rooms.shown.credentials.look_at_all)
         begin(_every, _CONFIRM_S, "entitlements", partial(_confirm, rooms))
+        if rooms.changes.files.paths:
+            begin(_keep_looking, rooms.changes.files)
         begin(rooms.node.keep_pins)
         every_s = rooms.settings.scrub_every_s
         if every_s:
@@ -185,6 +189,12 @@ async def _keep_names(tier: NodeTier) -> None:
     while True:
         await _optional("going through the names in the cache", learn)
         await trio.sleep(_NAMES_S)
+
+
+async def _keep_looking(files: ManifestFiles) -> None:
+    while True:
+        await _optional("looking at the manifests", files.look)
+        await trio.sleep(_MANIFESTS_S)
 
 
 async def _upkeep(tier: NodeTier) -> None:

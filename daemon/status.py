@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from daemon.cache_device import CacheDevice
+from daemon.manifest_files import ManifestFiles
 from daemon.settings import Settings
 from daemon.shown import Shown
 from dsfs import metrics
@@ -24,7 +25,13 @@ class MountStatus:
     """File side only."""
 
     def __init__(
-        self, settings: Settings, keeper: KeeperClient, tier: NodeTier, shown: Shown, shared: SharedDisk | None
+        self,
+        settings: Settings,
+        keeper: KeeperClient,
+        tier: NodeTier,
+        shown: Shown,
+        files: ManifestFiles,
+        shared: SharedDisk | None,
     ) -> None:
         self._settings = settings
         self.http = settings.http
@@ -32,6 +39,7 @@ class MountStatus:
         self._keeper = keeper
         self._tier = tier
         self._shown = shown
+        self._files = files
         self._shared = shared
         self._device = CacheDevice(settings.cache_dir)
         self._last_info: dict[str, tuple[str, ...]] = {}
@@ -47,9 +55,10 @@ class MountStatus:
         except OSError as error:  # what was known before is told, with this
             self._tier.note_trouble(error)
         tier = self._tier.statistics()
-        message = f"the cache directory is in trouble: {tier.trouble}" if tier.trouble else ""
+        trouble = f"the cache directory is in trouble: {tier.trouble}" if tier.trouble else ""
         if not self._keeper.is_ready:
-            message = "a server is starting"
+            trouble = "a server is starting"
+        message = "; ".join(filter(None, (trouble, self._files.trouble)))  # readers do not feel the latter
         shared = {} if self._shared is None else {"shared_cache": _shared_status(self._shared)}
         return {
             "mountpoint": self._settings.mountpoint,
@@ -60,7 +69,7 @@ class MountStatus:
             "cache_dir": self._settings.cache_dir,
             "cache_size": tier.size_bytes,
             "cache_used": tier.used_bytes,
-            "healthy": not message,
+            "healthy": not trouble,
             **({"message": message} if message else {}),
             **shared,
             "datasets": [await self.dataset(dataset) for dataset in self._shown.datasets.values()],

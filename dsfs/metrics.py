@@ -137,6 +137,10 @@ GAUGES_OF_DATASETS = (
 """All with the labels namespace and dataset alone: what goes with a dataset that is deleted."""
 SERVER_RESTARTS = Counter("dsfs_server_restarts", "How often the keeper started another server.")
 CACHE_TROUBLE = Gauge("dsfs_cache_trouble", "1 while the cache directory refuses what is to be stored or read.")
+MANIFESTS_TROUBLE = Gauge(
+    "dsfs_manifests_trouble",
+    "1 while the manifests that dsfs serve was started with cannot be read, or were not followed.",
+)
 SHARED_READ_BYTES = Counter("dsfs_shared_read_bytes", "Bytes taken from the shared tier into the node's.", _DATASET)
 SHARED_WRITTEN_BYTES = Counter("dsfs_shared_written_bytes", "Bytes that this node gave to the shared tier.")
 SHARED_TROUBLE = Gauge("dsfs_shared_trouble", "1 while the shared tier, or writing to it, does not work.")

@@ -63,6 +63,17 @@ def apply(
             typer.echo(line)
 
 
+@app.command("check")
+def check(
+    file: Annotated[list[str], typer.Option("-f", "--file", metavar="FILE_OR_DIR", help="Manifests; may be repeated.")],
+) -> None:
+    """Read manifests as mount, serve and apply would, and nothing else: needs no mount, asks no source."""
+    from dsfs.manifest.documents import load_documents
+
+    number = len(load_documents(file).manifests)
+    typer.echo("1 manifest is fine" if number == 1 else f"{number} manifests are fine")
+
+
 @app.command("resync")
 def resync(dataset: DatasetName, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
     """List the source anew and show that; unchanged files keep their inode numbers and their cached bytes."""

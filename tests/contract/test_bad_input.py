@@ -235,6 +235,17 @@ def test_manifests(try_mount: Try, tmp_path: Path, text: str, words: list[str]) 
     file.write_text(text)
     line = one_line_failure(try_mount("-f", file), str(file), *words)
     assert "fake-passw0rd" not in line
+    assert one_line_failure(dsfs("dataset", "check", "-f", file)) == line
+
+
+def test_manifests_that_are_fine(source: Path, tmp_path: Path) -> None:
+    """Nothing but the text is looked at: no mount is needed, and no source asked."""
+    one = write_manifests(tmp_path / "m/1.yaml", dataset("one", source))
+    done = dsfs("dataset", "check", "-f", one)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 manifest is fine\n", "")
+    write_manifests(tmp_path / "m/2.yaml", dataset("two", tmp_path / "none"), dataset("three", "s3://none", type="S3"))
+    done = dsfs("dataset", "check", "-f", tmp_path / "m", "-f", one)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3 manifests are fine\n", "")
 
 
 def test_manifest_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
@@ -302,7 +313,7 @@ def test_wrong_usage(argv: list[str]) -> None:
 VERBS = {
     "": "mount unmount restart status warm hint evict pin unpin verify export top stats bench doctor probe dataset "
     "serve keeper",
-    "dataset": "list show apply resync delete clone set-credential",
+    "dataset": "list show apply check resync delete clone set-credential",
 }
 
 

@@ -42,6 +42,7 @@ DESIGNED = {
     "dsfs_dataset_listed_timestamp_seconds": {"namespace", "dataset"},
     "dsfs_dataset_resync_failures": {"namespace", "dataset"},
     "dsfs_cache_pinned_bytes": set(),
+    "dsfs_manifests_trouble": set(),
     "dsfs_build_info": {"version", "session"},
     "process_resident_memory_bytes": set(),
     "dsfs_cache_device_read_bytes_total": {"device"},

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually, is_mounted, runtime_dir_of
 from tests.resilience.conftest import errno_of_read, make_tree, readers
+from tests.servers.process import HOST, free_ports
 
 
 class Apart:
@@ -140,6 +142,39 @@ def test_a_new_server_follows_its_manifests_and_a_crash_does_not(apart: Apart, t
     eventually(lambda: apart.log().count("server handed over") == 2, 30, "another takes over")
     apart.wait_healthy()
     assert sorted(os.listdir(team)) == ["b", "c", "d", "hand"], "what cannot be read changes nothing"
+
+
+def test_manifests_that_cannot_be_read_are_told_of(apart: Apart, tmp_path: Path) -> None:
+    file = write_manifests(tmp_path / "m.yaml", dataset("a", apart.source, "team"))
+    http, mount = f"{HOST}:{free_ports(1)[0]}", apart.mount
+    mount.http = http
+
+    def told() -> str:
+        """What status says; the gauge and the log say the same, and health nothing of it."""
+        message = str(mount.look().get("message", ""))
+        assert mount.sum_of("dsfs_manifests_trouble") == bool(message)
+        with urllib.request.urlopen(f"http://{http}/healthz", timeout=5) as answer:
+            assert answer.status == 200
+        return message
+
+    apart.start_keeper()
+    apart.start_server("-f", str(file), f"--http={http}")
+    apart.wait_healthy()
+    assert told() == ""
+    file.write_text("no: manifest")
+    eventually(lambda: mount.look().get("message"), 20, "it is seen while the server runs")
+    assert str(file) in told()
+    assert "what is shown stays" in apart.log()
+    assert str(file) in dsfs("status", mount.mountpoint).stdout
+    apart.start_server("-f", str(file), f"--http={http}")
+    eventually(lambda: "server handed over" in apart.log(), 30, "another takes over")
+    apart.wait_healthy()
+    eventually(lambda: mount.look().get("message"), 20, "and tells it too")
+    assert str(file) in told()
+    assert os.listdir(mount.mountpoint / "team") == ["a"]
+    write_manifests(file, dataset("a", apart.source, "team"))
+    eventually(lambda: not mount.look().get("message"), 20, "it is corrected")
+    assert told() == ""
 
 
 def test_a_silent_server_that_no_signal_of_the_keeper_reaches(apart: Apart, tmp_path: Path) -> None:
