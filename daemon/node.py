@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from dsfs.cache.mapfile import stored_checksums
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import Verified, verify, verify_one
 from dsfs.catalog.lookup import Catalog
+from dsfs.client import is_below
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.selection import CATALOG, matching
@@ -121,7 +123,7 @@ class Node:
             dataset, glob = self._select(selector)
             name, known = dataset.manifest.id, dataset
         except ConfigError:  # one that is not mounted, perhaps
-            namespace, _, rest = selector.strip("/").partition("/")
+            namespace, _, rest = selector.rstrip("/").partition("/")
             base, _, glob = rest.partition("/")
             name, known = f"{namespace}/{base}", None
             if name not in self._pins.all:
@@ -290,8 +292,11 @@ class Node:
         return dataset
 
     def _select(self, selector: str) -> tuple[Dataset, str]:
-        """``[NAMESPACE/]DATASET[/GLOB]``: a namespace that is known goes first, else it is ``default``."""
-        parts = selector.strip("/").split("/")
+        """``[NAMESPACE/]DATASET[/GLOB]``: a namespace that is known goes first, else it is ``default``. Or a place in
+        the mount, which is where the same is to be found."""
+        if selector.startswith("/"):
+            return self._select_at(selector)
+        parts = selector.rstrip("/").split("/")
         datasets = self._shown.datasets
         if (name := "/".join(parts[:2])) in datasets and len(parts) > 1:
             return datasets[name], "/".join(parts[2:])
@@ -302,5 +307,23 @@ class Node:
         alone = [dataset for dataset in datasets.values() if dataset.manifest.name == parts[0]]
         if len(alone) == 1:
             return alone[0], "/".join(parts[1:])
-        known = ", ".join(sorted(datasets)) or "none"
-        raise ConfigError(f"{selector}: no such dataset here (there are: {known})")
+        raise self._no_such(selector)
+
+    def _select_at(self, path: str) -> tuple[Dataset, str]:
+        """By the whole name that it has there: what is not found under it is not looked for elsewhere."""
+        mountpoint, datasets = self.status.mountpoint, self._shown.datasets
+        if not is_below(path, mountpoint):
+            raise ConfigError(f"{path}: is not in {mountpoint}")
+        inside = [part for part in os.path.relpath(path, mountpoint).split("/") if part != "."]
+        name = next(iter(datasets), "")  # of a single dataset, whose files lie directly at the mount point
+        if self._shown.is_many:
+            name, inside = "/".join(inside[:2]), inside[2:]
+        if name in datasets:
+            return datasets[name], "/".join(inside)
+        if not self._shown.complete.is_set():
+            raise MountError(f"{path}: the server is just starting, and has not come to all datasets (try again)")
+        raise self._no_such(path)
+
+    def _no_such(self, selector: str) -> ConfigError:
+        known = ", ".join(sorted(self._shown.datasets)) or "none"
+        return ConfigError(f"{selector}: no such dataset here (there are: {known})")

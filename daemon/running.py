@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from daemon.keeping.mounting import mount_table
-from dsfs.client import place_of, runtime_directories, runtime_root
+from dsfs.client import is_below, place_of, runtime_directories, runtime_root
 from dsfs.errors import MountError
 
 _HEALING_S = 3.0
@@ -63,6 +63,20 @@ def find(mountpoint: str | None) -> Running:
     if not alive:
         raise MountError("no dsfs mount is running (start one with dsfs mount)")
     raise MountError(f"several dsfs mounts are running: name one with -m ({_list(alive)})")
+
+
+def find_below(path: str) -> tuple[Running, str]:
+    """The mount that an absolute path leads into, and the path as the mount table has it, links on the way to it
+    followed. What comes behind the mount point need not be there and is not asked. Raises MountError."""
+    found = all_mounts()
+    parts = os.path.normpath(f"/{path.lstrip('/')}").split("/")
+    for end in range(2, len(parts) + 1):  # from the top, so that a mount that hangs is not entered
+        place = "/".join([place_of("/".join(parts[:end])), *parts[end:]])
+        around = [running.mountpoint for running in found if is_below(place, running.mountpoint)]
+        if around:
+            return find(max(around, key=len)), place
+    alive = [running for running in found if running.alive]
+    raise MountError(f"{path}: is in no mount of dsfs ({_list(alive)}; a name has no / in front)")
 
 
 @contextmanager

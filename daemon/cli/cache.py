@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from daemon import running
-from daemon.cli.options import AsJson, CacheDir, Mountpoint, Selector
+from daemon.cli.options import AsJson, CacheDir, Mountpoint, Selector, asked_of
 from daemon.cli.output import show_json, show_table, size
 from daemon.control.client import ask
 from daemon.settings import default_cache_dir
@@ -19,7 +19,8 @@ from dsfs.errors import MountError
 
 def evict(selector: Selector, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
     """Give back the space of a dataset, or of the paths that a glob names. What is pinned stays."""
-    answer = ask(running.find(mountpoint), "POST", "/api/v1/evict", {"selector": selector}, timeout_s=None)
+    found, selector = asked_of(selector, mountpoint)
+    answer = ask(found, "POST", "/api/v1/evict", {"selector": selector}, timeout_s=None)
     if as_json:
         show_json(answer)
     else:
@@ -31,7 +32,10 @@ def evict(selector: Selector, mountpoint: Mountpoint = None, as_json: AsJson = F
 def pin(
     selector: Annotated[
         str | None,
-        typer.Argument(metavar="[NAMESPACE/]DATASET[/GLOB]", help="A dataset, or a path or pattern in one."),
+        typer.Argument(
+            metavar="[NAMESPACE/]DATASET[/GLOB]",
+            help="A dataset, or a path or pattern in one; or where it is in a mount.",
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--list", help="Show what is pinned, and change nothing.")] = False,
     mountpoint: Mountpoint = None,
@@ -54,7 +58,8 @@ def pin(
             ]
             show_table(("PINNED", "MOUNTED", "CACHED AND PINNED OF THE DATASET"), rows)
         return
-    answer = ask(running.find(mountpoint), "POST", "/api/v1/pin", {"selector": selector}, timeout_s=None)
+    found, selector = asked_of(selector, mountpoint)
+    answer = ask(found, "POST", "/api/v1/pin", {"selector": selector}, timeout_s=None)
     if as_json:
         show_json(answer)
     elif answer["files"]:
@@ -65,7 +70,8 @@ def pin(
 
 def unpin(selector: Selector, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
     """Let go of what was pinned: of every pin that is this one, or lies inside of it."""
-    answer = ask(running.find(mountpoint), "POST", "/api/v1/unpin", {"selector": selector}, timeout_s=None)
+    found, selector = asked_of(selector, mountpoint)
+    answer = ask(found, "POST", "/api/v1/unpin", {"selector": selector}, timeout_s=None)
     if as_json:
         show_json(answer)
     else:

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon import running
-from daemon.cli.options import AsJson, DatasetName, Mountpoint
+from daemon.cli.options import AsJson, DatasetName, Mountpoint, asked_of
 from daemon.cli.output import show_json
 from daemon.control.client import ask
 from dsfs.errors import ConfigError
@@ -49,8 +48,9 @@ def set_credential(
             if key in values:
                 raise ConfigError(f"key {key!r} is given twice (give it once)")
             values[key] = read(where)
+    found, dataset = asked_of(dataset, mountpoint)
     body = {"selector": dataset, "values": values}
-    answer = ask(running.find(mountpoint), "POST", "/api/v1/credential", body, timeout_s=None)
+    answer = ask(found, "POST", "/api/v1/credential", body, timeout_s=None)
     if as_json:
         show_json(answer)
     elif answer["keys"]:

@@ -8,7 +8,7 @@ import typer
 
 from daemon import running
 from daemon.cli.credential import set_credential
-from daemon.cli.options import AsJson, DatasetName, Mountpoint
+from daemon.cli.options import AsJson, DatasetName, Mountpoint, asked_of
 from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table
 from daemon.control.client import ask
 
@@ -33,7 +33,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """One dataset with its manifest, secrets left out."""
-    found = ask(running.find(mountpoint), "GET", f"/api/v1/datasets/{dataset}")
+    mount, dataset = asked_of(dataset, mountpoint)
+    found = ask(mount, "GET", f"/api/v1/datasets/{dataset}")
     if as_json:
         show_json(found)
         return
@@ -77,7 +78,8 @@ def check(
 @app.command("resync")
 def resync(dataset: DatasetName, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
     """List the source anew and show that; unchanged files keep their inode numbers and their cached bytes."""
-    answer = ask(running.find(mountpoint), "POST", "/api/v1/resync", {"selector": dataset}, timeout_s=None)
+    found, dataset = asked_of(dataset, mountpoint)
+    answer = ask(found, "POST", "/api/v1/resync", {"selector": dataset}, timeout_s=None)
     if as_json:
         show_json(answer)
     else:
@@ -96,8 +98,9 @@ def clone(
     In its own namespace it reads with the original's secretRef. In another one it reads with what that namespace has,
     and must be able to; sharing is not cloned.
     """
+    found, dataset = asked_of(dataset, mountpoint)
     body = {"selector": dataset, "new": new}
-    answer = ask(running.find(mountpoint), "POST", "/api/v1/clone", body, timeout_s=None)
+    answer = ask(found, "POST", "/api/v1/clone", body, timeout_s=None)
     if as_json:
         show_json(answer)
     else:
@@ -107,7 +110,8 @@ def clone(
 @app.command("delete")
 def delete(dataset: DatasetName, mountpoint: Mountpoint = None, as_json: AsJson = False) -> None:
     """Show a dataset no longer. Its cached bytes stay until the space is wanted."""
-    answer = ask(running.find(mountpoint), "POST", "/api/v1/delete", {"selector": dataset}, timeout_s=None)
+    found, dataset = asked_of(dataset, mountpoint)
+    answer = ask(found, "POST", "/api/v1/delete", {"selector": dataset}, timeout_s=None)
     if as_json:
         show_json(answer)
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from daemon import running
-from daemon.cli.options import DatasetName, Mountpoint
+from daemon.cli.options import DatasetName, Mountpoint, asked_of
 from daemon.cli.output import say, size
 from daemon.control.client import ask
 from daemon.exporting import Checksums, Export
@@ -34,7 +34,7 @@ def export(
     """
     if target.endswith(_SQUEEZED):
         raise ConfigError(f"{target}: tar files are written as they are (give NAME.tar, or - and a pipe to gzip)")
-    found = running.find(mountpoint)
+    found, dataset = asked_of(dataset, mountpoint)
     about = ask(found, "GET", f"/api/v1/datasets/{dataset}")
     name = f"{about['namespace']}/{about['name']}"
     if about["phase"] != "READY":

@@ -6,13 +6,22 @@ from typing import Annotated
 
 import typer
 
+from daemon import running
+from dsfs.client import place_of
+
 Mountpoint = Annotated[
     str | None,
     typer.Option("--mountpoint", "-m", metavar="MOUNTPOINT", help="Which mount; the only running one if left out."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Selector = Annotated[
-    str, typer.Argument(metavar="[NAMESPACE/]DATASET[/GLOB]", help="A dataset, or a path or pattern in one.")
+    str,
+    typer.Argument(
+        metavar="[NAMESPACE/]DATASET[/GLOB]", help="A dataset, or a path or pattern in one; or where it is in a mount."
+    ),
+]
+DatasetName = Annotated[
+    str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one; or where it is in a mount.")
 ]
 CacheDir = Annotated[
     str | None,
@@ -29,4 +38,14 @@ def one_mountpoint(argument: str | None, option: str | None) -> str | None:
     return argument if option is None else option
 
 
-DatasetName = Annotated[str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one.")]
+def asked_of(selector: str, mountpoint: str | None) -> tuple[running.Running, str]:
+    """Which mount is meant, and what in it: an absolute path is a place in a mount, and names that too.
+
+    Raises BadParameter for a path in another mount than ``-m`` names, MountError for one in none.
+    """
+    if not selector.startswith("/"):
+        return running.find(mountpoint), selector
+    found, place = running.find_below(selector)
+    if mountpoint is not None and place_of(mountpoint) != found.mountpoint:
+        raise typer.BadParameter(f"{selector} is in the mount {found.mountpoint}, and -m names {mountpoint}")
+    return found, place

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from daemon import running
-from daemon.cli.options import AsJson, Mountpoint, Selector
+from daemon.cli.options import AsJson, DatasetName, Mountpoint, Selector, asked_of
 from daemon.cli.output import say, show_json, size
 from daemon.control.client import NoAnswer, ask
 from dsfs.client import send_hint
@@ -47,7 +47,7 @@ def warm(
     What is there already is not fetched again. Ctrl-C ends it, and what came stays.
     """
     bytes_per_s = None if rate is None else _parse_rate(rate)
-    found = running.find(mountpoint)
+    found, selector = asked_of(selector, mountpoint)
     if pin:
         ask(found, "POST", "/api/v1/pin", {"selector": selector}, timeout_s=None)
     wanted = {"selector": selector, "bytes_per_s": bytes_per_s}
@@ -73,7 +73,7 @@ def warm(
 
 
 def hint(
-    dataset: Annotated[str, typer.Argument(metavar="[NAMESPACE/]DATASET", help="Which one.")],
+    dataset: DatasetName,
     order: Annotated[
         str,
         typer.Option(metavar="FILE", help="Paths in the coming order: one a line, or a JSON list; - reads stdin."),
@@ -85,7 +85,7 @@ def hint(
 
     A newer hint for a dataset replaces the one before.
     """
-    found = running.find(mountpoint)
+    found, dataset = asked_of(dataset, mountpoint)
     with _order(order) as paths:
         answer = send_hint(lambda method, path, body: ask(found, method, path, body, timeout_s=None), dataset, paths)
     if as_json:
