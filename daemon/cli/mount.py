@@ -223,7 +223,12 @@ def settings_of(
     )
 
 
-def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="What to unmount.")]) -> None:
+def unmount(
+    mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="What to unmount.")],
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Also while somebody uses it, whose reads fail from then on.")
+    ] = False,
+) -> None:
     """Unmount and stop. Refused while somebody uses it."""
     place = place_of(mountpoint)
     known = [each for each in running.all_mounts() if each.mountpoint == place]
@@ -233,9 +238,9 @@ def unmount(mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help
             raise MountError(f"{place}: dsfs has nothing mounted there")
         _detach_all(place)
     else:
-        users = users_of(place, but_not_of=found.runtime_dir)
+        users = [] if lazy else users_of(place, but_not_of=found.runtime_dir)
         if users:
-            raise MountError(f"{place} is in use by {', '.join(users)}; stop that, then unmount")
+            raise MountError(f"{place} is in use by {', '.join(users)}; stop that, then unmount (or unmount --lazy)")
         if found.keeper_alone:
             ask_keeper(found, {"op": "end"}, _UNMOUNT_S)
             running.forget(found.runtime_dir)

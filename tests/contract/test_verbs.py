@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -261,6 +262,24 @@ def test_unmount_is_refused_while_somebody_uses_it(mounts: Mounts, source: Path,
     assert not is_mounted(mount.mountpoint)
     assert leftovers(mount.mountpoint) == []
     assert list(mount.mountpoint.iterdir()) == []
+
+
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+def test_lazy_unmount_while_somebody_uses_it(mounts: Mounts, source: Path, session: str) -> None:
+    mount = mounts.mount(source, session=session)
+    held = os.open(mount.root / "sub/b.bin", os.O_RDONLY)
+    try:
+        assert os.pread(held, 10, 0) == bytes(range(10))
+        done = dsfs("unmount", "--lazy", mount.mountpoint)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert not is_mounted(mount.mountpoint)
+        drop_pages(held)
+        with pytest.raises(OSError, match="not connected"):
+            os.pread(held, 10, 1_000_000)
+    finally:
+        with contextlib.suppress(OSError):  # through pyfuse3 that is asked for too
+            os.close(held)
+    assert leftovers(mount.mountpoint) == []
 
 
 @pytest.mark.parametrize("session", ["direct", "pyfuse3"])
