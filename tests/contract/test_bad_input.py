@@ -11,7 +11,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from typer.testing import CliRunner
 
+from daemon.cli.app import app
 from tests.contract.conftest import contents_below, one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
 from tests.mounts import HOST, Mounts, dsfs, is_mounted, leftovers
@@ -325,6 +327,15 @@ def test_help_names_every_verb_and_no_other_is_known(group: str) -> None:
     named = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
     assert set(VERBS[group].split()) <= named
     wrong_usage(dsfs(*words, "levitate"), "No such command")
+
+
+@pytest.mark.parametrize("group", VERBS)
+def test_short_help_of_every_verb(group: str) -> None:
+    for verb in ("", *VERBS[group].split()):
+        words = [word for word in (group, verb) if word]
+        short, long = (CliRunner().invoke(app, [*words, flag]) for flag in ("-h", "--help"))
+        assert (short.exit_code, short.output) == (0, long.output)
+        assert "Usage: " in short.output
 
 
 def test_version() -> None:
