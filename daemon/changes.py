@@ -14,7 +14,7 @@ from daemon.cloning import check_same_source, clone_of
 from daemon.manifest_files import ManifestFiles
 from daemon.settings import Settings
 from daemon.shown import Shown
-from daemon.wanted import FILES, HANDED_OVER
+from daemon.wanted import FILES, HANDED_OVER, written_down
 from dsfs.bridge import Bridge
 from dsfs.datasets.access import visible
 from dsfs.datasets.selection import CATALOG
@@ -22,7 +22,7 @@ from dsfs.datasets.store import DatasetStore
 from dsfs.errors import ConfigError, DsfsError
 from dsfs.fetch.reader import Reader
 from dsfs.fuse.keeper_client import KeeperClient
-from dsfs.manifest.documents import Documents, load_documents, parse_documents
+from dsfs.manifest.documents import Documents, parse_documents
 from dsfs.manifest.schema import Manifest
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ class Changes:
         if not digest or digest == before["digest"]:
             return
         try:
-            documents = await trio.to_thread.run_sync(load_documents, self._settings.manifest_paths)
+            documents = await trio.to_thread.run_sync(written_down, self._settings)
             if HANDED_OVER in texts:  # else this one has just read them
                 self._builder.secrets.drop({(namespace, name) for namespace, name in before.get("secrets", ())})
                 await self._follow(documents, before["datasets"], delete)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 import trio
@@ -47,7 +48,8 @@ class ManifestFiles:
         trouble = self._unreadable
         seen, self._seen = self._seen, ""  # what comes back after it was away is looked at anew
         try:
-            texts = await trio.to_thread.run_sync(texts_of, self.paths, abandon_on_cancel=True, limiter=_LOOKING)
+            read = partial(texts_of, self.paths, none_yet=True)
+            texts = await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=_LOOKING)
             self._seen = digest_of(texts)
             if self._seen == seen:
                 return

@@ -52,7 +52,7 @@ def known_secrets(mounts: Iterable[Settings], pids: Iterable[int]) -> Iterator[s
             for parent, _directories, files in os.walk(directory):
                 yield from _parts(_read(f"{parent}/{file}") for file in files)
         try:
-            documents = load_documents(settings.manifest_paths) if settings.manifest_paths else None
+            documents = load_documents(settings.manifest_paths, none_yet=True) if settings.manifest_paths else None
         except ConfigError:  # changed since it was mounted; values that are gone from there are not in it any more
             documents = None
         if documents is not None:

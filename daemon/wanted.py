@@ -49,10 +49,19 @@ def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
     if settings.source_uri is not None:
         manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
         return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True, own=own)
-    documents = load_documents(settings.manifest_paths) if handed_over is None else _from_text(handed_over)
+    documents = written_down(settings) if handed_over is None else _from_text(handed_over)
     known = {manifest.id: manifest for manifest in documents.manifests}
     seen = tuple(manifest for manifest in documents.manifests if visible(manifest, settings.namespaces))
     return Wanted(seen, known, Secrets(documents.secrets, settings.secrets_dirs), single=False, own=own)
+
+
+def written_down(settings: Settings) -> Documents:
+    """What the manifests say now. Raises ConfigError.
+
+    A service is started before anybody has put a dataset into its directory, and goes on when the last one is taken
+    out; a person who mounts an empty directory has named another than was meant.
+    """
+    return load_documents(settings.manifest_paths, none_yet=settings.keeper_alone)
 
 
 def to_text(documents: Documents) -> str:

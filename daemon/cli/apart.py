@@ -115,7 +115,7 @@ def _digests(paths: Sequence[str]) -> tuple[str, str]:
     from dsfs.manifest.documents import documents_of, texts_of
 
     try:
-        texts = texts_of(paths)
+        texts = texts_of(paths, none_yet=True)
         documents = documents_of(texts)
     except ConfigError as error:
         say(f"dsfs: {error}")

@@ -34,13 +34,14 @@ class Documents:
     secrets: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict, repr=False)
 
 
-def load_documents(paths: Sequence[str]) -> Documents:
+def load_documents(paths: Sequence[str], *, none_yet: bool = False) -> Documents:
     """All datasets and secrets of these files and directories.
 
     Of a directory its files ``*.yaml``, ``*.yml`` and ``*.json`` are read in the order of their names, not those of
-    directories in it. A file that is named twice is read once. Raises ConfigError.
+    directories in it. A file that is named twice is read once. ``none_yet``: a directory may have none of them, as
+    others put them there and take them out. Raises ConfigError.
     """
-    return documents_of(texts_of(paths))
+    return documents_of(texts_of(paths, none_yet=none_yet))
 
 
 def parse_documents(text: str, file: str) -> Documents:
@@ -48,9 +49,9 @@ def parse_documents(text: str, file: str) -> Documents:
     return collect(_objects(text, file))
 
 
-def texts_of(paths: Sequence[str]) -> list[tuple[str, str]]:
+def texts_of(paths: Sequence[str], *, none_yet: bool = False) -> list[tuple[str, str]]:
     """The files that ``load_documents`` reads, each with its text: one may be a pipe. Raises ConfigError."""
-    return [(file, read_text(file)) for file in _files(paths)]
+    return [(file, read_text(file)) for file in _files(paths, none_yet)]
 
 
 def documents_of(texts: Sequence[tuple[str, str]]) -> Documents:
@@ -145,24 +146,24 @@ def _said(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _files(paths: Sequence[str]) -> Iterator[str]:
+def _files(paths: Sequence[str], none_yet: bool) -> Iterator[str]:
     seen: set[str] = set()
     for path in paths:
-        for file in _files_in(path) if os.path.isdir(path) else [path]:
+        for file in _files_in(path, none_yet) if os.path.isdir(path) else [path]:
             real = os.path.realpath(file)
             if real not in seen:
                 seen.add(real)
                 yield file
 
 
-def _files_in(directory: str) -> list[str]:
+def _files_in(directory: str, none_yet: bool) -> list[str]:
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
         raise ConfigError(f"{one_line(directory)}: cannot be read: {error.strerror}") from error
     files = [os.path.join(directory, name) for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
     files = [file for file in files if not os.path.isdir(file)]
-    if not files:
+    if not files and not none_yet:
         raise ConfigError(f"{one_line(directory)}: has no manifests (put *.yaml, *.yml or *.json files into it)")
     return files
 

@@ -177,6 +177,30 @@ def test_manifests_that_cannot_be_read_are_told_of(apart: Apart, tmp_path: Path)
     assert told() == ""
 
 
+def test_a_directory_that_has_no_manifests_yet_and_one_that_has_none_any_more(apart: Apart, tmp_path: Path) -> None:
+    """As of a fresh service: it mounts an empty tree, and shows what comes; it goes on when the last one is gone."""
+    directory, mountpoint = tmp_path / "datasets", apart.mount.mountpoint
+    directory.mkdir()
+    apart.start_keeper()
+    apart.start_server("-f", str(directory))
+    apart.wait_healthy()
+    assert os.listdir(mountpoint) == []
+    apart.mount.kill_server()
+    apart.wait_healthy()
+    manifest = write_manifests(directory / "m.yaml", dataset("data", apart.source, "team"))
+    apart.start_server("-f", str(directory))
+    eventually(lambda: (mountpoint / "team/data/large").exists(), 30, "the next one shows what has come")
+    apart.wait_healthy()
+    manifest.unlink()
+    apart.start_server("-f", str(directory))
+    eventually(lambda: not (mountpoint / "team/data/large").exists(), 30, "and not what is gone")
+    apart.wait_healthy()
+    assert "error" not in apart.log()
+    (tmp_path / "mnt").mkdir()
+    for argv in (("mount", "-f", directory, tmp_path / "mnt"), ("dataset", "apply", "-f", directory)):
+        assert "has no manifests" in dsfs(*argv).stderr
+
+
 def test_a_silent_server_that_no_signal_of_the_keeper_reaches(apart: Apart, tmp_path: Path) -> None:
     """They are pods, with a pid namespace each: the server's own stand-by has to end it when an upgrade needs that."""
     keeper = apart.start_keeper(before=("unshare", "--pid", "--fork", "--kill-child"))

@@ -418,6 +418,14 @@ def test_files_that_cannot_be_read(tmp_path):
         assert expected in str(caught.value)
 
 
+def test_a_directory_that_has_none_yet(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/README.md").write_text("put them here")
+    assert load_documents([str(tmp_path / "empty")], none_yet=True).manifests == ()
+    with pytest.raises(ConfigError, match="none: cannot be read"):
+        load_documents([str(tmp_path / "none")], none_yet=True)
+
+
 def test_nothing_at_all(tmp_path):
     (tmp_path / "a.yaml").write_text("")
     assert load_documents([str(tmp_path / "a.yaml")]).manifests == ()
