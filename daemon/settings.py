@@ -133,11 +133,11 @@ def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT of ``--http``; [::1]:9100 for IPv6. Raises ConfigError."""
+    """HOST:PORT of ``--http``; [::1]:9100 for IPv6, and no host for all addresses of both. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or not 0 <= int(port) <= 65535 or (":" in host and not host.startswith("[")):
         raise ConfigError(f"--http {text}: is not HOST:PORT (such as 127.0.0.1:9100)")
-    return host.strip("[]") or "0.0.0.0", int(port)
+    return host.strip("[]"), int(port)
 
 
 def memory_limit_bytes() -> int:

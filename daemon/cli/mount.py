@@ -70,7 +70,10 @@ ScrubEvery = Annotated[
     typer.Option(metavar="DURATION", help="In which time everything cached is checked in the background; 0: never."),
 ]
 LogFormat = Annotated[str, typer.Option(metavar="console|json", help="How the server writes its log.")]
-Http = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve metrics, status and health there.")]
+Http = Annotated[
+    str | None,
+    typer.Option(metavar="[HOST]:PORT", help="Serve metrics, status and health there; :PORT on all addresses."),
+]
 SourceOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A source option; may be repeated.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -70,7 +71,8 @@ async def _listen_to_all(http: str, node: Node, bridge: Bridge) -> Stop:
     public = web.AppRunner(public_app(node, bridge), access_log=None)
     await public.setup()
     try:
-        await web.TCPSite(public, host, port).start()
+        site = web.TCPSite(public, host, port) if host else web.SockSite(public, _everywhere(port))
+        await site.start()
     except OSError as error:
         await public.cleanup()
         raise MountError(f"--http {http}: {_reason(error)}") from error
@@ -90,6 +92,18 @@ async def _at_last(http: str, node: Node, bridge: Bridge) -> Stop:
                 log.error("nobody can look at metrics until this address is free", reason=str(error))
             said = True
         await trio.sleep(_AGAIN_S)
+
+
+def _everywhere(port: int) -> socket.socket:
+    """One socket for IPv4 and IPv6, so that they have one port also where the system chooses it; for IPv4 alone where
+    the other is switched off, as it is on many nodes."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+    return socket.create_server(("", port))
 
 
 def _reason(error: OSError) -> str:

@@ -87,6 +87,20 @@ def test_a_port_that_the_system_chooses(mounts: Mounts, source: Path) -> None:
         assert b"dsfs_dataset_info" in answer.read()
 
 
+def test_all_addresses(mounts: Mounts, source: Path) -> None:
+    place, cache = mounts.place()
+    mounts.adopt(place, cache)
+    assert dsfs("mount", source, place, f"--cache-dir={cache}", "--http=:0").returncode == 0
+    host, _colon, port = status(place)["http"].rpartition(":")
+    assert host == ""
+    for address in (HOST, "[::1]"):
+        with urllib.request.urlopen(f"http://{address}:{port}/livez", timeout=10) as answer:
+            assert json.load(answer) == {"alive": True}
+    other = mounts.place()
+    for taken in (f":{port}", f"0.0.0.0:{port}"):
+        one_line_failure(dsfs("mount", source, other[0], f"--cache-dir={other[1]}", f"--http={taken}"), "in use")
+
+
 def test_a_source_is_shown_as_it_was_given(mounts: Mounts, tmp_path: Path) -> None:
     options = {"endpoint": f"http://{HOST}:{free_ports(1)[0]}", "region": "us-east-1", "anonymous": "True"}
     manifest = dataset("data", "s3://bucket/prefix", type="S3")
