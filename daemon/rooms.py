@@ -149,7 +149,7 @@ def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -
         return DirectSession(_session_options(settings), keeper, tree)
     from dsfs.fuse.pyfuse3 import PortableSession  # imports libfuse, which the direct session does without
 
-    return PortableSession(settings.mountpoint, tree)
+    return PortableSession(settings.mountpoint, tree, for_others=settings.allow_other)
 
 
 @asynccontextmanager

@@ -58,6 +58,8 @@ class Settings:
     debug: bool = False
     log_format: str = "console"
     count_opens: bool = True
+    allow_other: bool = False
+    """Whether others may enter a mount that is not root's."""
     keeper: str | None = None
     manifests_digest: str = ""
     """Of what the files of ``manifest_paths`` said when ``dsfs serve`` was started: what it shows follows them. "":

@@ -109,6 +109,9 @@ def mount(
     namespace: Namespaces = None,
     log_format: LogFormat = "console",
     count_opens: CountOpens = True,
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Without root: let other users in too, as root's mounts do.")
+    ] = False,
 ) -> None:
     """Mount one dataset (SOURCE_URI MOUNTPOINT), or those of manifests (-f FILE_OR_DIR MOUNTPOINT)."""
     if session not in ("auto", "direct", "pyfuse3"):
@@ -136,7 +139,7 @@ def mount(
     with running.starting(mountpoint):
         check_mountpoint(mountpoint)
         runtime_dir = running.prepare(mountpoint)
-        settings = replace(settings, session=chosen)
+        settings = replace(settings, session=chosen, allow_other=allow_other)
         settings.save()
         keeper, answer = _start_keeper(settings, foreground=foreground)
         if "error" in answer:

@@ -56,6 +56,15 @@ def look() -> Capabilities:
     )
 
 
+def may_allow_others(config: str = "/etc/fuse.conf") -> bool:
+    """Whether fusermount3 lets users have others enter their mounts."""
+    try:
+        with open(config, encoding="utf-8", errors="replace") as file:
+            return any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False
+
+
 def choose_session(wanted: str, capabilities: Capabilities) -> str:
     """``auto`` becomes ``direct`` or ``pyfuse3``. Raises MountError with what to do when it cannot be had."""
     if wanted == "direct" or (wanted == "auto" and capabilities.direct):

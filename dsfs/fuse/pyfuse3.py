@@ -28,6 +28,7 @@ from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID
 from dsfs.filesystem.waiting import Waiting
 from dsfs.filesystem.whole import WholeTree
+from dsfs.fuse import capabilities
 from dsfs.model import Kind, ReadPath
 from dsfs.ranges import ByteRange
 
@@ -274,10 +275,12 @@ def _entry(entry: Entry) -> pyfuse3.EntryAttributes:
 
 
 class PortableSession:
-    """One mount for all. ``tree`` None: the one dataset is the root."""
+    """One mount for all. ``tree`` None: the one dataset is the root. ``for_others``: users that did not mount it may
+    enter it too, as they may enter one of root's."""
 
-    def __init__(self, mountpoint: str, tree: WholeTree | None) -> None:
+    def __init__(self, mountpoint: str, tree: WholeTree | None, *, for_others: bool = False) -> None:
         self._mountpoint = mountpoint
+        self._for_others = for_others
         self._tree = tree
         self._files: dict[str, DatasetFiles] = {}
         self._operations = Operations()
@@ -298,12 +301,14 @@ class PortableSession:
         """Mount and serve until it is unmounted. Unmounts when it is cancelled. Raises MountError."""
         # no max_read: libfuse wants the same number from init(), where pyfuse3 sets none, or ends the session
         options = {"fsname=dsfs", "subtype=dsfs", "default_permissions", "ro", "nosuid", "nodev"}
-        if os.getuid() == 0:
+        if os.getuid() == 0 or self._for_others:
             options.add("allow_other")
         try:
             pyfuse3.init(self._operations, self._mountpoint, options)
         except RuntimeError as error:
             why = f"{error}; fusermount3 says why in the log (without root the directory must be yours, and writable)"
+            if os.getuid() != 0 and self._for_others and not capabilities.may_allow_others():
+                why = "--allow-other needs a line user_allow_other in /etc/fuse.conf, which root has to put there"
             raise MountError(f"{self._mountpoint}: cannot be mounted: {why}") from error
         try:
             async with trio.open_nursery() as nursery:
