@@ -12,7 +12,12 @@ from daemon.cli.options import AsJson, DatasetName, Mountpoint, asked_of
 from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table
 from daemon.control.client import ask
 
-app = typer.Typer(help="Look at datasets, and change which there are.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look at datasets, and change which there are.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
 app.command("set-credential")(set_credential)
 
 

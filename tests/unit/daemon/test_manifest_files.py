@@ -51,21 +51,22 @@ def test_a_mistake_is_told_once_and_goes_when_it_is_corrected(
         assert "apiVersion" in files.trouble
         assert "\n" not in files.trouble
         assert (gauge(), len(parsed), [line["log_level"] for line in logs]) == (1, 1, ["error"])
-        file.unlink()
+        file.parent.rename(tmp_path / "away")
         with structlog.testing.capture_logs() as logs:
             for _look in range(2):
                 await files.look()
-        assert "has no manifests" in files.trouble
+        assert str(file.parent) in files.trouble
         assert len(logs) == 1, "another cause"
+        (tmp_path / "away").rename(file.parent)
         file.write_text(good)
         with structlog.testing.capture_logs() as logs:
             await files.look()
         assert (files.trouble, gauge(), [line["log_level"] for line in logs]) == ("", 0, ["info"])
         file.unlink()
-        with structlog.testing.capture_logs():
-            await files.look()
-            file.write_text(good)
-            await files.look()
+        await files.look()
+        assert (files.trouble, gauge()) == ("", 0), "none is no mistake"
+        file.write_text(good)
+        await files.look()
         assert (files.trouble, gauge()) == ("", 0), "the same as before it was away"
 
     trio.run(main)
