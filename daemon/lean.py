@@ -18,7 +18,7 @@ if "rich" not in sys.modules:
 
 
 def imported() -> None:
-    """All that is here now is never garbage. A collector that looked at it would unshare it with forks."""
-    gc.collect()
+    """All that is here now is never garbage, or hardly any of it. A collector that looked at it would unshare it with
+    forks, and takes longer than that is worth."""
     gc.freeze()
     gc.enable()

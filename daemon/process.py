@@ -6,7 +6,6 @@ Both are asked for in /proc (man 5 proc), which a container may show read-only: 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Final
 
 LAST: Final = -999  # -1000 would be never: a group of nothing but keepers could then not be helped
@@ -15,7 +14,7 @@ LAST: Final = -999  # -1000 would be never: a group of nothing but keepers could
 def name_process(name: str) -> None:
     """What ``ps`` and ``top`` show, in at most 15 bytes: several of ours have one command line."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(name, encoding="ascii")
+        _write("/proc/self/comm", name)
 
 
 def end_last() -> int:
@@ -23,15 +22,21 @@ def end_last() -> int:
 
     An order is an oom_score_adj. Lowering it takes CAP_SYS_RESOURCE, and children inherit it.
     """
-    place = Path("/proc/self/oom_score_adj")
-    before = int(place.read_text(encoding="ascii"))
+    place = "/proc/self/oom_score_adj"
+    with open(place, encoding="ascii") as file:
+        before = int(file.read())
     if before > LAST:
         with contextlib.suppress(OSError):
-            place.write_text(str(LAST), encoding="ascii")
+            _write(place, str(LAST))
     return before
 
 
 def end_in_order(pid: int, order: int) -> None:
     """Have the kernel end a child as if it had not inherited what ``end_last`` did."""
     with contextlib.suppress(OSError):  # it may have ended already
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(order), encoding="ascii")
+        _write(f"/proc/{pid}/oom_score_adj", str(order))
+
+
+def _write(place: str, text: str) -> None:
+    with open(place, "w", encoding="ascii") as file:
+        file.write(text)

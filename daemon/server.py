@@ -86,7 +86,7 @@ def main(runtime_dir: str, *flags: str) -> int:
             log_fd = int(flag.removeprefix("--log="))
             os.dup2(log_fd, 2)
             os.close(log_fd)
-    import_more = _nothing_more if standby.NOTHING_MORE in flags else partial(preload, runtime_dir)
+    import_more = _nothing_more if standby.NOTHING_MORE in flags else partial(preload, settings)
     return standby.run(settings.keeper_socket, partial(run, runtime_dir), import_more, foreground="--serve" in flags)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
+import sys
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -14,7 +14,7 @@ _SYS_OPENAT2 = 437  # the same on all architectures, as for every system call si
 _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20  # <linux/openat2.h>
 _HOW = struct.pack("=QQQ", os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)  # open_how: flags mode resolve
-_works = platform.system() == "Linux"
+_works = sys.platform == "linux"
 
 
 def open_known(path: str) -> int | None:
