@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -177,14 +178,22 @@ class Mount:
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its full name, labels included."""
-        with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        text = eventually(self._metrics_text, 20, "it listens, which it does for who owns it first")
         samples = {}
         for line in text.splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 samples[name] = float(value)
         return samples
+
+    def _metrics_text(self) -> str:
+        try:
+            with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=10) as answer:
+                return str(answer.read().decode())
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ConnectionRefusedError):
+                return ""
+            raise
 
     def operations(self) -> dict[str, float]:
         """How many requests of each kind the daemon has answered."""
@@ -284,6 +293,8 @@ class Mounts:
         started = time.monotonic()
         done = dsfs(*argv, f"--session={session}", f"--http={http}", env=env)
         mount.mount_seconds = time.monotonic() - started
+        if any(str(each).startswith("--read-timeout=") for each in what):  # half of it without a word, on a busy disk
+            mount.expect_log("the courier for small files")
         mount.said = done.stderr
         assert done.returncode == 0, f"dsfs mount failed: {done.stderr}\n{mount.log()}"
         if dataset is not None:

@@ -104,6 +104,6 @@ def test_a_name_that_is_refused_keeps_no_other(mounts: Mounts, server: _Server, 
     with pytest.raises(PermissionError):
         (mount.root / refused).read_bytes()
     server.refused = ""
-    eventually(lambda: os.access(mount.root / refused, os.R_OK), 30, "who looks has it listed anew")
+    eventually(lambda: os.access(mount.root / refused, os.R_OK), 120, "who looks has it listed anew")
     assert (mount.root / refused).read_bytes() == (source / refused).read_bytes()
     assert mount.dataset()["message"] == ""

@@ -60,7 +60,7 @@ def test_one_that_cannot_be_reached_does_not_stop_the_others(
     )
     mount = mounts.mount("-f", manifest, "--read-timeout=2s", session=session)
     mount.expect_log("listing failed|dataset cannot be used")
-    assert mount.mount_seconds < 15
+    assert mount.mount_seconds < 60
     root = mount.mountpoint / "default"
     assert (root / "good/a.txt").read_bytes() == b"first"
     words = {

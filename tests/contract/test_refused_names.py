@@ -140,7 +140,7 @@ def test_who_looks_at_it_has_it_asked_for_again(mounts: Mounts, server: web.Host
     mount.wait_phase("READY")
     server.always("/data/lost+found/", as_html)
     assert errno_of(lambda: os.listdir(mount.root / "lost+found")) == errno.EACCES
-    eventually(lambda: errno_of(lambda: os.listdir(mount.root / "lost+found")) is None, 10, "it is listed again")
+    eventually(lambda: errno_of(lambda: os.listdir(mount.root / "lost+found")) is None, 60, "it is listed again")
     assert mount.dataset()["message"] == ""
 
 

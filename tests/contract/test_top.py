@@ -17,6 +17,7 @@ def plain_mount(mounts: Mounts, source: Path) -> Mount:
     mount = mounts.adopt(mountpoint, cache_dir)
     done = dsfs("mount", source, mountpoint, f"--cache-dir={cache_dir}")
     assert done.returncode == 0, done.stderr
+    mount.wait_phase("READY")
     return mount
 
 
@@ -75,7 +76,7 @@ def test_stats_prints_lines(mounts: Mounts, source: Path) -> None:
 
 def test_a_new_server_is_waited_for(mounts: Mounts, source: Path) -> None:
     mount = plain_mount(mounts, source)
-    argv = [DSFS, "stats", "-m", str(mount.mountpoint), "--json", "--interval=0.3", "--count=4"]
+    argv = [DSFS, "stats", "-m", str(mount.mountpoint), "--json", "--interval=1.5", "--count=4"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=clean_environment()) as stats:
         assert stats.stdout is not None
         first = json.loads(stats.stdout.readline())

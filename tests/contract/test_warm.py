@@ -212,10 +212,10 @@ def test_being_interrupted_cancels_and_keeps_what_came(mounts: Mounts, server: w
     mount = mount_tree(mounts, uri)
     try:
         with start_warm(mount, "data") as process:
-            eventually(lambda: any(gate.reached.is_set() for gate in gates), 10, "it fetches")
-            eventually(lambda: "warming: " in mount.dataset()["message"], 10, "status shows it")
+            eventually(lambda: any(gate.reached.is_set() for gate in gates), 60, "it fetches")
+            eventually(lambda: "warming: " in mount.dataset()["message"], 60, "status shows it")
             process.send_signal(signal.SIGINT)
-            out, said = process.communicate(timeout=20)
+            out, said = process.communicate(timeout=60)
         assert process.returncode == 130, said
         assert (out, said.splitlines()) == ("", ["dsfs: warm-up of team/data cancelled; what came stays"])
     finally:
@@ -223,7 +223,7 @@ def test_being_interrupted_cancels_and_keeps_what_came(mounts: Mounts, server: w
             gate.open()
     assert mount.dataset()["message"] == ""
     # what had begun comes to its end; nothing new begins
-    begun = eventually(lambda: mount.dataset()["cached_bytes"] // 20_000 == len(gets(server)), 10, "it is quiet")
+    begun = eventually(lambda: mount.dataset()["cached_bytes"] // 20_000 == len(gets(server)), 60, "it is quiet")
     assert begun
     assert len(gets(server)) < len(files)
     assert warm(mount, "data")["state"] == "done"
@@ -239,10 +239,10 @@ def test_being_interrupted_before_the_server_has_answered_cancels_too(mounts: Mo
     os.kill(stopped, signal.SIGSTOP)
     try:
         with start_warm(mount, "data") as process:
-            eventually(lambda: signal.SIGINT in blocked_signals(process.pid), 10, "it asks")
+            eventually(lambda: signal.SIGINT in blocked_signals(process.pid), 60, "it asks")
             process.send_signal(signal.SIGINT)
             os.kill(stopped, signal.SIGCONT)
-            out, said = process.communicate(timeout=20)
+            out, said = process.communicate(timeout=60)
         assert process.returncode == 130, said
         assert (out, said.splitlines()) == ("", ["dsfs: warm-up of team/data cancelled; what came stays"])
     finally:
@@ -270,11 +270,11 @@ def test_it_goes_on_in_the_next_server(mounts: Mounts, server: web.Hostile) -> N
         assert asked.returncode == 0, asked.stderr
         assert asked.stdout.startswith("warming team/data")
         for gate in gates:
-            assert gate.reached.wait(10)
+            assert gate.reached.wait(60)
         mount.kill_server_and_courier()
         for gate in gates:
             gate.open()
-        out, said = waiting.communicate(timeout=40)
+        out, said = waiting.communicate(timeout=120)
     assert waiting.returncode == 0, (out, said)
     assert json.loads(out)["state"] == "done"
     eventually(lambda: gets(server)["b/f029"] == 2, 20, "the other one goes on too")
@@ -291,11 +291,11 @@ def test_a_resync_on_the_way_is_followed(mounts: Mounts, server: web.Hostile) ->
     gate = server.gate("/data/d/f019", 10)
     mount = mount_tree(mounts, uri)
     with start_warm(mount, "data", "--json") as process:
-        assert gate.reached.wait(10)
+        assert gate.reached.wait(60)
         put_tree(server, {**files, "d/new": b"new"})
         assert dsfs("dataset", "resync", "data", "-m", mount.mountpoint).returncode == 0
         gate.open()
-        out, said = process.communicate(timeout=30)
+        out, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert (json.loads(out)["state"], json.loads(out)["files"]) == ("done", 21)
     assert gets(server)["d/new"] == 1
@@ -309,7 +309,7 @@ def test_readers_go_first(mounts: Mounts, server: web.Hostile) -> None:
     mount = mount_tree(mounts, uri)
     try:
         assert dsfs("warm", "data", "--no-wait", "-m", mount.mountpoint).returncode == 0
-        eventually(lambda: sum(gate.reached.is_set() for gate in gates) >= 8, 10, "warm-up has its slots")
+        eventually(lambda: sum(gate.reached.is_set() for gate in gates) >= 8, 60, "warm-up has its slots")
         assert (mount.root / "z").read_bytes() == b"wanted now"
         assert not all(gate.reached.is_set() for gate in gates)
     finally:

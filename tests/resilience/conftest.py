@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,14 @@ from tests.servers.process import Server
 
 MIB = 1 << 20
 DIRECT = ("passthrough", "openless", "daemon")
+
+
+@pytest.fixture
+def none_is_cleared() -> Iterator[None]:
+    """For who clears the mounts that nobody serves, which are those of all, and for who has one for a moment."""
+    with open(f"{tempfile.gettempdir()}/dsfs-tests-clear.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def make_tree(root: Path, files: int = 40, large_mib: int = 12) -> Path:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,13 @@ def test_files_come_by_courier_and_whoever_is_killed_takes_nothing_along(mounts:
 
         read(1)
         courier = with_courier(mount)
-        eventually(lambda: (read(1), mount.sum_of("dsfs_courier_files_total", outcome="stored"))[1], 20, "it is used")
+
+        def is_used() -> bool:
+            time.sleep(0.4)  # it may be on its way to saying that it is ready, and there are so many names
+            read(1)
+            return mount.sum_of("dsfs_courier_files_total", outcome="stored") > 0
+
+        eventually(is_used, 12, "it is used")
         assert server.url.encode() not in Path(f"/proc/{courier}/cmdline").read_bytes()
 
         os.kill(courier, signal.SIGKILL)
@@ -95,6 +102,7 @@ def test_a_reader_that_is_killed_while_it_waits_is_let_go(mounts: Mounts, path: 
         with_courier(mount)
         stored = mount.sum_of("dsfs_courier_files_total", outcome="stored")
         for name in NAMES[1:30]:  # until it says that it is ready
+            time.sleep(0.2)
             if mount.sum_of("dsfs_courier_files_total", outcome="stored") > stored:
                 break
             assert (mount.root / name).read_bytes() == files[name]

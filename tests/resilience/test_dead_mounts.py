@@ -64,6 +64,7 @@ def test_a_dataset_that_the_kernel_has_cut_off_is_mounted_anew(mounts: Mounts, t
     assert len([place for _dev, place in fuse_mounts_below(one)]) == 1
 
 
+@pytest.mark.usefixtures("none_is_cleared")
 def test_listed_and_cleared(mounts: Mounts, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", files=4)
     mount = mount_path(mounts, "passthrough", source)
@@ -83,6 +84,7 @@ def test_listed_and_cleared(mounts: Mounts, tmp_path: Path) -> None:
     assert dead_of(mount) == []
 
 
+@pytest.mark.usefixtures("none_is_cleared")
 def test_a_mount_whose_keeper_is_stopped_is_not_dead(mounts: Mounts, tmp_path: Path) -> None:
     """And whoever looks does not wait for it: its server is gone too."""
     mount = mount_path(mounts, "daemon", make_tree(tmp_path / "source", files=4))

@@ -40,6 +40,7 @@ def keepers_of(mount: Mount) -> list[int]:
 def test_keeper_and_server_killed_one_after_the_other(mounts: Mounts, tmp_path: Path, path: str) -> None:
     source = make_tree(tmp_path / "source")
     mount = mount_path(mounts, path, source)
+    mount.wait_phase("READY")
     before = mount.status()
     with readers(mount, source, tmp_path) as reading:
         reading.wait_progress()

@@ -99,6 +99,7 @@ def old_keeper(tmp_path: Path) -> Iterator[KeeperOfVersion1]:
         keeper.close()
 
 
+@pytest.mark.usefixtures("none_is_cleared")
 def test_new_server_with_an_old_keeper(mounts: Mounts, tmp_path: Path, old_keeper: KeeperOfVersion1) -> None:
     """It mounts, is killed, and goes on with what the old keeper has kept: descriptors and state."""
     source = make_tree(tmp_path / "source", files=4)

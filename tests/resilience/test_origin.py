@@ -23,7 +23,7 @@ from tests.servers import hostile as web
 from tests.servers.web_tree import put_tree
 
 READ_TIMEOUT_S = 2  # waited for by each read that must fail here
-SLACK_S = 8  # of a machine that does much else
+SLACK_S = 30  # of a machine that does much else
 PATHS = (*DIRECT, "pyfuse3")
 
 
@@ -281,7 +281,7 @@ def test_a_server_that_hangs_holds_up_no_other(mounts: Mounts) -> None:
             for each in hung
         ]
         manifests = write_manifests(mounts.directory / "m.yaml", good, *bad)
-        mount = mounts.mount("-f", manifests, "--read-timeout=10s")
+        mount = mounts.mount("-f", manifests, "--read-timeout=30s")
         mount.expect_log("fetch failed")
         for each in ("good", *hung):
             mount.wait_phase("READY", each)
@@ -291,7 +291,7 @@ def test_a_server_that_hangs_holds_up_no_other(mounts: Mounts) -> None:
                 server.always(f"/{each}/{name}", web.stall_at_once)
         with ThreadPoolExecutor(len(files)) as pool:
             waiting = [pool.submit(errno_of_read, file) for file in files]
-            eventually(lambda: mount.sum_of("dsfs_waiting_requests") >= len(files), 8, "they wait")
+            eventually(lambda: mount.sum_of("dsfs_waiting_requests") >= len(files), 25, "they wait")
             for name in names:
                 assert (mount.mountpoint / "team/good" / name).read_bytes() == bytes(2000)
             assert not any(reader.done() for reader in waiting)

@@ -527,7 +527,7 @@ def test_what_is_not_shared_any_more_is_not_seen_any_more(mounts: Mounts, source
         os.listdir(mount.root)
     assert not older.exists()
     mount.kill_server()
-    assert mount.dataset("ours")["phase"] == "FAILED"
+    mount.wait_phase("FAILED", "ours")
     assert not older.exists()
 
 

@@ -73,7 +73,7 @@ class Gate:
         self._opened.set()
 
     def wait_opened(self) -> None:
-        self._opened.wait(30)
+        self._opened.wait(150)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
+from tests.mounts import Mount
 from tests.servers.hostile import Answer, Asked, Hostile
 
 
@@ -36,6 +37,13 @@ def gets(server: Hostile, below: str = "/data/") -> Counter[str]:
         for asked in list(server.asked)
         if asked.method == "GET" and asked.path.startswith(below) and not asked.path.endswith("/")
     )
+
+
+def assert_each_came_once(mount: Mount, server: Hostile) -> None:
+    """But for what was late, on a machine that does much else, and asked for once more."""
+    asked = gets(server)
+    late = mount.sum_of("dsfs_origin_hedged_requests_total")
+    assert sum(asked.values()) - late == len(asked), asked
 
 
 def some_files(number: int, size: int = 20_000, directory: str = "d") -> dict[str, bytes]:
