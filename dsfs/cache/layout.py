@@ -7,15 +7,19 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dsfs.cache.owner import uid_in
 from dsfs.cache.spread import spread_directories
 from dsfs.errors import CacheDirectoryBusy, CacheDirectoryError
 
 LAYOUT_VERSION = 1
 _FANOUT = [f"{byte:02x}" for byte in range(256)]
+_FILES = ("lock", "version", "pins.json", "scrub.json")
+_DIRECTORIES = ("catalogs", "index", "objects", "unproven", *(f"objects/{name}" for name in _FANOUT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +94,12 @@ def open_layout(root: str, *, read_only: bool = False) -> Layout:
 
     ``read_only``: one that has become so will do, as what is there can still be read.
 
-    Raises CacheDirectoryError: cannot be made or written, or is of another layout; CacheDirectoryBusy: another uses it.
+    Raises CacheDirectoryError: cannot be made or written, is somebody else's, or is of another layout;
+    CacheDirectoryBusy: another uses it.
     """
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
+        uid = _check_owner(root)
         lock_fd = _open_lock(f"{root}/lock", read_only=read_only)
     except OSError as error:
         raise CacheDirectoryError(
@@ -110,7 +116,11 @@ def open_layout(root: str, *, read_only: bool = False) -> Layout:
         ) from error
     try:
         _check_version(root)
-        if fcntl.fcntl(lock_fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        writable = fcntl.fcntl(lock_fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if writable:
+            os.chmod(root, 0o700)  # the cache belongs to the daemon's user alone
+        _check_names(root, uid)  # after that: now nobody else can put anything in their place
+        if writable:
             _make_directories(root)
             pid = f"{os.getpid()}\n".encode()
             os.pwrite(lock_fd, pid.ljust(os.fstat(lock_fd).st_size), 0)  # over the one before: a full disk has room
@@ -126,13 +136,56 @@ def open_layout(root: str, *, read_only: bool = False) -> Layout:
     return Layout(root, lock_fd)
 
 
+def _check_owner(root: str) -> int:
+    """Whom our files belong to there. Whoever owns the directory decides what is in it, and what we would serve.
+
+    Root's will do for others too: a volume's own directory is often root's, and root can do anything anyway.
+    Raises CacheDirectoryError: it is somebody else's; OSError.
+    """
+    uid, owner = os.geteuid(), os.stat(root).st_uid
+    if owner in (uid, 0):
+        return uid
+    uid = uid_in(root)
+    if owner != uid:
+        raise _not_ours(root, root, owner, uid)
+    return uid
+
+
+def _check_names(root: str, uid: int) -> None:
+    """What is there already must be ours too, and no link: somebody else may have made it before. Raises
+    CacheDirectoryError, OSError."""
+    files = (*_FILES, *(f"{name}.new" for name in _FILES))
+    for names, kind in ((files, stat.S_IFREG), (_DIRECTORIES, stat.S_IFDIR)):
+        for name in names:
+            path = f"{root}/{name}"
+            try:
+                found = os.lstat(path)
+            except FileNotFoundError:
+                continue
+            if stat.S_IFMT(found.st_mode) != kind:
+                raise CacheDirectoryError(
+                    f"cache directory {root}: {path} is no {'directory' if kind == stat.S_IFDIR else 'file'} "
+                    "(remove it, or choose another directory with --cache-dir)"
+                )
+            if found.st_uid not in (uid, 0):
+                raise _not_ours(root, path, found.st_uid, uid)
+
+
+def _not_ours(root: str, path: str, owner: int, uid: int) -> CacheDirectoryError:
+    what = f"cache directory {root}" if path == root else f"cache directory {root}: {path}"
+    return CacheDirectoryError(
+        f"{what} belongs to user {owner} and not to {uid}, as whom dsfs runs: what is cached may be forged "
+        f"(chown -R {uid} {os.path.realpath(root)} if you trust all that is in it, or choose another with --cache-dir)"
+    )
+
+
 def _open_lock(path: str, *, read_only: bool) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno != errno.EROFS or not read_only:
             raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _spaces_in(directory: str) -> Iterator[int]:
@@ -174,7 +227,6 @@ def _check_version(root: str) -> None:
 
 
 def _make_directories(root: str) -> None:
-    os.chmod(root, 0o700)  # the cache belongs to the daemon's user alone
     spread_directories(root)
     for name in ("catalogs", "index", "objects"):
         os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)

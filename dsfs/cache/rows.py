@@ -23,6 +23,7 @@ _AT_ONCE = 500  # names in one statement; SQLite takes 999 from its oldest versi
 _READ_AHEAD = 256
 _DAMAGED = "damaged"
 _RAW = 1  # diskcache's mode of a value that is text
+_TEXT_FILE = 3  # and of one that is text in a file, as it is long
 
 
 class Row(NamedTuple):
@@ -145,13 +146,19 @@ class Rows:
             self._cache.set(name, json.dumps(value))
 
     def noted(self, name: str) -> Any:
-        """What ``note`` kept last, or None."""
-        text = self._cache.get(name)
-        return None if text is None else json.loads(text)
+        """What ``note`` kept last, or None. Not by diskcache's own ``get``: of a row that says it is a pickle, that
+        would run whatever is in it."""
+        query = "SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1"
+        for mode, filename, value in self._cache._sql(query, (name,)).fetchall():
+            if mode not in (_RAW, _TEXT_FILE):
+                raise _BadRowError(f"{name} is no text")
+            with contextlib.suppress(OSError):  # a file that is gone: not known
+                return json.loads(self._cache.disk.fetch(mode, filename, value, False))
+        return None
 
     def forget(self, names: Iterable[str]) -> None:
         for name in names:
-            self._cache.pop(name)
+            self._cache.delete(name)  # pop() would unpickle it
 
     def clear(self) -> None:
         self._cache.clear()

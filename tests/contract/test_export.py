@@ -136,6 +136,10 @@ def test_a_cache_that_came_from_elsewhere_is_used_once_it_is_checked(
 
     image = copied(mount, tmp_path / "image", how)
     before = len(origin.reads())
+    (tmp_path / "mnt").mkdir()
+    refused = dsfs("mount", "-f", manifest, tmp_path / "mnt", f"--cache-dir={image}")
+    one_line_failure(refused, "belongs to user 1234", f"chown -R 0 {image}")
+    subprocess.run(["chown", "-R", "0", image], check=True)
     again = mounts.mount("-f", manifest, cache_dir=image, dataset="team/one")
     read_all(again.root)
     assert len(origin.reads()) == before

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfs.cache.eviction import Cached
-from dsfs.cache.index import Index
+from dsfs.cache.index import Index, forget_clean
 from dsfs.cache.open_index import open_index
 from dsfs.cache.rows import Rows
 
@@ -328,4 +330,48 @@ def test_damage_that_is_met_while_it_is_used_is_gone_for_the_next_server(tmp_pat
     again.add(keys[0], 10, 10, "a")
     again.flush(2.0)
     assert [each.key for each in again.everything()] == [keys[0]]
+    again.close(3.0)
+
+
+class Payload:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.directory),)
+
+
+@pytest.mark.parametrize("name", ["#format", "#totals", "#priorities", "#pins", "#clean"])
+def test_nothing_in_it_is_unpickled(tmp_path: Path, name: str) -> None:
+    """An index that came from elsewhere holds what others have written: it is damaged, and no program."""
+    payload = Payload(tmp_path / "ran")
+    for use in (open_index, forget_clean):
+        directory = str(tmp_path / use.__name__)
+        Index(directory).close(0.0)
+        with closing(sqlite3.connect(f"{directory}/cache.db")) as connection, connection:
+            connection.execute("DELETE FROM Cache WHERE key = ?", (name,))
+            connection.execute(
+                "INSERT INTO Cache (key, raw, store_time, mode, value) VALUES (?, 1, 0, 4, ?)",
+                (name, pickle.dumps(payload)),
+            )
+        index = use(directory)
+        assert not payload.directory.exists()
+        if index is not None:
+            assert not index.was_clean
+            index.close(1.0)
+
+
+def test_a_note_that_is_long_is_kept(tmp_path: Path) -> None:
+    """diskcache keeps it in a file of its own."""
+    index = Index(str(tmp_path))
+    for number in range(3000):
+        index.add(KEYS[0], 1, 1, f"{number:020d}")
+    index.flush(1.0)
+    assert list(tmp_path.rglob("*.val"))
+    index.close(2.0)
+    again = Index(str(tmp_path))
+    assert again.used_bytes == 3000
+    assert again.owner_bytes(f"{7:020d}") == 3000
     again.close(3.0)
