@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dsfs.cache.mapfile import crc32c
-from dsfs.cache.shared_layout import write_all
+from dsfs.cache.shared_layout import at, write_all
 from dsfs.ranges import block_count, block_range
 
 GROUP_BLOCKS = 8
@@ -57,12 +57,12 @@ class Group:
         span = GROUP_BLOCKS * self.block_bytes
         return min(self.size_bytes, (self.number + 1) * span) - self.number * span
 
-    def path(self, area_path: str) -> str:
+    def path(self, area: str) -> str:
         """Consecutive groups lie in different directories, so that no directory is much larger than others."""
-        return f"{self.directory(area_path)}/{self.key}.{self.number:x}"
+        return f"{self.directory(area)}/{self.key}.{self.number:x}"
 
-    def directory(self, area_path: str) -> str:
-        return f"{area_path}/{(int(self.key[:2], 16) + self.number) % 256:02x}"
+    def directory(self, area: str) -> str:
+        return f"{area}/{(int(self.key[:2], 16) + self.number) % 256:02x}"
 
     def identity(self) -> bytes:
         key, blocks = bytes.fromhex(self.key), len(self.blocks)
@@ -75,13 +75,14 @@ def group_blocks(number: int, size_bytes: int, block_bytes: int) -> range:
     return range(first, min(first + GROUP_BLOCKS, block_count(size_bytes, block_bytes)))
 
 
-def check_group(path: str) -> int:
-    """Compare a file of which only the name is known with what it says of itself; its size in bytes.
+def check_group(path: str, dir_fd: int | None = None) -> int:
+    """Compare a file of which only the name is known with what it says of itself; its size in bytes. ``dir_fd``: its
+    directory, if that is open; then the path is not followed, here and below.
 
     Raises FileNotFoundError, DamagedGroup, OSError, as ``read_group`` does.
     """
     key, _dot, number = os.path.basename(path).partition(".")
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(at(path, dir_fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         with _unreadable_is_damaged(path):
             head = os.pread(fd, _IDENTITY.size, 0)
@@ -95,7 +96,7 @@ def check_group(path: str) -> int:
             named = False
         if not named:
             raise DamagedGroup(f"{path} is not what its name says")
-        read_group(path, group)
+        read_group(path, group, dir_fd=dir_fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # nobody here has asked for it
         return os.fstat(fd).st_size
     finally:
@@ -103,7 +104,11 @@ def check_group(path: str) -> int:
 
 
 def read_group(
-    path: str, group: Group, stale_before_ns: int | None = None, owners: Collection[int] | None = None
+    path: str,
+    group: Group,
+    stale_before_ns: int | None = None,
+    owners: Collection[int] | None = None,
+    dir_fd: int | None = None,
 ) -> list[memoryview]:
     """The blocks of a group, every one checked. ``stale_before_ns``: a file last used before that is marked as used.
     ``owners``: users whose files are trusted, all if left out; what others have put there is damage.
@@ -111,7 +116,7 @@ def read_group(
     Raises FileNotFoundError, DamagedGroup (also for a file that its disk cannot read), OSError.
     """
     with _unreadable_is_damaged(path):
-        whole = _read_file(path, group, stale_before_ns, owners)
+        whole = _read_file(path, group, stale_before_ns, owners, dir_fd)
     checksums = whole[_HEADER_BYTES : _HEADER_BYTES + 4 * len(group.blocks)]
     identity = group.identity()
     (check,) = _CHECK.unpack_from(whole, _IDENTITY.size)
@@ -138,10 +143,12 @@ def _unreadable_is_damaged(path: str) -> Iterator[None]:
         raise
 
 
-def _read_file(path: str, group: Group, stale_before_ns: int | None, owners: Collection[int] | None) -> memoryview:
+def _read_file(
+    path: str, group: Group, stale_before_ns: int | None, owners: Collection[int] | None, dir_fd: int | None
+) -> memoryview:
     checksums_bytes = 4 * len(group.blocks)
     expected = _HEADER_BYTES + checksums_bytes + group.content_bytes
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(at(path, dir_fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         found = os.fstat(fd)
         if owners is not None and found.st_uid not in owners:
@@ -157,21 +164,26 @@ def _read_file(path: str, group: Group, stale_before_ns: int | None, owners: Col
                 raise DamagedGroup(f"{path} ends at byte {done} of {expected}")
             done += count
         if stale_before_ns is not None and found.st_mtime_ns < stale_before_ns:
-            _mark_used(path)
+            _mark_used(fd)
     finally:
         os.close(fd)
     return whole.toreadonly()
 
 
-def _mark_used(path: str) -> None:
+def _mark_used(fd: int) -> None:
     try:
-        os.utime(path)
+        os.utime(fd)
     except OSError:
         pass  # read-only, or gone just now: it may be evicted earlier than it should, which costs one fetch
 
 
 def write_group(
-    path: str, group: Group, blocks: Sequence[bytes | bytearray | memoryview], token: str, mode: int
+    path: str,
+    group: Group,
+    blocks: Sequence[bytes | bytearray | memoryview],
+    token: str,
+    mode: int,
+    dir_fd: int | None = None,
 ) -> int:
     """Publish a group: under another name (``token`` is in it, used once), then renamed; the bytes that it takes.
 
@@ -181,8 +193,9 @@ def write_group(
     checksums = struct.pack(f"<{len(blocks)}I", *(crc32c(block) for block in blocks))
     identity = group.identity()
     check = _CHECK.pack(crc32c(identity + checksums))
-    temporary = temporary_name(path, token)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    name = at(path, dir_fd)
+    temporary = temporary_name(name, token)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
         try:
             write_all(fd, [identity, check, checksums, *blocks])
@@ -190,10 +203,10 @@ def write_group(
                 os.fchmod(fd, mode)
         finally:
             os.close(fd)  # where a network file system says that it is full
-        os.rename(temporary, path)
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError:
         try:
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=dir_fd)
         except FileNotFoundError:
             pass  # somebody tidied up what looked forgotten
         raise

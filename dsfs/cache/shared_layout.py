@@ -8,6 +8,10 @@
 
 No operation here needs a lock, and none trusts another node's clock. Every function waits for the file system, for as
 long as that likes: it is called in threads that can be given up (fetch/shared.py).
+
+Others may be able to write to SHARED itself, as file servers give it to everybody, and put links or directories of
+theirs in the place of ours at any moment. So nothing below it is reached by a path: ``opened_directory`` goes there
+step by step and over no link, and names are looked up in what it has opened.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dsfs.errors import CacheDirectoryError
@@ -23,6 +29,7 @@ from dsfs.errors import CacheDirectoryError
 VERSION = "dsfs shared cache, layout 1"
 PUBLIC = "public"
 _PROBE_BYTES = 64 * 1024
+_WAY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OURS = {"public", "private", "version", "lost+found"}
 
 
@@ -49,6 +56,28 @@ def private_area(namespace: str) -> str:
     return f"private/{namespace}"
 
 
+@contextmanager
+def opened_directory(root: str, below: str) -> Iterator[int]:
+    """A directory ("private/red/ab", or "" for the root), as a descriptor to look up names in.
+
+    Raises OSError: FileNotFoundError when it is not there, NotADirectoryError when a link is on the way.
+    """
+    fd = os.open(f"{root}/.", _WAY)  # without the dot, O_PATH would not wake an automounter
+    try:
+        for name in filter(None, below.split("/")):
+            inner = os.open(name, _WAY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def at(path: str, dir_fd: int | None) -> str:
+    """What a system call is given: the name alone, of a path whose directory is open."""
+    return path if dir_fd is None else os.path.basename(path)
+
+
 def open_shared(root: str, token: str, known_device: int | None = None) -> SharedLayout:
     """Make or open a shared directory. ``known_device``: where it was before; then nothing is made elsewhere.
 
@@ -67,7 +96,9 @@ def open_shared(root: str, token: str, known_device: int | None = None) -> Share
 
 def _has_version(root: str) -> bool:
     try:
-        with open(f"{root}/version", encoding="utf-8", errors="replace") as file:
+        # Not over a link: what is in it is told, and may be for us alone.
+        fd = os.open(f"{root}/version", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, encoding="utf-8", errors="replace") as file:
             text = file.read(100).strip()
     except FileNotFoundError:
         return False
@@ -87,21 +118,41 @@ def _make(root: str, token: str) -> None:
             "(choose an empty directory with --shared-cache)"
         )
     for name, mode in ((PUBLIC, 0o755), ("private", 0o711)):
-        make_directory(f"{root}/{name}", mode)
+        make_directory(root, name, mode)
     temporary = f"{root}/.version.{token}"
-    with open(temporary, "w", encoding="utf-8") as file:
+    with open(_new_file(temporary), "w", encoding="utf-8") as file:
         file.write(f"{VERSION}\n")
-    os.chmod(temporary, 0o644)
+        os.fchmod(file.fileno(), 0o644)
     os.rename(temporary, f"{root}/version")  # nodes that start together write the same
 
 
-def make_directory(path: str, mode: int) -> None:
-    """One directory, if it is not there. Raises OSError: FileNotFoundError when that above it is not."""
+def _new_file(path: str) -> int:
+    """For writing. Whatever had that name goes, and is not written through: it may be a link of somebody else's."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        os.mkdir(path, mode)
+        return os.open(path, flags, 0o600)
     except FileExistsError:
-        return
-    os.chmod(path, mode)  # whatever the umask says
+        os.unlink(path)
+        return os.open(path, flags, 0o600)
+
+
+def make_directory(root: str, below: str, mode: int | None = None) -> None:
+    """One directory, if it is not there; with the mode of that above it, if none is given.
+
+    Raises OSError: FileNotFoundError when that above it is not there.
+    """
+    above, _, name = below.rpartition("/")
+    with opened_directory(root, above) as fd:
+        mode = os.fstat(fd).st_mode & 0o777 if mode is None else mode
+        try:
+            os.mkdir(name, mode, dir_fd=fd)
+        except FileExistsError:
+            return
+        made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            os.fchmod(made, mode)  # whatever the umask says
+        finally:
+            os.close(made)
 
 
 def _probe(layout: SharedLayout, token: str) -> SharedLayout:
@@ -109,7 +160,7 @@ def _probe(layout: SharedLayout, token: str) -> SharedLayout:
     path = f"{layout.root}/.probe.{token}"
     uid, clock_ns = layout.uid, time.time_ns()
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = _new_file(path)
         try:
             found = os.fstat(fd)  # a full one says that much
             uid, clock_ns = found.st_uid, found.st_mtime_ns
@@ -134,20 +185,27 @@ def _unlink_if_there(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
-        pass  # read-only, or never made; a probe that stays behind is overwritten by the next
+        pass  # read-only, or never made; a probe that stays behind is replaced by the next
 
 
 def open_area(layout: SharedLayout, area: str) -> None:
     """Make or check the directory of an area.
 
-    Raises CacheDirectoryError when it belongs to somebody else or others can do more with it than they should:
-    whoever can write there could have others read what they like; OSError when it cannot be made or looked at.
+    Raises CacheDirectoryError when it is a link, belongs to somebody else, or others can do more with it than they
+    should: whoever can write there could have others read what they like; OSError when it cannot be made or looked at.
     """
     path = layout.area_path(area)
     forbidden = 0o022 if area == PUBLIC else 0o077
-    make_directory(path, 0o777 & ~forbidden)
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (layout.uid, 0):
+    try:
+        make_directory(layout.root, area, 0o777 & ~forbidden)
+        with opened_directory(layout.root, area) as fd:
+            found = os.fstat(fd)
+    except NotADirectoryError as error:
+        raise CacheDirectoryError(
+            f"shared cache {path} is reached through a link, or is no directory: somebody has put that there "
+            "(look who may write there, and remove it)"
+        ) from error
+    if found.st_uid not in (layout.uid, 0):
         raise CacheDirectoryError(
             f"shared cache {path} belongs to user {found.st_uid} and not to {layout.uid}, as whom this node writes "
             "(run all nodes as one user, or give this one another --shared-cache)"

@@ -7,12 +7,16 @@ on the file systems that many nodes share.
 Clocks of other nodes mean nothing here. Who waits remembers how the lease looked, and on its own clock for how long it
 has looked the same. It opens the file each time: an NFS client believes its cached attributes for a minute, but asks
 when a file is opened.
+
+``dir_fd`` is always the directory that a lease lies in, if it is open; then its path is not followed.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+
+from dsfs.cache.shared_layout import at
 
 SUFFIX = ".lease"
 
@@ -35,10 +39,10 @@ class Lease:
     seen_s: float
 
 
-def take(path: str, now_s: float) -> Lease | None:
+def take(path: str, now_s: float, dir_fd: int | None = None) -> Lease | None:
     """Take the lease of this name; None when somebody has it. Raises OSError: FileNotFoundError without a directory."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(at(path, dir_fd), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     except FileExistsError:
         return None
     try:
@@ -47,10 +51,10 @@ def take(path: str, now_s: float) -> Lease | None:
         os.close(fd)
 
 
-def look(path: str) -> Look | None:
+def look(path: str, dir_fd: int | None = None) -> Look | None:
     """How a lease looks now; None when there is none. Raises OSError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(at(path, dir_fd), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
         return None
     try:
@@ -59,14 +63,14 @@ def look(path: str) -> Look | None:
         os.close(fd)
 
 
-def touch(lease: Lease, landed: int, now_s: float) -> bool:
+def touch(lease: Lease, landed: int, now_s: float, dir_fd: int | None = None) -> bool:
     """Show that its holder lives, and how far it has come. False: it is another's by now, and was left alone.
 
     By writing, not by utimes(2): SeaweedFS tells other mounts of what was written when the file is closed, and of
     times set by hand much later.
     """
     try:
-        fd = os.open(lease.path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(at(lease.path, dir_fd), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     try:
@@ -84,29 +88,29 @@ def touch(lease: Lease, landed: int, now_s: float) -> bool:
         os.close(fd)
 
 
-def give_back(lease: Lease, now_s: float, surely_ours_s: float) -> None:
+def give_back(lease: Lease, now_s: float, surely_ours_s: float, dir_fd: int | None = None) -> None:
     """End a lease. One not touched for ``surely_ours_s`` may be another's by now: it is looked at first.
 
     Raises OSError; a lease that stays behind is overtaken.
     """
     if now_s - lease.seen_s > surely_ours_s:
-        found = look(lease.path)
+        found = look(lease.path, dir_fd)
         if found is None or not _same_holder(found, lease.look):
             return
     try:
-        os.unlink(lease.path)
+        os.unlink(at(lease.path, dir_fd), dir_fd=dir_fd)
     except FileNotFoundError:
         pass  # overtaken
 
 
-def overtake(path: str, stale: Look) -> None:
+def overtake(path: str, stale: Look, dir_fd: int | None = None) -> None:
     """Remove a lease whose holder is dead, if it still looks as it did. Who takes the next one is open to all.
 
     Raises OSError.
     """
-    if look(path) == stale:
+    if look(path, dir_fd) == stale:
         try:
-            os.unlink(path)
+            os.unlink(at(path, dir_fd), dir_fd=dir_fd)
         except FileNotFoundError:
             pass  # somebody else did
 

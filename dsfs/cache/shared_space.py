@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dsfs.cache.shared_layout import PUBLIC
+from dsfs.cache.shared_layout import PUBLIC, opened_directory
 from dsfs.cache.shared_lease import SUFFIX
 
 FRESH_S = 60.0
@@ -20,11 +22,16 @@ FRESH_S = 60.0
 FORGOTTEN_S = 3600.0
 """A lease or an unfinished file that nobody touched for so long belongs to nobody."""
 _SAMPLE = 16
+_DIRECTORY = re.compile("[0-9a-f]{2}")
+_FILE = re.compile(rf"[0-9a-f]{{64}}\.[0-9a-f]+({re.escape(SUFFIX)}|\.[0-9a-z-]+\.new)?")
+"""What a file of ours can be called (``Group.path``). What is called otherwise is not, wherever it lies."""
+_NONE_OF_OURS = (FileNotFoundError, PermissionError, NotADirectoryError)
+"""Gone, an area of somebody else, a stray file or a link."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of the shared tier. ``used_ns`` is on that file system's clock."""
+    """One file of the shared tier; its path is below the root. ``used_ns`` is on that file system's clock."""
 
     path: str
     space_bytes: int
@@ -36,33 +43,47 @@ class Entry:
 
 
 def directories(root: str) -> list[str]:
-    """Every directory that may hold groups, of all areas that we may look into."""
-    areas = [f"{root}/{PUBLIC}", *(f"{root}/private/{name}" for name in _names(f"{root}/private"))]
-    return [f"{area}/{name}" for area in areas for name in _names(area)]
+    """Every directory that may hold groups, of all areas that we may look into; below the root. Raises OSError."""
+    areas = [PUBLIC, *(f"private/{name}" for name in _names(root, "private"))]
+    return [f"{area}/{name}" for area in areas for name in _names(root, area) if _DIRECTORY.fullmatch(name)]
 
 
-def _names(directory: str) -> list[str]:
+@contextmanager
+def _opened_to_list(root: str, below: str) -> Iterator[int]:
+    with opened_directory(root, below) as way:
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=way)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _names(root: str, below: str) -> list[str]:
     try:
-        return os.listdir(directory)
-    except (FileNotFoundError, PermissionError, NotADirectoryError):
-        return []  # an area of somebody else, or a stray file
+        with _opened_to_list(root, below) as fd:
+            return os.listdir(fd)
+    except _NONE_OF_OURS:
+        return []
 
 
-def entries(directory: str) -> list[Entry]:
-    """The files in one directory. Raises OSError."""
+def entries(root: str, directory: str) -> list[Entry]:
+    """The files in one directory below the root. Raises OSError."""
     found = []
     try:
-        with os.scandir(directory) as scan:
+        with _opened_to_list(root, directory) as fd, os.scandir(fd) as scan:
             for each in scan:
+                if not _FILE.fullmatch(each.name):
+                    continue
                 try:
                     if not each.is_file(follow_symlinks=False):
-                        continue  # no work of ours: some file servers put directories of their own everywhere
+                        continue
                     info = each.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # evicted by another node
                 # not every file system counts blocks
-                found.append(Entry(each.path, max(info.st_blocks * 512, info.st_size), info.st_mtime_ns))
-    except (FileNotFoundError, PermissionError, NotADirectoryError):
+                space_bytes = max(info.st_blocks * 512, info.st_size)
+                found.append(Entry(f"{directory}/{each.name}", space_bytes, info.st_mtime_ns))
+    except _NONE_OF_OURS:
         return []
     return found
 
@@ -88,19 +109,29 @@ def choose(candidates: Iterable[Entry], need_bytes: int, now_ns: int, fresh_s: f
     return chosen
 
 
-def remove(victims: Iterable[Entry]) -> int:
+def remove(root: str, victims: Iterable[Entry]) -> int:
     """Unlink; the bytes that were freed by us. Raises OSError when no file can be."""
+    in_directory: dict[str, list[Entry]] = {}
+    for entry in victims:
+        in_directory.setdefault(os.path.dirname(entry.path), []).append(entry)
     freed_bytes = 0
     refused: OSError | None = None
-    for entry in victims:
+    for directory, inside in in_directory.items():
         try:
-            os.unlink(entry.path)
-        except FileNotFoundError:
-            continue
+            with opened_directory(root, directory) as fd:
+                for entry in inside:
+                    try:
+                        os.unlink(os.path.basename(entry.path), dir_fd=fd)
+                    except FileNotFoundError:
+                        continue
+                    except OSError as error:
+                        refused = error  # one alone does not keep those behind it
+                        continue
+                    freed_bytes += entry.space_bytes
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # it was put aside since we looked
         except OSError as error:
-            refused = error  # one alone does not keep those behind it
-            continue
-        freed_bytes += entry.space_bytes
+            refused = error
     if refused is not None and not freed_bytes:
         raise refused
     return freed_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import secrets
 import time
@@ -64,7 +65,7 @@ class Bringing:
 
 
 class SharedTier:
-    """File side only; ``_find`` and ``_publish`` run in the disk's threads."""
+    """File side only; ``_find`` and ``_publish`` run in the disk's threads. All paths are below the root."""
 
     def __init__(self, disk: SharedDisk, patience: Patience | None = None) -> None:
         self.disk = disk
@@ -89,7 +90,7 @@ class SharedTier:
             due = [each for each in self._bringing if _now_s() - each.lease.seen_s >= self.patience.beat_s]
             if due and self.usable:
                 try:
-                    await self.disk.call(_touch, due)
+                    await self.disk.call(self._touch, due)
                 except Unusable:
                     continue  # whoever waits overtakes us, and what we bring is as good as what they do
 
@@ -109,31 +110,39 @@ class SharedTier:
         return found
 
     def _find(self, area: str, group: Group, bring: bool) -> Found | Busy | Lease | None:
-        area_path = self.disk.area_path(area)
-        path = group.path(area_path)
-        found = self._read(path, group)
+        self.disk.use_area(area)
+        directory = group.directory(area)
+        try:
+            with self.disk.directory(directory) as fd:
+                return self._find_in(fd, group.path(area), group, bring)
+        except FileNotFoundError:
+            if not bring:
+                return None
+        self.disk.make_directory(directory)
+        with self.disk.directory(directory) as fd:
+            return self._find_in(fd, group.path(area), group, bring)
+
+    def _find_in(self, fd: int, path: str, group: Group, bring: bool) -> Found | Busy | Lease | None:
+        """``fd`` is the directory. Raises OSError: FileNotFoundError when that has gone meanwhile."""
+        found = self._read(fd, path, group)
         if found is not None or not bring:
             return found
         lease_path = f"{path}{shared_lease.SUFFIX}"
-        try:
-            lease = shared_lease.take(lease_path, _now_s())
-        except FileNotFoundError:
-            self.disk.make_directory(group.directory(area_path), area)
-            lease = shared_lease.take(lease_path, _now_s())
+        lease = shared_lease.take(lease_path, _now_s(), fd)
         if lease is None:
-            look = shared_lease.look(lease_path)
-            return self._read(path, group) if look is None else Busy(lease_path, look)
+            look = shared_lease.look(lease_path, fd)
+            return self._read(fd, path, group) if look is None else Busy(lease_path, look)
         # Somebody may have brought it between the two; and an NFS client, which may have remembered until here that
         # there is no such file, asks again now that it has made something beside it.
-        found = self._read(path, group)
+        found = self._read(fd, path, group)
         if found is None:
             return lease
-        shared_lease.give_back(lease, _now_s(), self.patience.stale_s / 2)
+        shared_lease.give_back(lease, _now_s(), self.patience.stale_s / 2, fd)
         return found
 
-    def _read(self, path: str, group: Group) -> Found | None:
+    def _read(self, fd: int, path: str, group: Group) -> Found | None:
         try:
-            return read_group(path, group, self.disk.clock_ns() - int(_TOUCH_S * 1e9), self.disk.owners())
+            return read_group(path, group, self.disk.clock_ns() - int(_TOUCH_S * 1e9), self.disk.owners(), fd)
         except FileNotFoundError:
             return None
         except DamagedGroup as damage:
@@ -146,9 +155,9 @@ class SharedTier:
             await self.disk.call_long(self._forget, area, groups)
 
     def _forget(self, area: str, groups: Iterable[Group]) -> None:
-        area_path = self.disk.area_path(area)
+        self.disk.use_area(area)
         for group in groups:
-            self.disk.drop(group.path(area_path))
+            self.disk.drop(group.path(area))
 
     async def scrub(self, every_s: float) -> None:
         """Check files of the directory at random, slowly and for ever; what is damaged goes.
@@ -165,15 +174,16 @@ class SharedTier:
 
     def _check_one(self) -> int:
         directories = shared_space.directories(self.disk.root)
-        found = shared_space.entries(random.choice(directories)) if directories else []
+        found = shared_space.entries(self.disk.root, random.choice(directories)) if directories else []
         published = [entry.path for entry in found if entry.published]
         if not published:
             return 0
         path = random.choice(published)
         try:
-            size_bytes = check_group(path)
-        except FileNotFoundError:
-            return 0  # evicted just now
+            with self.disk.directory(os.path.dirname(path)) as fd:
+                size_bytes = check_group(path, fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0  # evicted, or put aside, just now
         except DamagedGroup as damage:
             self._drop(path, damage)
             return 0
@@ -182,7 +192,7 @@ class SharedTier:
 
     def _drop(self, path: str, damage: DamagedGroup) -> None:
         metrics.CORRUPT_BLOCKS.inc()
-        log.warning("shared cache file dropped", reason=str(damage))
+        log.warning("shared cache file dropped", shared=self.disk.root, reason=str(damage))
         self.disk.drop(path)
 
     async def wait(self, busy: Busy, deadline_s: float) -> bool:
@@ -194,7 +204,7 @@ class SharedTier:
             await trio.sleep(min(pause_s, deadline_s - now_s))
             pause_s = min(1.5 * pause_s, self.patience.longest_pause_s)
             try:
-                latest = await self.disk.call(shared_lease.look, busy.path)
+                latest = await self.disk.call(self._look, busy.path)
                 if latest is None:
                     return True
                 now_s = trio.current_time()
@@ -203,8 +213,8 @@ class SharedTier:
                 if latest != look:
                     look, changed_s = latest, now_s
                 elif now_s - changed_s > self.patience.stale_s:
-                    log.info("lease of another node overtaken", lease=busy.path)
-                    await self.disk.call(shared_lease.overtake, busy.path, look)
+                    log.info("lease of another node overtaken", shared=self.disk.root, lease=busy.path)
+                    await self.disk.call(self._overtake, busy.path, look)
                     return True
             except Unusable:
                 return False
@@ -219,14 +229,16 @@ class SharedTier:
             return  # the lease is given up by who took it
         bringing.ended = True
         self._bringing.discard(bringing)
-        self.disk.note_published(group.directory(f"{self.disk.root}/{bringing.area}"), size_bytes)
+        self.disk.note_published(group.directory(bringing.area), size_bytes)
         metrics.SHARED_WRITTEN_BYTES.inc(group.content_bytes)
 
     def _publish(self, bringing: Bringing, blocks: Sequence[Buffer]) -> int:
-        path = bringing.group.path(self.disk.area_path(bringing.area))
-        mode = 0o644 if bringing.area == PUBLIC else 0o600
-        size_bytes = write_group(path, bringing.group, blocks, f"{self._token}-{next(self._numbers)}", mode)
-        shared_lease.give_back(bringing.lease, _now_s(), self.patience.stale_s / 2)
+        self.disk.use_area(bringing.area)
+        group, mode = bringing.group, 0o644 if bringing.area == PUBLIC else 0o600
+        token = f"{self._token}-{next(self._numbers)}"
+        with self.disk.directory(group.directory(bringing.area)) as fd:
+            size_bytes = write_group(group.path(bringing.area), group, blocks, token, mode, fd)
+            shared_lease.give_back(bringing.lease, _now_s(), self.patience.stale_s / 2, fd)
         return size_bytes
 
     async def give_up(self, bringing: Bringing) -> None:
@@ -237,15 +249,34 @@ class SharedTier:
         bringing.ended = True
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             try:
-                await self.disk.call(shared_lease.give_back, bringing.lease, _now_s(), self.patience.stale_s / 2)
+                await self.disk.call(self._give_back, bringing.lease)
             except Unusable:
                 return  # it is overtaken, once it has looked the same for long enough
 
+    # -- leases, in the disk's threads ------------------------------------------------------------------------------
+    # One whose directory is gone is gone too.
 
-def _touch(due: Sequence[Bringing]) -> None:
-    for each in due:
-        if not each.ended:
-            shared_lease.touch(each.lease, each.landed, _now_s())
+    def _look(self, path: str) -> Look | None:
+        with contextlib.suppress(FileNotFoundError), self.disk.directory(os.path.dirname(path)) as fd:
+            return shared_lease.look(path, fd)
+        return None
+
+    def _overtake(self, path: str, look: Look) -> None:
+        with contextlib.suppress(FileNotFoundError), self.disk.directory(os.path.dirname(path)) as fd:
+            shared_lease.overtake(path, look, fd)
+
+    def _give_back(self, lease: Lease) -> None:
+        with contextlib.suppress(FileNotFoundError), self.disk.directory(os.path.dirname(lease.path)) as fd:
+            shared_lease.give_back(lease, _now_s(), self.patience.stale_s / 2, fd)
+
+    def _touch(self, due: Sequence[Bringing]) -> None:
+        for each in due:
+            if not each.ended:
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    self.disk.directory(os.path.dirname(each.lease.path)) as fd,
+                ):
+                    shared_lease.touch(each.lease, each.landed, _now_s(), fd)
 
 
 def _now_s() -> float:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -22,7 +23,7 @@ import structlog
 import trio
 
 from dsfs import metrics
-from dsfs.cache.shared_layout import REFUSALS, SharedLayout, make_directory, open_area, open_shared
+from dsfs.cache.shared_layout import REFUSALS, SharedLayout, make_directory, open_area, open_shared, opened_directory
 from dsfs.errors import CacheDirectoryError
 from dsfs.fetch.shared_room import SharedRoom, Times, Unusable
 from dsfs.ranges import MiB
@@ -98,8 +99,10 @@ class SharedDisk:
 
     # -- in threads -----------------------------------------------------------------------------------------------
 
-    def area_path(self, area: str) -> str:
-        """Where an area lies; made or checked when it is used first. In a thread. Raises Unusable, OSError."""
+    # Paths are below the root ("private/red/ab").
+
+    def use_area(self, area: str) -> None:
+        """Made or checked when it is used first. In a thread. Raises Unusable, OSError."""
         layout = self._layout
         assert layout is not None
         areas = self._areas  # a probe may put another in its place meanwhile
@@ -107,7 +110,6 @@ class SharedDisk:
             areas[area] = self._open_area(layout, area)
         if areas[area]:
             raise Unusable
-        return layout.area_path(area)
 
     def _open_area(self, layout: SharedLayout, area: str) -> str:
         """Why it cannot be used, said once; empty if it can."""
@@ -119,9 +121,14 @@ class SharedDisk:
             return str(error)
         return ""
 
-    def make_directory(self, path: str, area: str) -> None:
+    def directory(self, below: str) -> AbstractContextManager[int]:
+        """One for groups, opened to look up names in. In a thread. Raises OSError: FileNotFoundError,
+        NotADirectoryError when somebody has put a link in its way."""
+        return opened_directory(self.root, below)
+
+    def make_directory(self, below: str) -> None:
         """A directory for groups. In a thread. Raises OSError: FileNotFoundError when the area itself has vanished."""
-        make_directory(path, os.stat(f"{self.root}/{area}").st_mode & 0o777)
+        make_directory(self.root, below)
 
     def clock_ns(self) -> int:
         """What time it is by the directory's own clock. In any thread."""
@@ -131,8 +138,9 @@ class SharedDisk:
     def drop(self, path: str) -> None:
         """Remove a file that is damaged. In a thread. Raises OSError when it cannot be."""
         try:
-            os.unlink(path)
-        except FileNotFoundError:
+            with self.directory(os.path.dirname(path)) as fd:
+                os.unlink(os.path.basename(path), dir_fd=fd)
+        except (FileNotFoundError, NotADirectoryError):
             return
 
     def owners(self) -> tuple[int, ...]:

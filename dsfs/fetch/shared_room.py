@@ -127,7 +127,7 @@ class SharedRoom:
             await self._entries(disk, directory)
 
     async def _entries(self, disk: Disk, directory: str) -> list[shared_space.Entry]:
-        found = await disk.call_long(shared_space.entries, directory)
+        found = await disk.call_long(shared_space.entries, self._root, directory)
         self._usage.count(directory, found)
         return found
 
@@ -153,7 +153,7 @@ class SharedRoom:
             need = min(usage.bytes, usage.guess(seen)) - goal
             inside = [entry for each in found.values() for entry in each]
             victims = shared_space.choose(inside, need, disk.clock_ns(), self._times.fresh_s)
-            metrics.EVICTED_BYTES.inc(await disk.call_long(shared_space.remove, victims))
+            metrics.EVICTED_BYTES.inc(await disk.call_long(shared_space.remove, self._root, victims))
             gone = set(victims)
             for directory, each in found.items():
                 usage.count(directory, [entry for entry in each if entry not in gone])

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dsfs.cache import shared_lease, shared_space
 from dsfs.cache.shared_file import DamagedGroup, Group, read_group, temporary_name, write_group
-from dsfs.cache.shared_layout import PUBLIC, SharedLayout, open_area, open_shared, private_area
+from dsfs.cache.shared_layout import PUBLIC, SharedLayout, make_directory, open_area, open_shared, private_area
 from dsfs.cache.shared_space import Entry, Usage, choose, entries, remove
 from dsfs.errors import CacheDirectoryError
 from dsfs.ranges import block_range
@@ -157,15 +157,17 @@ class SharedDirectoryMachine(RuleBasedStateMachine):
 
     @rule(need=st.integers(0, 40 * BLOCK), forgotten=st.booleans())
     def evict(self, need: int, forgotten: bool) -> None:
-        found = [entry for directory in os.scandir(self.area) for entry in entries(directory.path)]
+        found = [entry for name in os.listdir(self.area) for entry in entries(self.area, name)]
         now_ns = (
             max((entry.used_ns for entry in found), default=0) + int(shared_space.FORGOTTEN_S * 1e9 * forgotten) + 1
         )
         victims = choose(found, need, now_ns, fresh_s=0.0)
-        remove([*victims, *victims])  # another node does the same
-        gone = {entry.path for entry in victims}
+        remove(self.area, [*victims, *victims])  # another node does the same
+        gone = {f"{self.area}/{entry.path}" for entry in victims}
         if forgotten:
-            assert not [each for each in os.scandir(self.area) for e in entries(each.path) if not e.published]
+            assert not [
+                each for name in os.listdir(self.area) for each in entries(self.area, name) if not each.published
+            ]
             self.leases = {}
         else:
             assert all(entry.published for entry in victims)
@@ -287,24 +289,94 @@ def test_areas_have_modes_and_one_owner(layout: SharedLayout, monkeypatch: pytes
 
 
 def test_what_cannot_be_removed_keeps_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is a directory, which some file servers put everywhere, taken for one of our files."""
-    (tmp_path / "@eaDir").mkdir()
-    for name in "abc":
-        (tmp_path / name).write_bytes(b"1234")
-    found = sorted(entries(f"{tmp_path}"), key=lambda entry: entry.path)
-    assert [os.path.basename(entry.path) for entry in found] == ["a", "b", "c"]
+    names = [f"{key}.0" for key in sorted(KEYS)]
+    (tmp_path / "aa").mkdir()
+    for name in names:
+        (tmp_path / "aa" / name).write_bytes(b"1234")
+    found = sorted(entries(f"{tmp_path}", "aa"), key=lambda entry: entry.path)
+    assert [entry.path for entry in found] == [f"aa/{name}" for name in names]
     unlink = os.unlink
 
-    def refuse_one(path: str) -> None:
-        if path.endswith("a"):
+    def refuse_one(path: str, *, dir_fd: int) -> None:
+        if path == names[0]:
             raise PermissionError(errno.EPERM, "immutable")
-        unlink(path)
+        unlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "unlink", refuse_one)
-    assert remove(found) == sum(entry.space_bytes for entry in found[1:])
-    assert sorted(os.listdir(tmp_path)) == ["@eaDir", "a"]
+    assert remove(f"{tmp_path}", found) == sum(entry.space_bytes for entry in found[1:])
+    assert os.listdir(tmp_path / "aa") == names[:1]
     with pytest.raises(PermissionError):
-        remove(found[:1])
+        remove(f"{tmp_path}", found[:1])
+
+
+def test_only_what_is_called_as_ours_is_looked_at(layout: SharedLayout) -> None:
+    """Others may put there what they like, and some file servers do, everywhere."""
+    open_area(layout, PUBLIC)
+    open_area(layout, private_area("red"))
+    path = Path(layout.root, GROUPS[0].path("private/red"))
+    ours = [path.name, f"{path.name}.lease", temporary_name(path.name, f"{'ab' * 8}-7")]
+    for directory in (path.parent, path.parent.with_name("etc"), path.parent.with_name("abc")):
+        directory.mkdir()
+        for name in (*ours, "passwd", f"{path.name}.conf", f"{path.name[1:]}", f"{path.name}.x.new~", ".nfs0001"):
+            (directory / name).touch()
+        (directory / f"{KEYS[1]}.0").mkdir()
+        (directory / f"{KEYS[2]}.0").symlink_to(path)
+    found = [entry for below in shared_space.directories(layout.root) for entry in entries(layout.root, below)]
+    assert {entry.path for entry in found} == {f"private/red/{path.parent.name}/{name}" for name in ours}
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """Directories of the node, in which files are called as ours are."""
+    for area in (PUBLIC, "private/red"):
+        (tmp_path / "outside" / area / "aa").mkdir(parents=True)
+        for group in GROUPS[:3]:
+            (tmp_path / "outside" / area / "aa" / os.path.basename(group.path(""))).write_text("precious")
+    return tmp_path / "outside"
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {str(path): path.read_text() if path.is_file() else "" for path in directory.rglob("*")}
+
+
+@pytest.mark.parametrize("swapped", ["private", "private/red", "private/red/aa", "public", "public/aa"])
+@pytest.mark.parametrize("late", [False, True])
+def test_no_link_leads_out_of_it(layout: SharedLayout, outside: Path, swapped: str, late: bool) -> None:
+    """Whoever may write to its root can put one in any place, also between a look and what follows from it."""
+    precious = contents(outside)
+    shutil.copytree(outside, layout.root, dirs_exist_ok=True)
+    area = PUBLIC if swapped.startswith(PUBLIC) else "private/red"
+
+    def look() -> list[Entry]:
+        found = [entry for each in shared_space.directories(layout.root) for entry in entries(layout.root, each)]
+        return [entry for entry in found if entry.path.startswith(area)]
+
+    known = look()
+    assert len(known) == 3
+    Path(layout.root, swapped).rename(f"{layout.root}/aside")
+    Path(layout.root, swapped).symlink_to(outside / swapped)
+    assert remove(layout.root, known if late else look()) == 0
+    assert look() == []
+    for below in (f"{area}/aa/x", f"{area}/x") if swapped != f"{area}/aa" else (f"{area}/aa/x",):
+        with pytest.raises(NotADirectoryError):
+            make_directory(layout.root, below)
+    if swapped != f"{area}/aa":
+        with pytest.raises(CacheDirectoryError, match="link"):
+            open_area(layout, area)
+    assert contents(outside) == precious
+
+
+def test_nor_does_one_in_the_place_of_what_it_writes_itself(tmp_path: Path, outside: Path) -> None:
+    root, victim, precious = tmp_path / "shared", next((outside / PUBLIC / "aa").iterdir()), contents(outside)
+    root.mkdir()
+    for name in (".version.t", ".probe.t"):
+        (root / name).symlink_to(victim)
+    open_shared(str(root), "t")
+    assert contents(outside) == precious
+    (root / "version").unlink()
+    (root / "version").symlink_to(victim)
+    with pytest.raises(OSError, match="Too many levels"):  # and nothing of what is in it
+        open_shared(str(root), "t")
 
 
 def test_a_file_of_somebody_else_is_not_trusted(tmp_path: Path) -> None:

@@ -147,6 +147,48 @@ def test_what_is_damaged_is_found_without_a_reader(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_links_that_somebody_else_puts_there_lead_a_node_nowhere(tmp_path: Path) -> None:
+    """File servers give the root of a volume to everybody. What lies behind the links is the node's own."""
+    root, outside = tmp_path / "shared", tmp_path / "outside"
+    for number in range(4):
+        path = outside / group(number).path(PUBLIC)
+        path.parent.mkdir(parents=True)
+        path.write_text("precious")
+
+    def contents() -> dict[str, str]:
+        return {str(path): path.read_text() if path.is_file() else "" for path in outside.rglob("*")}
+
+    precious = contents()
+
+    async def main() -> None:
+        async with node(root, limit=1 << 30) as tier:
+            (root / "private").rename(root / "aside")
+            (root / "private/x").mkdir(parents=True)
+            for path in (outside / PUBLIC).iterdir():
+                (root / "private/x" / path.name).symlink_to(path)
+            for _often in range(50):
+                tier._check_one()
+            assert contents() == precious
+
+            holding = [await tier.find(PUBLIC, group(number), bring=True) for number in range(3)]
+            (root / PUBLIC).rename(root / "aside/public")
+            (root / PUBLIC).symlink_to(outside / PUBLIC)
+            for each in holding:
+                assert isinstance(each, Bringing)
+            published, given_up, busy = (each for each in holding if isinstance(each, Bringing))
+            assert not await tier.wait(Busy(busy.lease.path, busy.lease.look), trio.current_time() + 1)
+            await tier.publish(published, content(0))
+            await tier.give_up(given_up)
+            await tier.forget(PUBLIC, [group(number) for number in range(4)])
+            assert await tier.find(PUBLIC, group(3), bring=True) is None
+            for _often in range(50):
+                tier._check_one()
+            await until(lambda: "link" in tier.disk.statistics().trouble)
+        assert contents() == precious
+
+    trio.run(main)
+
+
 def test_a_head_that_its_disk_cannot_read_is_damage_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of that file: else it would count as trouble of the whole directory."""
     path = tmp_path / f"{'ab' * 32}.0"
