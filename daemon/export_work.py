@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from dsfs.cache.owner import uid_in
 from dsfs.errors import MountError
 
 WORK = ".dsfs-export"
@@ -27,18 +30,57 @@ class ExportWork:
         self._unsynced: list[list[object]] = []
         self._done: dict[str, tuple[str, int]] = {}
         os.makedirs(target, exist_ok=True)
-        whose = f"{self._directory}/dataset"
-        if os.path.exists(whose):
-            with open(whose, encoding="utf-8") as file:
-                if file.read() != name:
-                    raise MountError(f"{target}: another dataset was being exported there (give an empty directory)")
+        there = set(os.listdir(target))
+        known = self._read("dataset") if WORK in there else None
+        if known is not None:
+            if known != name:
+                raise MountError(f"{target}: another dataset was being exported there (give an empty directory)")
             self._load()
-        elif set(os.listdir(target)) - {WORK}:
+        elif there - {WORK}:
             raise MountError(f"{target}: is not empty (give an empty directory, or where an export was interrupted)")
         else:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            with open(whose, "w", encoding="utf-8") as file:
-                file.write(name)
+            with self.opened() as fd:
+                self._write(fd, "dataset", os.O_TRUNC, name)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """The directory beside the copy, as a descriptor, which is ours for sure: others may be able to write to the
+        target, and put a link or a directory of theirs in its place. Raises MountError, OSError."""
+        try:
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise MountError(f"{self._directory}: is a link, or no directory (remove it)") from error
+        try:
+            owner = os.fstat(fd).st_uid
+            if owner != os.geteuid() and owner != uid_in(self._directory):
+                raise MountError(f"{self._directory}: belongs to user {owner} (remove it, or give another directory)")
+            yield fd
+        finally:
+            os.close(fd)
+
+    def open_file(self, fd: int, name: str, flags: int) -> int:
+        """A file in it. Raises MountError for a link, OSError."""
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise MountError(f"{self._directory}/{name}: is a link (remove it)") from error
+
+    def _read(self, name: str) -> str | None:
+        """All of a file in it; None if there is none."""
+        try:
+            with self.opened() as fd, open(self.open_file(fd, name, os.O_RDONLY), encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, fd: int, name: str, how: int, text: str) -> None:
+        with open(self.open_file(fd, name, os.O_WRONLY | os.O_CREAT | how), "w", encoding="utf-8") as file:
+            file.write(text)
 
     @property
     def done_bytes(self) -> int:
@@ -46,15 +88,11 @@ class ExportWork:
         return sum(size for _version, size in self._done.values())
 
     def _load(self) -> None:
-        try:
-            with open(f"{self._directory}/done", encoding="ascii") as file:
-                for line in file:
-                    if not line.endswith("\n"):
-                        return  # torn: the file that it tells of is copied again
-                    path, version, size = json.loads(line)
-                    self._done[path] = version, size
-        except FileNotFoundError:
-            return
+        for line in (self._read("done") or "").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                return  # torn: the file that it tells of is copied again
+            path, version, size = json.loads(line)
+            self._done[path] = version, size
 
     def has(self, path: str, version: str, size_bytes: int, place: str) -> bool:
         """Whether this version of a file is in the copy already, whole."""
@@ -67,9 +105,8 @@ class ExportWork:
         return stat.S_ISREG(found.st_mode) and found.st_size == size_bytes
 
     def part(self, path: str, version: str) -> str:
-        """Where a version of a file is written until it is whole."""
-        name = hashlib.sha256(json.dumps([path, version]).encode()).hexdigest()
-        return f"{self._directory}/{name}"
+        """What a version of a file is called, in the directory beside the copy, until it is whole."""
+        return hashlib.sha256(json.dumps([path, version]).encode()).hexdigest()
 
     def note(self, path: str, version: str, size_bytes: int) -> None:
         """A file is in its place; written down in batches, once the disk has it."""
@@ -94,7 +131,7 @@ class ExportWork:
         shutil.rmtree(self._directory)
 
     def _flush(self) -> None:
-        with open(f"{self._directory}/done", "a", encoding="ascii") as file:
-            _libc.syncfs(file.fileno())
-            file.writelines(f"{json.dumps(line)}\n" for line in self._unsynced)
+        with self.opened() as fd:
+            _libc.syncfs(fd)
+            self._write(fd, "done", os.O_APPEND, "".join(f"{json.dumps(line)}\n" for line in self._unsynced))
         self._unsynced.clear()

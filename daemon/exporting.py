@@ -74,6 +74,8 @@ class Export:
         self.bytes = 0
         self.left_out: list[str] = []
         """Paths that the source refuses; of a directory there is no more than its name."""
+        self.mode = 0o777
+        """Bits that the modes of all of it have, as far as it was walked through: who may read a copy in one piece."""
         self._daemon = daemon
         self._progress = progress
 
@@ -121,7 +123,10 @@ class Export:
     def _walk(self) -> Iterator[tuple[Entry, Checksums | None]]:
         """Everything below the root, a directory before what is in it; checksums beside files."""
         batch: list[Entry] = []
+        self.mode &= os.stat(self.root).st_mode
         for entry in _entries(self.root, self.left_out):
+            if not stat.S_ISLNK(entry.status.st_mode):
+                self.mode &= entry.status.st_mode
             batch.append(entry)
             if len(batch) >= _BATCH:
                 yield from self._with_checksums(batch)
@@ -202,15 +207,16 @@ class Export:
             self._progress(entry.status.st_size)
             return
         part = work.part(entry.path, version)
-        with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
-            first = self._right_blocks(file, entry, expected)
-            file.truncate(file.seek(first * expected.block_bytes))
-            with self._blocks(entry, expected, first) as blocks:
-                for data in blocks:
-                    file.write(data)
-        _dress(part, entry.status)
-        _make_way(place)
-        os.rename(part, place)
+        with work.opened() as beside:
+            with open(work.open_file(beside, part, os.O_RDWR | os.O_CREAT), "r+b") as file:
+                first = self._right_blocks(file, entry, expected)
+                file.truncate(file.seek(first * expected.block_bytes))
+                with self._blocks(entry, expected, first) as blocks:
+                    for data in blocks:
+                        file.write(data)
+            _dress(part, entry.status, beside)
+            _make_way(place)
+            os.rename(part, place, src_dir_fd=beside)
         work.note(entry.path, version, entry.status.st_size)
 
     def _right_blocks(self, file: BinaryIO, entry: Entry, expected: Checksums) -> int:
@@ -284,14 +290,14 @@ def _pread_all(fd: int, length: int, offset: int, place: str) -> bytes:
     return data
 
 
-def _dress(place: str, status: os.stat_result) -> None:
+def _dress(place: str, status: os.stat_result, dir_fd: int | None = None) -> None:
     """Owner if that is ours to give, mode and times as the mount shows them."""
     link = stat.S_ISLNK(status.st_mode)
     if os.getuid() == 0:
-        os.chown(place, status.st_uid, status.st_gid, follow_symlinks=False)
+        os.chown(place, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
     if not link:
-        os.chmod(place, stat.S_IMODE(status.st_mode))
-    os.utime(place, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
+        os.chmod(place, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
+    os.utime(place, ns=(status.st_mtime_ns, status.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
 
 def _tar_info(entry: Entry) -> tarfile.TarInfo:

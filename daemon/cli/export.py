@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -16,6 +17,7 @@ from daemon.cli.output import say, size
 from daemon.control.client import ask
 from daemon.exporting import Checksums, Export
 from daemon.settings import Settings
+from dsfs.cache.owner import uid_in
 from dsfs.errors import ConfigError, MountError, one_line
 
 _SQUEEZED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tar.zst", ".zip")
@@ -63,16 +65,38 @@ def _to_file(made: Export, target: str) -> None:
     if os.path.exists(target):
         raise ConfigError(f"{target}: is there already (remove it, or give another name)")
     part = f"{target}.part"
+    output = _new_part(part)
     try:
-        with open(part, "wb") as output:
+        with output:
             made.to_tar(output)
             output.flush()
+            with suppress(PermissionError):  # a file system without modes
+                os.fchmod(output.fileno(), _tar_mode(made.mode))
             os.fsync(output.fileno())
         os.rename(part, target)
     except BaseException:  # ^C too leaves no half of a tar
-        if os.path.exists(part):
+        with suppress(FileNotFoundError):
             os.unlink(part)
         raise
+
+
+def _new_part(part: str) -> BinaryIO:
+    """A new file for us alone, in the place of what a killed export has left. Others may be able to write beside it:
+    nothing of theirs is written to, or through."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(part)
+        ours = found.st_uid == os.geteuid() or found.st_uid == uid_in(os.path.dirname(part) or ".")
+        if not stat.S_ISREG(found.st_mode) or not ours:
+            raise ConfigError(f"{part}: is a link, or no file of yours (remove it, or give another name)")
+        os.unlink(part)
+    return open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb")
+
+
+def _tar_mode(of_all: int) -> int:
+    """As a new file has, but closed to those who may not read all that is in it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask & (0o600 | (of_all & 0o040 and 0o060) | (of_all & 0o004 and 0o006))
 
 
 class _Daemon:
