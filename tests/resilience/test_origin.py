@@ -308,14 +308,15 @@ def test_a_file_that_changes_under_a_reader_is_never_mixed(
     mounts: Mounts, tmp_path: Path, path: str, kind: str
 ) -> None:
     """The promise: bytes of one revision, or ESTALE."""
+    small_cache = "--cache-size=160MiB"  # too small for the rest to be brought in while this test waits for its disk
     with web.hostile() as server:
         if kind == "http":
             server.files["/file"] = OLD
-            mount = mount_path(mounts, path, f"{server.url}file", type="HTTP")
+            mount = mount_path(mounts, path, f"{server.url}file", small_cache, type="HTTP")
         else:
             (tmp_path / "source").mkdir()
             (tmp_path / "source/file").write_bytes(OLD)
-            mount = mount_path(mounts, path, tmp_path / "source")
+            mount = mount_path(mounts, path, tmp_path / "source", small_cache)
         mount.wait_phase("READY")
         mount.expect_log("fetch failed|resync failed")
         seen = bytearray()
