@@ -24,7 +24,7 @@ from daemon.hints import Hints, Room
 from daemon.keeping.mounting import mount_table
 from daemon.node import Node
 from daemon.opens import Opens
-from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes
+from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes, readers_memory_bytes
 from daemon.shown import Shown
 from daemon.wanted import Wanted, read_wanted
 from daemon.warming import Warming
@@ -223,5 +223,5 @@ def _session_options(settings: Settings) -> SessionOptions:
         f"{settings.runtime_dir}/journal",
         capabilities.look().passthrough,
         2 if overlay else 1,
-        memory_limit_bytes(),
+        readers_memory_bytes(settings),
     )

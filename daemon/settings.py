@@ -144,9 +144,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def memory_limit_bytes() -> int:
     """What this process may use: the smallest limit of its cgroups, else the machine's memory."""
-    limits = []
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        limits.append(int(meminfo.readline().split()[1]) * 1024)
+    limits = [_machine_memory_bytes()]
     try:
         with open("/proc/self/cgroup", encoding="ascii") as cgroups:
             group = next((line.strip().split(":", 2)[2] for line in cgroups if line.startswith("0::")), "/")
@@ -163,6 +161,17 @@ def memory_limit_bytes() -> int:
         if group in ("", "/"):
             return min(limits)
         group = os.path.dirname(group)
+
+
+def readers_memory_bytes(settings: Settings) -> int:
+    """What may hold the pages of files that are read. The kernel charges a page to the cgroup of who reads it first: of
+    a mount whose keeper and server are apart, as on a cluster's nodes, those are others than ours."""
+    return _machine_memory_bytes() if settings.keeper_alone else memory_limit_bytes()
+
+
+def _machine_memory_bytes() -> int:
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        return int(meminfo.readline().split()[1]) * 1024
 
 
 def credential_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

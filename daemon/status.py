@@ -18,7 +18,7 @@ from dsfs.errors import one_line
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
-from dsfs.manifest.schema import Manifest
+from dsfs.manifest.schema import Manifest, SourceType
 
 
 class MountStatus:
@@ -97,9 +97,10 @@ class MountStatus:
         }
 
     def _given(self, manifest: Manifest) -> str:
-        """The URI of a source as its user wrote it, but for a path, which is absolute."""
+        """The URI of a source as its user wrote it, but for a path, which is absolute, and what may be a signature."""
         given = self._settings.source_uri
-        return given if given is not None and "://" in given else manifest.source.uri
+        shown = given if given is not None and "://" in given else manifest.source.uri
+        return shown.partition("?")[0] if manifest.source.type is SourceType.HTTP else shown
 
     async def set_gauges(self) -> None:
         """What a dataset is and how much of it is here, and what the disk did, for /metrics."""

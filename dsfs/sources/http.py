@@ -101,7 +101,7 @@ class HttpSource:
         self._single: bool | None = None  # whether the URL is one file; None: not asked yet
         self._said_weak = False
         self._told = ToldDigests()
-        self.uri = self._root
+        self.uri = without_query(self._root)
         self.identity = f"http:{self._root}{told_apart(headers)}"
 
     # -- Source ---------------------------------------------------------------------------------------------------
@@ -110,10 +110,10 @@ class HttpSource:
         """See ``Source``. Sizes are unknown: an index has them rounded, if at all."""
         if await self._is_single():
             if directory:
-                raise SourceMissing(f"{self._root} is a file and has no directory {directory!r}")
+                raise SourceMissing(f"{self.uri} is a file and has no directory {directory!r}")
             found = await self.stat(self.single_name())
             if found is None:
-                raise SourceMissing(f"{self._root} is not there")
+                raise SourceMissing(f"{self.uri} is not there")
             yield ListingPage((found,), ("",))
             return
         url = self._url(directory, slash=True)
@@ -122,7 +122,7 @@ class HttpSource:
             check_not_compressed(answer, url)
             if answer.content_type not in _HTML:
                 raise SourceUnsupported(
-                    f"{url} is no directory index (it is {answer.content_type}; name one file instead)"
+                    f"{without_query(url)} is no directory index (it is {answer.content_type}; name one file instead)"
                 )
             parser = IndexParser(str(answer.url), directory)
             decoder = _decoder(answer.charset)
@@ -130,7 +130,7 @@ class HttpSource:
             is_index = _is_index(place, urlsplit(url).path)
             if not is_index and not place.endswith("/"):
                 raise await self._astray(url, answer)
-            async for chunk in chunks(answer, url):
+            async for chunk in chunks(answer, without_query(url)):
                 for start in range(0, len(chunk), _PARSED_AT_ONCE):
                     parser.feed(decoder.decode(chunk[start : start + _PARSED_AT_ONCE]))
                 if found_names := parser.take():
@@ -178,7 +178,7 @@ class HttpSource:
             place = body_place(
                 answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, url
             )
-            await copy_body(chunks(answer, url), place, wanted, sink, url)
+            await copy_body(chunks(answer, without_query(url)), place, wanted, sink, without_query(url))
 
     def at_once(self) -> int | None:
         """See ``WireSource``."""
@@ -205,7 +205,7 @@ class HttpSource:
 
         version = proof_of(obj.version_tag, size)
         proof = None if version is None else (*version, ("content-encoding", ("", "identity")))
-        return WireRequest(*head, url, size, judge, self._timeouts, proof, "http")
+        return WireRequest(*head, without_query(url), size, judge, self._timeouts, proof, "http")
 
     def digest_of(self, obj: SourceObject) -> Digest | None:
         """See ``DigestSource``."""
@@ -286,7 +286,7 @@ class HttpSource:
     async def _astray(self, url: str, answer: aiohttp.ClientResponse) -> SourceRefused | SourceMissing:
         """What to say of a name that leads to a page. One of a site that does not show its index either is a page to
         log in; else it is a dead link."""
-        said = f"{url} leads to {without_query(str(answer.url))}, a page that is not what was asked for"
+        said = f"{without_query(url)} leads to {without_query(str(answer.url))}, a page that is not what was asked for"
         root = self._url("", slash=True)
         if self._single is not False or url == root:
             return SourceRefused(said)
@@ -308,7 +308,7 @@ class HttpSource:
             raise_for(answer, url)
             size = answer.content_length if answer.status == 200 else place.total if place is not None else None
             if size is None:
-                raise SourceUnsupported(f"{url}: the server does not say how long it is")
+                raise SourceUnsupported(f"{without_query(url)}: the server does not say how long it is")
             return self._file(path, answer, size)
 
     async def _is_directory(self, path: str) -> bool:
@@ -334,7 +334,8 @@ class HttpSource:
 
     def _check_version(self, obj: SourceObject, answer: Answered, size: int, url: str) -> None:
         if tag_of(answer, size) != obj.version_tag:
-            raise SourceChanged(f"{url}: {tag_of(answer, size)} is there now, {obj.version_tag} was listed")
+            found = tag_of(answer, size)
+            raise SourceChanged(f"{without_query(url)}: {found} is there now, {obj.version_tag} was listed")
 
     # -- requests -------------------------------------------------------------------------------------------------
 

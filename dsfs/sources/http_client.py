@@ -283,7 +283,7 @@ def check_not_compressed(answer: Answered, what: str) -> None:
     """Raises SourceUnavailable for a body that is not the bytes of the file."""
     encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise SourceUnavailable(f"{what}: compressed answer ({encoding}), though none was asked for")
+        raise SourceUnavailable(f"{without_query(what)}: compressed answer ({encoding}), though none was asked for")
 
 
 async def chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncIterator[bytes]:
@@ -319,6 +319,7 @@ def raise_for(
     status = answer.status
     if status in (200, 206):
         return
+    what = without_query(what)
     shown = f"{what}: HTTP {status}"
     if status in (401, 403, 407):
         raise SourceRefused(f"{shown} ({remedy})")

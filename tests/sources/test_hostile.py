@@ -630,3 +630,35 @@ def test_other_headers_may_bring_another_answer() -> None:
     plain, one, other = (HttpSource("http://h/d/", headers=sent) for sent in ({}, {"X-P": "1"}, {"X-P": "2"}))
     assert len({plain.identity, one.identity, other.identity}) == 3
     assert one.identity == HttpSource("http://h/d/", headers={"x-p": "1"}).identity
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "may"),
+    [
+        (h.status(403), SourceRefused),
+        (h.status(404), SourceChanged),
+        (h.status(500), SourceUnavailable),
+        (h.compressed, SourceUnavailable),
+        (h.short_body, SourceUnavailable),
+        (h.stall_midway, SourceTimeout),
+        (h.other_etag, SourceChanged),
+    ],
+)
+def test_what_may_be_a_signature_is_in_no_error(
+    server: h.Hostile, behaviour: h.Behaviour, may: type[SourceError]
+) -> None:
+    """Of the query of a URL nobody can know what in it is secret."""
+
+    async def run() -> None:
+        source = HttpSource(f"{server.url.rstrip('/')}{PATH}?temp_url_part=s3cr3t", timeouts=SHORT)
+        assert "s3cr3t" not in source.uri
+        obj = await source.stat("f")
+        assert obj is not None
+        server.always(PATH, behaviour)
+        with pytest.raises(may) as caught:
+            await source.read(obj, ByteRange(0, len(DATA)), KeepingSink(ByteRange(0, len(DATA))))
+        assert "s3cr3t" not in str(caught.value)
+        assert PATH in str(caught.value)
+        await source.close()
+
+    asyncio.run(run())

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from daemon import settings
 from daemon.settings import Settings, default_cache_dir
 from dsfs.errors import ConfigError
 
@@ -26,3 +28,11 @@ def test_a_user_without_a_home_is_asked_where_the_cache_is_to_be(monkeypatch: py
     assert default_cache_dir({"XDG_CACHE_HOME": "/x"}) == "/x/dsfs"
     monkeypatch.setenv("HOME", "/home/somebody")
     assert default_cache_dir({}) == "/home/somebody/.cache/dsfs"
+
+
+def test_pages_are_of_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's own cgroup limits them where readers are in it too, as in a training pod that mounts."""
+    monkeypatch.setattr(settings, "memory_limit_bytes", lambda: 1)
+    own = Settings("/mnt", "/run/x", "/cache")
+    assert settings.readers_memory_bytes(own) == 1
+    assert settings.readers_memory_bytes(replace(own, keeper="/run/keeper.sock")) > 1 << 20
