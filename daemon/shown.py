@@ -255,7 +255,7 @@ class Shown:
         dataset.follow(manifest)
         self._place_in_shared(dataset, dataset.origin.source)
         if before.cache != manifest.cache:
-            dataset.origin.quota_bytes = manifest.cache.quota
+            dataset.origin.may_hold(manifest.cache.quota)
             self.on_prepared(dataset)
         if before.preheat is not manifest.preheat or before.cache != manifest.cache:
             self._preheating.follow(showing)

@@ -102,6 +102,11 @@ class Origin:
         """Whether somebody may still call it."""
         return source is self.source or source in self._held
 
+    def may_hold(self, quota_bytes: int | None) -> None:
+        """From now on the node tier keeps so much of it; None: as much as there is room for."""
+        self.quota_bytes = quota_bytes
+        self.unkept_until_s = 0.0
+
     @property
     def is_kept(self) -> bool:
         """Whether the node tier has taken what came last, as far as is known."""

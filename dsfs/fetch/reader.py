@@ -131,7 +131,10 @@ class Reader:
         return pieces
 
     def _nowhere(self, file: RemoteFile, blocks: Sequence[int]) -> list[int]:
-        """Those of these blocks, which the node tier has not, that are not in memory either."""
+        """Those of these blocks, which the node tier has not, that are not in memory either; all of them once it has
+        room, as it keeps them then."""
+        if file.origin.is_kept:
+            return list(blocks)
         return [block for block in blocks if not self._flights.fresh.is_only_here(file.key, block)]
 
     async def _pieces(
@@ -237,7 +240,7 @@ class Reader:
             and file.origin.entitlement.proven
             and not self._tier.knows(file.key)
             and not file.origin.shared_area
-            and not self._flights.fresh.is_only_here(file.key, 0)
+            and bool(self._nowhere(file, [0]))
         )
 
     def is_absent(self, file: RemoteFile) -> bool:
