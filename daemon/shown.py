@@ -160,6 +160,7 @@ class Shown:
         origin = Origin(
             source, manifest.namespace, manifest.name, quota_bytes=quota, key_prefix=prefix, shared_area=area
         )
+        self._reader.expect(origin)
         slot = self._store.number(self._slot_name(manifest))
         dataset = Dataset(manifest, slot, self._store, self._bridge, origin, build, self._settings.read_timeout_s)
         shown_before = self._session.shown_before(manifest.id) if revisions is None else revisions

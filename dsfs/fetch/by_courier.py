@@ -102,6 +102,7 @@ class ByCourier:
         self._number = 0
         self._counted = {True: metrics.COURIER_FILES.labels("stored"), False: metrics.COURIER_FILES.labels("otherwise")}
         self._something_sent = trio.Event()
+        self._wanted = trio.Event()
         self.pid = 0
         """Of the courier, 0 without one."""
 
@@ -112,9 +113,15 @@ class ByCourier:
 
     # -- flights --------------------------------------------------------------------------------------------------
 
+    def expect(self, source: object) -> None:
+        """Files of a source are going to be asked for: from now on there is a courier, if one can ask for them."""
+        if as_wire(source) is not None:
+            self._wanted.set()
+
     def takes(self, flight: Flight) -> bool:
         """Whether a flight is of the plain kind, as far as is known before its turn."""
         file = flight.file
+        self.expect(file.origin.source)
         return (
             self._link is not None
             and flight.group is None
@@ -266,7 +273,8 @@ class ByCourier:
     # -- the process ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a courier running."""
+        """Keep a courier running, once one is of use."""
+        await self._wanted.wait()
         deaths = 0
         while True:
             started_s = trio.current_time()

@@ -70,6 +70,11 @@ class Flights:
             self.courier = ByCourier(courier_argv, tier, room, queue, deadline_s, self._fly_soon, self._end)
             nursery.start_soon(self.courier.run)
 
+    def expect(self, source: object) -> None:
+        """Files of a source are going to be asked for."""
+        if self.courier is not None:
+            self.courier.expect(source)
+
     @property
     def under_way(self) -> int:
         """Blocks that are on their way, and streams."""

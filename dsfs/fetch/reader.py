@@ -346,6 +346,10 @@ class Reader:
                 fill, self._flights, file, lambda: obj.absent(ByteRange(0, file.size_bytes))
             )
 
+    def expect(self, origin: Origin) -> None:
+        """Files of a dataset are going to be read."""
+        self._flights.expect(origin.source)
+
     def note_use(self, file: RemoteFile) -> None:
         """Somebody read an object without asking here."""
         self._tier.index.use(file.key, file.origin.id)

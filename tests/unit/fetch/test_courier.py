@@ -174,6 +174,7 @@ async def world(
         queue = FetchQueue(Limits(64 * BLOCK, 16, 16))
         flights = Flights(nursery, bridge, tier, queue, deadline_s, courier_argv=ARGV)
         source = HttpSource(f"{server.url}bucket/", timeouts=timeouts)
+        flights.expect(source)
         there = World(server, bridge, tier, flights, Reader(tier, flights), Origin(source, "test", "small"), queue)
         try:
             pid = await there.ready()
@@ -422,6 +423,7 @@ async def flights_of_its_own(there: World, argv: Sequence[str] = ARGV) -> AsyncI
         flights = Flights(
             nursery, there.bridge, there.tier, FetchQueue(Limits(64 * BLOCK, 16, 16)), 20, courier_argv=argv
         )
+        flights.expect(there.origin.source)
         with trio.fail_after(WITHIN_S):
             while not flights.courier or not flights.courier.ready:  # noqa: ASYNC110  # it tells nobody
                 await trio.sleep(0.01)
