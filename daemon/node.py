@@ -28,7 +28,7 @@ from dsfs.catalog.lookup import Catalog
 from dsfs.client import is_below
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
-from dsfs.datasets.selection import CATALOG, matching, names_nothing
+from dsfs.datasets.selection import CATALOG, matching
 from dsfs.errors import ConfigError, DsfsError, MountError, PinRefused
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
@@ -80,7 +80,7 @@ class Node:
         return {**await self.status.dataset(dataset), "manifest": document_of(dataset.manifest)}
 
     async def evict(self, selector: str) -> dict[str, int]:
-        """Give back the space of a dataset, or of the paths that a glob names. Raises ConfigError if those are none."""
+        """Give back the space of a dataset, or of the paths that a glob names."""
         dataset, glob = self._select(selector)
         freed, pinned_files = await trio.to_thread.run_sync(self._evict, dataset, glob, limiter=CATALOG)
         if pinned_files and not freed:
@@ -90,9 +90,7 @@ class Node:
     def _evict(self, dataset: Dataset, glob: str) -> tuple[int, int]:
         """Bytes that were freed, and cached files that are pinned and stay."""
         freed = pinned_files = 0
-        catalog, found = dataset.catalog, False
-        for path, row in matching(catalog.file, glob):
-            found = True
+        for path, row in matching(dataset.catalog.file, glob):
             key = dataset.origin.key_of(path, row.tag)
             if not self._tier.index.pinned(key):
                 freed += self._tier.evict(key)
@@ -100,8 +98,6 @@ class Node:
                 pinned_files += 1
         if not glob:
             freed += self._evict_others(dataset.manifest.id)
-        elif not found and catalog.sealed and names_nothing(catalog.file, glob):  # else it may be still to come
-            raise ConfigError("; ".join(filter(None, (f"no file matches {glob}", catalog.refusal))))
         metrics.EVICTED_BYTES.inc(freed)
         return freed, pinned_files
 

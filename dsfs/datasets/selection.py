@@ -45,15 +45,6 @@ def matching(catalog_file: str, glob: str) -> Found:
                 yield path, row
 
 
-def names_nothing(catalog_file: str, glob: str) -> bool:
-    """Whether there is nothing of that name: no file, whatever is known of its size, no link and no directory."""
-    pattern = glob.rstrip("/")
-    with closing(Catalog(catalog_file)) as catalog:
-        if catalog.find(pattern) is not None:
-            return False
-        return not any(named(path, pattern) for path, _row in catalog.files())
-
-
 def small_below(catalog_file: str, directory: int, largest: int) -> Found:
     """The files of at most ``largest`` bytes, and not empty, anywhere below a directory."""
     with closing(Catalog(catalog_file)) as catalog:
