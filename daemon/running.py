@@ -72,9 +72,10 @@ def find_below(path: str) -> tuple[Running, str]:
     parts = os.path.normpath(f"/{path.lstrip('/')}").split("/")
     for end in range(2, len(parts) + 1):  # from the top, so that a mount that hangs is not entered
         place = "/".join([place_of("/".join(parts[:end])), *parts[end:]])
-        around = [running.mountpoint for running in found if is_below(place, running.mountpoint)]
+        around = [running for running in found if is_below(place, running.mountpoint)]
         if around:
-            return find(max(around, key=len)), place
+            innermost = max(around, key=lambda each: (each.alive, len(each.mountpoint)))
+            return find(innermost.mountpoint), place
     alive = [running for running in found if running.alive]
     raise MountError(f"{path}: is in no mount of dsfs ({_list(alive)}; a name has no / in front)")
 

@@ -117,6 +117,8 @@ def _digests(paths: Sequence[str]) -> tuple[str, str]:
     try:
         texts = texts_of(paths, none_yet=True)
         documents = documents_of(texts)
+        if not texts:
+            raise ConfigError(f"{', '.join(paths)}: no manifests are there (a mount that shows datasets goes on)")
     except ConfigError as error:
         say(f"dsfs: {error}")
         return "", ""

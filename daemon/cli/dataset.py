@@ -76,7 +76,7 @@ def check(
     """Read manifests as mount, serve and apply would, and nothing else: needs no mount, asks no source."""
     from dsfs.manifest.documents import load_documents
 
-    number = len(load_documents(file).manifests)
+    number = len(load_documents(file, none_yet=True).manifests)
     typer.echo("1 manifest is fine" if number == 1 else f"{number} manifests are fine")
 
 

@@ -70,7 +70,7 @@ def _to_file(made: Export, target: str) -> None:
         with output:
             made.to_tar(output)
             output.flush()
-            with suppress(PermissionError):  # a file system without modes
+            with suppress(OSError):  # a file system without modes
                 os.fchmod(output.fileno(), _tar_mode(made.mode))
             os.fsync(output.fileno())
         os.rename(part, target)

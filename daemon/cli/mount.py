@@ -232,7 +232,7 @@ def settings_of(
 def unmount(
     mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="What to unmount.")],
     lazy: Annotated[
-        bool, typer.Option("--lazy", help="Also while somebody uses it, whose reads fail from then on.")
+        bool, typer.Option("--lazy", help="Also while somebody uses it, whose reads may fail from then on.")
     ] = False,
 ) -> None:
     """Unmount and stop. Refused while somebody uses it."""

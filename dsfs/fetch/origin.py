@@ -19,6 +19,7 @@ from dsfs.errors import (
     SourceMissing,
     SourceRefused,
     SourceTimeout,
+    SourceUnsupported,
 )
 from dsfs.fetch.entitlement import Entitlement
 from dsfs.fetch.lateness import Lateness
@@ -153,15 +154,19 @@ class Origin:
     def counted(self) -> Iterator[None]:
         """All of a listing, as one request. Not timed: thousands of pages would be the slowest request there is. Its
         error is not remembered either: whoever has it listed knows what that means."""
-        outcome = "cancelled"
+        outcome: str | None = "cancelled"
         try:
             yield
             outcome = "ok"
+        except SourceUnsupported:
+            outcome = None  # it is known without asking: of a type that is never read, say
+            raise
         except SourceError as error:
             outcome = _outcome_of(error)
             raise
         finally:
-            self._outcomes[outcome].inc()
+            if outcome is not None:
+                self._outcomes[outcome].inc()
 
     def no_answer(self, within_s: float) -> SourceTimeout:
         """What to raise when there was none in this time."""
