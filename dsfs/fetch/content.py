@@ -55,6 +55,8 @@ class ContentChecks:
         """Objects that came wrong, and not right since."""
         self.on_doubt: Callable[[RemoteFile], Awaitable[None]] = _nobody_to_tell
         """Told of an object that came wrong, once it is dropped here: others may be given what came of it."""
+        self.forget: Callable[[str], object] = lambda _key: None
+        """Told of an object that came wrong: what memory has of it is not to be given any more either."""
         self.on_wrong: Callable[[RemoteFile], Awaitable[None]] = _nobody_to_tell
         """Told of an object that was dropped: the kernel may have pages of it."""
 
@@ -148,6 +150,7 @@ class ContentChecks:
             self._suspects[file.key] = found
             log.info("a file is fetched anew, or its ETag is no MD5", dataset=file.origin.id, path=file.obj.path)
         self.doubted[file.key] = True
+        self.forget(file.key)
         await trio.to_thread.run_sync(self._tier.drop, file.key, limiter=DISK)
         await self.on_wrong(file)
         await self.on_doubt(file)

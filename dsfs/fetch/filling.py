@@ -16,8 +16,11 @@ _FILLING_RUNS = 4
 _FILLING_PAUSE_S = 0.1
 
 
-async def fill(flights: Flights, file: RemoteFile, missing: Callable[[], Sequence[int]]) -> None:
-    """Bring in what is missing of a file; a few flights at a time, as all of them may be thousands."""
+async def fill(
+    flights: Flights, file: RemoteFile, missing: Callable[[], Sequence[int]], in_vain: Callable[[], object]
+) -> None:
+    """Bring in what is missing of a file; a few flights at a time, as all of them may be thousands. ``in_vain`` is
+    called when the node tier has no room for the rest just now."""
     middle = flights.first_block(file)
     step = _FILLING_RUNS * LONGEST_RUN_BLOCKS
     for start, stop in ((middle, sys.maxsize), (0, middle)):
@@ -34,7 +37,8 @@ async def fill(flights: Flights, file: RemoteFile, missing: Callable[[], Sequenc
             except SourceError:
                 return  # logged by the flight; whoever reads there will hear of it
             if not file.origin.is_kept:
-                return  # the rest would come in vain
+                in_vain()
+                return
             await _until_read(flights, file)
 
 

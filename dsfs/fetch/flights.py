@@ -64,6 +64,7 @@ class Flights:
             None if shared is None else FromShared(shared, tier, room, self.checks, self.from_origin, deadline_s)
         )
         self.fresh, self.streams = self.from_origin.fresh, self.from_origin.streams
+        self.checks.forget = self.fresh.forget
         self._by_block: dict[tuple[str, int], Flight] = {}
         self.courier: ByCourier | None = None
         if courier_argv:

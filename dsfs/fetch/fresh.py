@@ -40,6 +40,8 @@ class Fresh:
     def add(self, key: str, block: int, data: memoryview, tier: Tier = Tier.NODE) -> None:
         """``tier``: which one counts as having it for who reads it from here; NODE: it is kept there."""
         self.drop(key, block)
+        if tier is not Tier.NODE:
+            data = memoryview(bytes(data))  # it may be a small part of a large buffer, which would stay as long
         now_s = trio.current_time()
         self._blocks[key, block] = _Landed(data, now_s + KEPT_S, tier)
         self._of_key[key] += 1
@@ -95,8 +97,16 @@ class Fresh:
         """A block was given to its end. One that is nowhere else only goes before others do: the kernel asks for the
         parts of a block in any order."""
         if self.is_only_here(key, block):
+            first = next(iter(self._blocks.values()))
+            landed = self._blocks[key, block]
+            self._blocks[key, block] = landed._replace(until_s=min(landed.until_s, first.until_s))
             self._blocks.move_to_end((key, block), last=False)
         else:
+            self.drop(key, block)
+
+    def forget(self, key: str) -> None:
+        """An object was not what its source says it is."""
+        for block in [block for known, block in self._blocks if known == key]:
             self.drop(key, block)
 
     def _expire(self, now_s: float) -> None:

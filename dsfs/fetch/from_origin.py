@@ -25,7 +25,6 @@ from dsfs.fetch.queue import Priority
 from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink, WholeSink
 from dsfs.fetch.stream import Streams
-from dsfs.model import Tier
 from dsfs.ranges import ByteRange, MiB, block_range
 from dsfs.sources.answers import WholeAnswer
 from dsfs.sources.wire_request import as_wire
@@ -78,9 +77,9 @@ class FromOrigin:
                 file.origin.count_fetched(len(data))
             places = {block: block_range(block, file.size_bytes, tier.block_bytes) for block in flight.blocks}
             blocks = {block: data[place.start : place.stop] for block, place in places.items()}
-            if (at_once and keep) or not keep:
+            if at_once or not keep or tier.in_trouble:
                 for block, part in blocks.items():
-                    self._freshly(flight, block, part, keep=keep)
+                    self.freshly(flight, block, part, keep=keep)
             flight.show(blocks)
 
         def new_sink() -> WholeSink:
@@ -147,7 +146,7 @@ class FromOrigin:
                 file.origin.count_fetched(len(data))
             if file.origin.first_range is not None:
                 file.origin.first_range.set()
-            self._freshly(flight, block, data, keep=place is not None and not place.refused)
+            self.freshly(flight, block, data, keep=place is not None and not place.refused)
             flight.show({block: data})
 
         def came(beginning: memoryview) -> None:
@@ -194,12 +193,12 @@ class FromOrigin:
             place.make()
             self._checks.once_complete(file, place.made())
 
-    def _freshly(self, flight: Flight, block: int, data: memoryview, *, keep: bool) -> None:
+    def freshly(self, flight: Flight, block: int, data: memoryview, *, keep: bool) -> None:
         """What the node tier cannot keep has to be at hand for the next read; what nobody reads yet need not."""
         if keep and not self._tier.in_trouble:
             self.fresh.add(flight.file.key, block, data)
         elif flight.ticket.priority is not Priority.WARM:
-            self.fresh.add(flight.file.key, block, data, Tier.ORIGIN)
+            self.fresh.add(flight.file.key, block, data, flight.tier)
 
     async def _hedged(self, flight: Flight, first: Try[T], second: Try[T]) -> T:
         """As ``hedged``, where asking twice costs the source no more than a request."""

@@ -107,15 +107,15 @@ class FromShared:
         file.origin.count_shared(sum(len(data) for data in found))
         blocks = dict(zip(flight.blocks, found, strict=True))
         async with self._room.held(flight) as room:
-            if not room:
-                for block, data in blocks.items():
-                    self._from_origin.fresh.add(file.key, block, data, Tier.SHARED)
             if room and flight.is_whole:  # stored before it is shown, as a passthrough open needs the file
                 await self._store(tier.put_whole, file.key, file.size_bytes, b"".join(found), file.origin.id)
             flight.show(blocks)
             target = self._room.target(file) if room and not flight.is_whole else None
             if target is not None:
                 await self._store(_publish_all, tier, target, blocks, file.origin.id)
+            if not room or tier.in_trouble:
+                for block, data in blocks.items():
+                    self._from_origin.freshly(flight, block, data, keep=False)
             self._checks.once_complete(file, target)
 
     async def _store(self, function: Callable[..., None], *args: object) -> None:

@@ -22,24 +22,26 @@ _ROUNDS: Final = 5  # each joins what another dataset has begun just then, which
 async def wait_for(
     flights: Flights,
     file: RemoteFile,
+    by_block: dict[int, Flight],
     block: int,
-    flight: Flight,
     asked_s: float,
     wait: Callable[[Flight], Awaitable[T]],
     priority: Priority = Priority.DEMAND,
-) -> tuple[T, Flight]:
-    """What ``wait`` gives of the flight that brings a block, and that flight: another one where this one fails for a
-    cause that may not be of ``file``'s dataset, or not of now. ``asked_s``: since when somebody waits (trio's clock).
+) -> T:
+    """What ``wait`` gives of the flight that brings a block. Where that fails for a cause that may not be of ``file``'s
+    dataset, or not of now, another one takes its place in ``by_block``, for all that it was still to bring.
 
-    Raises the SourceError of the last one.
+    ``asked_s``: since when somebody waits (trio's clock). Raises the SourceError of the last one.
     """
     for _round in range(_ROUNDS):
+        flight = by_block[block]
         try:
-            return await wait(flight), flight
+            return await wait(flight)
         except SourceError as error:
             own = flight.file.origin is file.origin
             settled = own and (flight.started_s >= asked_s or not isinstance(error, SourceUnavailable))
             if settled or flights.ending:
                 raise
-        flight = flights.ensure(file, [block], priority)[block]
-    return await wait(flight), flight
+        rest = [b for b, each in by_block.items() if each is flight and (b == block or b not in flight.data)]
+        by_block.update(flights.ensure(file, rest, priority))
+    return await wait(by_block[block])

@@ -143,19 +143,20 @@ class Reader:
         """Missing blocks from flights, the others from ``obj``; None when one of those went away."""
         asked_s = trio.current_time()
         early_bytes = self._early_bytes(file, wanted, missing)
-        flights = self._flights.ensure(file, missing, Priority.DEMAND, handed_out=True, early_bytes=early_bytes)
+        flights = dict(self._flights.ensure(file, missing, Priority.DEMAND, handed_out=True, early_bytes=early_bytes))
+        blocks = blocks_of(wanted, self._tier.block_bytes)
         absent = frozenset(missing)  # a flight may bring what is here too, and nobody has to wait for that
         pieces: list[Buffer] = []
         read: list[tuple[Tier, int]] = []  # counted once it is given out: a round that fails is done again
         position = wanted.start
-        for block in blocks_of(wanted, self._tier.block_bytes):
+        for block in blocks:
             place = block_range(block, file.size_bytes, self._tier.block_bytes)
             part = ByteRange(max(position, place.start), min(place.stop, wanted.stop))
             if part.length == 0:
                 continue  # read together with the block before
             if block in absent:
                 try:
-                    data, tier = await self._landed(file, flights[block], block, part.stop - place.start, asked_s)
+                    data, tier = await self._landed(file, flights, block, part.stop - place.start, asked_s)
                 except (DamagedObject, OSError) as error:  # of what a courier has stored
                     log.debug("stored and not to be read", dataset=file.origin.id, reason=str(error))
                     return None
@@ -171,7 +172,8 @@ class Reader:
             elif obj is None:
                 return None  # it was here only
             else:
-                following = next((later for later in missing if later > block), None)
+                fresh, key = self._flights.fresh, file.key
+                following = next((b for b in blocks if b > block and (b in absent or fresh.is_only_here(key, b))), None)
                 if following is None:
                     part = ByteRange(part.start, wanted.stop)
                 else:
@@ -225,13 +227,11 @@ class Reader:
         return needed if needed <= place.length // 2 else 0
 
     async def _landed(
-        self, file: RemoteFile, flight: Flight, block: int, stop: int, asked_s: float
+        self, file: RemoteFile, flights: dict[int, Flight], block: int, stop: int, asked_s: float
     ) -> tuple[memoryview, Tier]:
         """One block of a flight, up to ``stop`` in it at least, and where it came from."""
-        data, brought_by = await wait_for(
-            self._flights, file, block, flight, asked_s, lambda flight: flight.block(block, stop)
-        )
-        return data, brought_by.tier
+        data = await wait_for(self._flights, file, flights, block, asked_s, lambda flight: flight.block(block, stop))
+        return data, flights[block].tier
 
     def comes_at_once(self, file: RemoteFile) -> bool:
         """Whether a file that was just looked for in vain needs nothing but a fetch of its only block."""
@@ -266,9 +266,11 @@ class Reader:
         return True
 
     def begin(self, file: RemoteFile) -> Flight | None:
-        """A flight for such a file; None when it has not begun, so that who waits has to look at the clock."""
+        """A flight for such a file; None when it has not begun, so that who waits has to look at the clock, or is
+        another dataset's, whose errors need not be this one's."""
         flight = self._flights.ensure(file, [0], Priority.DEMAND)[0]
-        return flight if flight.ticket.granted and not flight.done else None
+        own = flight.file.origin is file.origin
+        return flight if own and flight.ticket.granted and not flight.done else None
 
     async def fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         """Have all of an object in the node tier, or as much as it takes. Raises as ``read`` does."""
@@ -277,9 +279,9 @@ class Reader:
     async def _fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         missing = self._nowhere(file, await self.missing(file))
         asked_s = trio.current_time()
-        flights = self._flights.ensure(file, missing, priority)
+        flights = dict(self._flights.ensure(file, missing, priority))
         for block in missing:  # bytes are there before the file is
-            await wait_for(self._flights, file, block, flights[block], asked_s, Flight.end, priority)
+            await wait_for(self._flights, file, flights, block, asked_s, Flight.end, priority)
         await self._prove(file, ByteRange(0, file.size_bytes))
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:
@@ -300,9 +302,9 @@ class Reader:
         """Have blocks fetched, and wait until they are stored, if there is room. Raises the SourceError that ended
         a flight."""
         asked_s = trio.current_time()
-        flights = self._flights.ensure(file, blocks, priority)
+        flights = dict(self._flights.ensure(file, blocks, priority))
         for block in blocks:
-            await wait_for(self._flights, file, block, flights[block], asked_s, Flight.end, priority)
+            await wait_for(self._flights, file, flights, block, asked_s, Flight.end, priority)
 
     def has(self, file: RemoteFile, blocks: range) -> bool:
         """Whether blocks are in the node tier."""
@@ -338,12 +340,19 @@ class Reader:
         """How much of a dataset's files is in the node tier, in bytes."""
         return self._tier.index.owner_bytes(owner)
 
-    def fill(self, file: RemoteFile) -> None:
-        """Have all that is missing of a file brought in, when nothing better is to be done."""
+    def has_quota_for(self, file: RemoteFile) -> bool:
+        """Whether all of a file is within its dataset's quota."""
+        quota = file.origin.quota_bytes
+        missing_bytes = file.size_bytes - self.present_bytes(file)
+        return quota is None or self._tier.index.owner_bytes(file.origin.id) + missing_bytes <= quota
+
+    def fill(self, file: RemoteFile, in_vain: Callable[[], object]) -> None:
+        """Have all that is missing of a file brought in, when nothing better is to be done. ``in_vain`` is called if
+        it ends before, as there was no room."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is not None:
             self._flights.nursery.start_soon(
-                fill, self._flights, file, lambda: obj.absent(ByteRange(0, file.size_bytes))
+                fill, self._flights, file, lambda: obj.absent(ByteRange(0, file.size_bytes)), in_vain
             )
 
     def expect(self, origin: Origin) -> None:

@@ -31,13 +31,17 @@ class Room:
         file, tier = flight.file, self._tier
         space = space_of(flight.wanted.length) + map_space(file.size_bytes, tier.block_bytes)
         reserved = await self.reserve(file.origin, file.key, space)
-        if not reserved or tier.in_trouble:
-            file.origin.unkept_until_s = trio.current_time() + _REMEMBERED_S
+        self._note(file.origin, reserved=reserved)
         try:
             yield reserved
         finally:
+            self._note(file.origin, reserved=reserved)
             if reserved:
                 tier.release(space)
+
+    def _note(self, origin: Origin, *, reserved: bool) -> None:
+        if not reserved or self._tier.in_trouble:
+            origin.unkept_until_s = trio.current_time() + _REMEMBERED_S
 
     async def reserve(self, origin: Origin, key: str, space: int) -> bool:
         """Room in the node tier; False: what comes is served without being kept."""

@@ -110,10 +110,13 @@ class Ahead:
             return
         if kept and ino not in self._completing and self._worth_completing(file):
             self._completing[ino] = True
-            self._reader.fill(file)
+            self._reader.fill(file, lambda: self._completing.pop(ino, None))
 
     def _worth_completing(self, file: RemoteFile) -> bool:
-        return worth_completing(self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes)
+        present_bytes = self._reader.present_bytes(file)
+        return self._reader.has_quota_for(file) and worth_completing(
+            present_bytes, file.size_bytes, self._cache_limit_bytes
+        )
 
     def _note_read(self, ino: int, streams: Streams) -> None:
         with self._read_lately.timer:

@@ -95,6 +95,7 @@ class Streams:
         """A range was read; what to bring in ahead of the next read, if anything."""
         believed = max(LEAST_WINDOW_BYTES, self._worth.allowed(longest_window))
         stream = self._stream_of(wanted, believed)
+        stream.window = min(stream.window, longest_window)
         self._goes_on(stream)
         if wanted.start >= stream.position:
             touched = -(-wanted.stop // BLOCK_BYTES) * BLOCK_BYTES

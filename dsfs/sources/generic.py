@@ -73,7 +73,7 @@ def fsspec_source(
     uri = spec.uri.removeprefix("fsspec+")
     options: dict[str, Any] = {key: _value(text) for key, text in spec.options.items() if key != "syncMode"}
     secret = {_SECRET_OPTIONS[key]: value for key, value in credentials.items() if key in _SECRET_OPTIONS and value}
-    if copying := sorted(_copying(uri, options)):
+    if copying := sorted(_copying({"protocol": uri, **options})):
         raise ConfigError(f"FSSPEC: {copying[0]} keeps copies of its own where it likes (leave it out: dsfs caches)")
     for link in uri.split("::"):
         protocol = link.partition("://")[0]
@@ -86,21 +86,20 @@ def fsspec_source(
             raise ConfigError(f"FSSPEC: fsspec knows no protocol {protocol!r}") from error
     account = None
     if secret:  # who logs in to FTP may see a tree of his own, under the same URI
-        name = secret.get("username") or secret.get("key") or ""
-        account = {"namespace": namespace, "secret": secret_name, "name": name}
+        account = {"namespace": namespace, "secret": secret_name, "name": secret.get("username", "")}
     return FsspecSource(uri, options, secret, account=account)
 
 
-def _copying(*said: Any) -> set[str]:
-    """File systems of fsspec that write what they read to a path of their options, anywhere in these."""
+def _copying(options: Mapping[str, Any]) -> set[str]:
+    """File systems of fsspec that write what they read to a path of their options: where a URL or a protocol is named
+    in these, however deep."""
     found: set[str] = set()
-    for each in said:
-        if isinstance(each, str):
-            found |= _COPYING & {link.partition("://")[0] for link in each.split("::")}
-        elif isinstance(each, Mapping):
-            found |= _copying(*each.values())
-        elif isinstance(each, list):
-            found |= _copying(*each)
+    for key, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping):
+                found |= _copying(each)
+            elif isinstance(each, str) and ("::" in each or "://" in each or key.endswith("protocol")):
+                found |= _COPYING & {link.partition("://")[0] for link in each.split("::")}
     return found
 
 

@@ -34,6 +34,8 @@ PIECE_BYTES: Final = 8 * MiB
 PAGE_NAMES: Final = 1000
 THREADS: Final = 8
 _LONGEST_REASON: Final = 200
+# Settings that say which hosts a name service is.
+_CLUSTER: Final = ("dfs.nameservices", "dfs.ha.namenodes.", "dfs.namenode.rpc-address.")
 # Its own attempts are many and minutes long, and a thread that waits for them is lost. Ours are made by the fetcher.
 _SETTINGS: Final[Mapping[str, str]] = {
     "dfs.client.failover.max.attempts": "3",
@@ -84,7 +86,8 @@ class NativeHdfsSource:
         self._root = root
         self._threads = Threads(THREADS, timeouts.connect_s + timeouts.idle_s, uri)
         self.uri = uri
-        self.identity = f"{namenode}{root}{f' with {fingerprint(settings)}' if settings else ''}"
+        cluster = {key: value for key, value in settings.items() if key.startswith(_CLUSTER)}
+        self.identity = f"{namenode}{root}{f' with {fingerprint(cluster)}' if cluster else ''}"
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``."""

@@ -20,7 +20,13 @@ _NO_RETRY: Final[Mapping[str, Any]] = {"max_retries": 0, "retry_timeout": timede
 _GCS_OPTIONS: Final = frozenset({"endpoint", "anonymous", "syncMode"})
 _AZURE_OPTIONS: Final = frozenset({"endpoint", "anonymous", "account", "syncMode"})
 _GOOGLES: Final = (".googleapis.com",)
-_MICROSOFTS: Final = (".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net", ".storage.azure.net")
+_MICROSOFTS: Final = (
+    ".core.windows.net",
+    ".core.chinacloudapi.cn",
+    ".core.usgovcloudapi.net",
+    ".storage.azure.net",
+    ".fabric.microsoft.com",
+)
 _GCS_REMEDY: Final = (
     "give a service account's JSON as service-account, or token, in a Secret; or set GOOGLE_APPLICATION_CREDENTIALS; "
     "or option anonymous=true"
@@ -92,7 +98,7 @@ def azure_source(
         access["sas_key" if "sig=" in token else "token"] = token.removeprefix("?")
     elif key := said.get("AccountKey"):
         access["account_key"] = key  # signs, and is not sent
-    elif spec.options.get("endpoint") and not _is_of(endpoint, _MICROSOFTS):
+    elif endpoint != (said.get("BlobEndpoint") or "").rstrip("/") and not _is_of(endpoint, _MICROSOFTS):
         access["skip_signature"] = True
     elif sas := said.get("SharedAccessSignature"):
         access["sas_key"] = sas.removeprefix("?")

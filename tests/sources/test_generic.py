@@ -99,6 +99,7 @@ def test_protocols_that_are_not_here(uri: str, says: str) -> None:
         ("zip://a::blockcache::https://h/x.zip", {}),
         ("dir://d", {"target_protocol": "filecache", "target_options": "{}"}),
         ("tar://a", {"fo": "simplecache::https://h/x.tar"}),
+        ("memory://d", {"link": "x", "more": '{"url": "filecache::memory://y"}'}),
         ("dir://d", {"target_protocol": "dir", "target_options": '{"x": [{"target_protocol": "cached"}]}'}),
     ],
 )
@@ -118,7 +119,7 @@ def test_the_same_path_of_another_account_is_another_file() -> None:
         identity("b", "s", username="me", password="x"),
         identity("a", "t", username="me", password="x"),
         identity("a", "s", username="you", password="x"),
-        identity("a", "s", token="x"),
+        identity("a", "u", token="x"),
         identity("a", ""),
     }
     assert len(others - {mine}) == 5

@@ -68,6 +68,23 @@ async def in_any_order() -> None:
         assert b"".join(pieces) == b"\1" * 5
     fresh.add("key", 3, block_of(3), Tier.ORIGIN)
     assert [fresh.is_only_here("key", number) for number in range(4)] == [True, False, True, True]
+    fresh.forget("key")
+    assert fresh.used_bytes == 0
+    assert not fresh.awaited("key")
+
+
+def test_what_was_given_keeps_nothing_else_from_growing_old() -> None:
+    trio.run(growing_old_behind, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def growing_old_behind() -> None:
+    fresh = Fresh(100, BLOCK)
+    fresh.add("left", 0, block_of(0))
+    await trio.sleep(KEPT_S - 1)
+    fresh.add("key", 1, block_of(1), Tier.ORIGIN)
+    fresh.given("key", 1)
+    await trio.sleep(1)
+    assert not fresh.awaited("left")
 
 
 def test_the_oldest_go_when_it_is_full_and_all_go_that_nobody_comes_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -24,12 +25,9 @@ def test_a_listing_is_one_request_if_somebody_was_asked(error: SourceError | Non
     source: Any = object()
     origin = Origin(source, "test", "listed")
     before = requests()
-    try:
-        with origin.counted():
-            if error is not None:
-                raise error
-    except SourceError as raised:
-        assert raised is error
+    with nullcontext() if error is None else pytest.raises(type(error)), origin.counted():
+        if error is not None:
+            raise error
     assert {outcome: value - before.get(outcome, 0) for outcome, value in requests().items()} == {
         **dict.fromkeys(before, 0),
         **counts,

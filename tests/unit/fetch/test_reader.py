@@ -252,6 +252,29 @@ def test_who_joins_anothers_flight_does_not_share_its_refusal(
             await there.bridge.call(there.source.open_gate)
         await there.idle()
         assert there.reader.has(mine, range(1))
+        if size == SMALL:
+            assert len(there.source.reads) == 2, "all of it at once"
+
+    run(test)
+
+
+def test_a_range_of_what_is_on_disk_and_what_is_in_memory_only_is_here(run: Callable[..., None]) -> None:  # noqa: F811
+    """As where a dataset has come to its quota."""
+
+    async def test(there: World) -> None:
+        await there.read(LARGE, 0, BLOCK)
+        await there.idle()
+        there.origin.may_hold(0)
+        await there.read(LARGE, BLOCK, 2 * BLOCK)
+        await there.idle()
+        assert not there.reader.has(there.file(LARGE), range(2))
+        reads = len(there.source.reads)
+        await there.read(LARGE, BLOCK // 2, BLOCK + BLOCK // 2)
+        assert len(there.source.reads) == reads
+        there.origin.may_hold(None)
+        await there.read(LARGE, BLOCK, 2 * BLOCK)
+        await there.idle()
+        assert there.reader.has(there.file(LARGE), range(2)), "once there is room it is kept"
 
     run(test)
 

@@ -35,9 +35,12 @@ class Asked:
     def present_bytes(self, _file: Any) -> int:
         return 0
 
+    def has_quota_for(self, _file: Any) -> bool:
+        return True
+
 
 def a_file(name: str) -> Any:
-    origin = SimpleNamespace(namespace="test", dataset="ahead")
+    origin = SimpleNamespace(namespace="test", dataset="ahead", is_kept=True)
     return SimpleNamespace(origin=origin, obj=SimpleNamespace(path=name), size_bytes=SIZE)
 
 
