@@ -16,13 +16,11 @@ _FILLING_RUNS = 4
 _FILLING_PAUSE_S = 0.1
 
 
-async def fill(
-    flights: Flights, file: RemoteFile, missing: Callable[[], Sequence[int]], in_vain: Callable[[], object]
-) -> None:
-    """Bring in what is missing of a file; a few flights at a time, as all of them may be thousands. ``in_vain`` is
-    called when the node tier has no room for the rest just now."""
+async def fill(flights: Flights, file: RemoteFile, missing: Callable[[], Sequence[int]]) -> None:
+    """Bring in what is missing of a file, as long as the node tier has room for it; a few flights at a time, as all of
+    them may be thousands, and one to begin with."""
     middle = flights.first_block(file)
-    step = _FILLING_RUNS * LONGEST_RUN_BLOCKS
+    step = LONGEST_RUN_BLOCKS
     for start, stop in ((middle, sys.maxsize), (0, middle)):
         last = start - 1
         # Asked anew each time: readers bring in blocks meanwhile, which must not be fetched twice. And not further
@@ -36,10 +34,10 @@ async def fill(
                     await flight.block(block)
             except SourceError:
                 return  # logged by the flight; whoever reads there will hear of it
-            if not file.origin.is_kept:
-                in_vain()
-                return
+            step = _FILLING_RUNS * LONGEST_RUN_BLOCKS
             await _until_read(flights, file)
+            if not file.origin.is_kept:
+                return
 
 
 async def _until_read(flights: Flights, file: RemoteFile) -> None:

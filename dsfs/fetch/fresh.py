@@ -25,6 +25,7 @@ class _Landed(NamedTuple):
     data: memoryview
     until_s: float
     tier: Tier
+    given: int = 0
 
 
 class Fresh:
@@ -40,8 +41,8 @@ class Fresh:
     def add(self, key: str, block: int, data: memoryview, tier: Tier = Tier.NODE) -> None:
         """``tier``: which one counts as having it for who reads it from here; NODE: it is kept there."""
         self.drop(key, block)
-        if tier is not Tier.NODE:
-            data = memoryview(bytes(data))  # it may be a small part of a large buffer, which would stay as long
+        if tier is not Tier.NODE and memoryview(data.obj).nbytes > 2 * len(data):
+            data = memoryview(bytes(data))  # a small part of a buffer, which would stay as long
         now_s = trio.current_time()
         self._blocks[key, block] = _Landed(data, now_s + KEPT_S, tier)
         self._of_key[key] += 1
@@ -49,6 +50,13 @@ class Fresh:
         while self.used_bytes > self._limit_bytes:
             self.drop(*next(iter(self._blocks)))
         self._expire(now_s)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is here that somebody may still come for."""
+        if self._blocks:
+            self._expire(trio.current_time())
+        return not self._blocks
 
     def drop(self, key: str, block: int) -> None:
         landed = self._blocks.pop((key, block), None)
@@ -78,8 +86,7 @@ class Fresh:
         return landed is not None and landed.tier is not Tier.NODE
 
     def pieces(self, key: str, size_bytes: int, wanted: ByteRange) -> list[Buffer] | None:
-        """A range of an object, if all of it is here. A block that was given to its end has done its duty: the kernel
-        keeps its pages."""
+        """A range of an object, if all of it is here."""
         pieces: list[Buffer] = []
         blocks = blocks_of(wanted, self._block_bytes)
         for block in blocks:
@@ -88,21 +95,22 @@ class Fresh:
                 return None
             place = block_range(block, size_bytes, self._block_bytes)
             pieces.append(data[max(0, wanted.start - place.start) : wanted.stop - place.start])
-        for block in blocks:
-            if block_range(block, size_bytes, self._block_bytes).stop <= wanted.stop:
-                self.given(key, block)
+        for block, piece in zip(blocks, pieces, strict=True):
+            place = block_range(block, size_bytes, self._block_bytes)
+            self.given(key, block, len(piece), at_end=place.stop <= wanted.stop)
         return pieces
 
-    def given(self, key: str, block: int) -> None:
-        """A block was given to its end. One that is nowhere else only goes before others do: the kernel asks for the
-        parts of a block in any order."""
-        if self.is_only_here(key, block):
-            first = next(iter(self._blocks.values()))
-            landed = self._blocks[key, block]
-            self._blocks[key, block] = landed._replace(until_s=min(landed.until_s, first.until_s))
-            self._blocks.move_to_end((key, block), last=False)
-        else:
+    def given(self, key: str, block: int, size_bytes: int, *, at_end: bool) -> None:
+        """So much of a block went to the kernel, which keeps its pages. One that was given to its end has done its
+        duty; one that is nowhere else when all of it was, as the kernel asks for the parts of a block in any order."""
+        landed = self._blocks.get((key, block))
+        if landed is None:
+            return
+        given = landed.given + size_bytes
+        if at_end if landed.tier is Tier.NODE else given >= len(landed.data):
             self.drop(key, block)
+        else:
+            self._blocks[key, block] = landed._replace(given=given)
 
     def forget(self, key: str) -> None:
         """An object was not what its source says it is."""

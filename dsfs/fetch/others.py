@@ -42,6 +42,26 @@ async def wait_for(
             settled = own and (flight.started_s >= asked_s or not isinstance(error, SourceUnavailable))
             if settled or flights.ending:
                 raise
-        rest = [b for b, each in by_block.items() if each is flight and (b == block or b not in flight.data)]
+        rest = sorted(b for b, each in by_block.items() if each is flight and b not in flight.data)
         by_block.update(flights.ensure(file, rest, priority))
     return await wait(by_block[block])
+
+
+async def wait_for_storing(
+    flights: Flights,
+    file: RemoteFile,
+    by_block: dict[int, Flight],
+    block: int,
+    asked_s: float,
+    priority: Priority,
+) -> None:
+    """As ``wait_for``, until the flight is over, or as much of it as had landed."""
+
+    async def end(flight: Flight) -> None:
+        try:
+            await flight.end()
+        except SourceError:
+            if block not in flight.data:
+                raise
+
+    await wait_for(flights, file, by_block, block, asked_s, end, priority)

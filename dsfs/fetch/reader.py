@@ -20,7 +20,7 @@ from dsfs.fetch.filling import fill
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.flights import Flights
 from dsfs.fetch.origin import Origin, RemoteFile
-from dsfs.fetch.others import wait_for
+from dsfs.fetch.others import wait_for, wait_for_storing
 from dsfs.fetch.owners import Owners
 from dsfs.fetch.queue import Priority
 from dsfs.fetch.unchecked import check, to_fetch
@@ -81,7 +81,7 @@ class Reader:
 
     def try_pieces(self, file: RemoteFile, wanted: ByteRange) -> list[Buffer] | None:
         """A range that has just been fetched, without a copy; None: ask ``try_read``."""
-        if not self._flights.fresh.used_bytes or not file.origin.entitlement.proven:
+        if self._flights.fresh.is_empty or not file.origin.entitlement.proven:
             return None
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is None or obj.missing(wanted):
@@ -162,13 +162,12 @@ class Reader:
                     return None
                 pieces.append(data[part.start - place.start : part.stop - place.start])
                 read.append((tier, part.length))
-                if part.stop == place.stop:
-                    self._flights.fresh.given(file.key, block)
+                self._flights.fresh.given(file.key, block, part.length, at_end=part.stop == place.stop)
             elif (data_here := self._flights.fresh.block(file.key, block)) is not None:
                 pieces.append(data_here[part.start - place.start : part.stop - place.start])
                 read.append((self._flights.fresh.tier_of(file.key, block), part.length))
-                if part.stop == place.stop and self._flights.fresh.is_only_here(file.key, block):
-                    self._flights.fresh.given(file.key, block)
+                if self._flights.fresh.is_only_here(file.key, block):
+                    self._flights.fresh.given(file.key, block, part.length, at_end=part.stop == place.stop)
             elif obj is None:
                 return None  # it was here only
             else:
@@ -281,7 +280,7 @@ class Reader:
         asked_s = trio.current_time()
         flights = dict(self._flights.ensure(file, missing, priority))
         for block in missing:  # bytes are there before the file is
-            await wait_for(self._flights, file, flights, block, asked_s, Flight.end, priority)
+            await wait_for_storing(self._flights, file, flights, block, asked_s, priority)
         await self._prove(file, ByteRange(0, file.size_bytes))
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:
@@ -304,7 +303,7 @@ class Reader:
         asked_s = trio.current_time()
         flights = dict(self._flights.ensure(file, blocks, priority))
         for block in blocks:
-            await wait_for(self._flights, file, flights, block, asked_s, Flight.end, priority)
+            await wait_for_storing(self._flights, file, flights, block, asked_s, priority)
 
     def has(self, file: RemoteFile, blocks: range) -> bool:
         """Whether blocks are in the node tier."""
@@ -340,19 +339,12 @@ class Reader:
         """How much of a dataset's files is in the node tier, in bytes."""
         return self._tier.index.owner_bytes(owner)
 
-    def has_quota_for(self, file: RemoteFile) -> bool:
-        """Whether all of a file is within its dataset's quota."""
-        quota = file.origin.quota_bytes
-        missing_bytes = file.size_bytes - self.present_bytes(file)
-        return quota is None or self._tier.index.owner_bytes(file.origin.id) + missing_bytes <= quota
-
-    def fill(self, file: RemoteFile, in_vain: Callable[[], object]) -> None:
-        """Have all that is missing of a file brought in, when nothing better is to be done. ``in_vain`` is called if
-        it ends before, as there was no room."""
+    def fill(self, file: RemoteFile) -> None:
+        """Have all that is missing of a file brought in, when nothing better is to be done."""
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is not None:
             self._flights.nursery.start_soon(
-                fill, self._flights, file, lambda: obj.absent(ByteRange(0, file.size_bytes)), in_vain
+                fill, self._flights, file, lambda: obj.absent(ByteRange(0, file.size_bytes))
             )
 
     def expect(self, origin: Origin) -> None:

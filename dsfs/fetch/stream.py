@@ -33,6 +33,7 @@ from dsfs.fetch.patience import patiently
 from dsfs.fetch.place import Place
 from dsfs.fetch.room import Room
 from dsfs.fetch.sink import BlockSink
+from dsfs.model import Tier
 from dsfs.ranges import ByteRange, block_range
 from dsfs.sources.answers import WholeAnswer
 from dsfs.sources.wire_request import as_wire
@@ -237,7 +238,7 @@ class Streams:
                 stream.awaited_s = now_s
                 for came in list(waiting):
                     came(block, data)
-            self._fresh.add(file.key, block, data)
+            self._fresh.add(file.key, block, data, Tier.ORIGIN if self._tier.in_trouble else Tier.NODE)
             stream.changed.unpark_all()
             # What ran long costs as much to do again: it is given up later.
             if not stream.waiting and now_s - stream.awaited_s > max(_LINGER_S, stream.awaited_s - stream.started_s):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import trio
@@ -18,7 +19,7 @@ from dsfs.model import Kind
 from dsfs.prefetch.completion import Samples, worth_completing
 from dsfs.prefetch.formats import first_wants
 from dsfs.prefetch.neighbours import LOOK_FILES, MOST_FILES, Neighbour, Neighbours
-from dsfs.prefetch.sequential import Streams
+from dsfs.prefetch.sequential import LEAST_WINDOW_BYTES, Streams
 from dsfs.prefetch.strided import Strides
 from dsfs.prefetch.worth import Worth
 from dsfs.ranges import ByteRange, MiB
@@ -28,8 +29,10 @@ _SILENT_S = 5.0
 """A file that nobody has read from for so long is taken for one whose reader has gone elsewhere: without opens nobody
 tells, and what was brought ahead of readers that look at heads only would never be found to be wasted."""
 
-_UNKEPT_WINDOW_BYTES = 8 * MiB
-"""Of read-ahead for which the node tier has no room: memory holds that of eight readers (``fetch.fresh``)."""
+_UNKEPT_BYTES = 48 * MiB
+"""Ahead of all readers of a dataset for which the node tier has no room: memory holds little more (``fetch.fresh``)."""
+_COMPLETE_AGAIN_S = 600.0
+"""What ended as there was no room, or as its source failed, would end so again soon."""
 
 POLICIES = ("sequential", "strided", "neighbours")
 
@@ -45,7 +48,7 @@ class Ahead:
         self._streams: LRUCache[int, Streams] = LRUCache(_KNOWN_FILES)
         self._read_lately: TTLCache[int, Streams] = TTLCache(_KNOWN_FILES, _SILENT_S, trio.current_time)
         self._strides: LRUCache[int, Strides] = LRUCache(_KNOWN_FILES)
-        self._completing: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
+        self._completing: TTLCache[int, bool] = TTLCache(_KNOWN_FILES, _COMPLETE_AGAIN_S, trio.current_time)
         self._begun: LRUCache[int, bool] = LRUCache(_KNOWN_FILES)
         self._worth = {policy: Worth() for policy in POLICIES}
         self._neighbours = Neighbours(self._worth["neighbours"])
@@ -101,8 +104,8 @@ class Ahead:
             streams = self._streams[ino] = Streams(self._worth["sequential"])
         self._note_read(ino, streams)
         kept = file.origin.is_kept
-        ahead = streams.on_read(wanted, file.size_bytes, self._longest_window if kept else _UNKEPT_WINDOW_BYTES)
-        if not streams.forward:
+        ahead = streams.on_read(wanted, file.size_bytes, self._longest_window if kept else self._unkept_window())
+        if kept and not streams.forward:
             self._stride(ino, file, wanted)
         if ahead is not None:
             self._reader.want(file, wanted, Priority.DEMAND)
@@ -110,13 +113,14 @@ class Ahead:
             return
         if kept and ino not in self._completing and self._worth_completing(file):
             self._completing[ino] = True
-            self._reader.fill(file, lambda: self._completing.pop(ino, None))
+            self._reader.fill(file)
 
     def _worth_completing(self, file: RemoteFile) -> bool:
-        present_bytes = self._reader.present_bytes(file)
-        return self._reader.has_quota_for(file) and worth_completing(
-            present_bytes, file.size_bytes, self._cache_limit_bytes
-        )
+        return worth_completing(self._reader.present_bytes(file), file.size_bytes, self._cache_limit_bytes)
+
+    def _unkept_window(self) -> int:
+        readers = max(1, len(self._read_lately))
+        return max(LEAST_WINDOW_BYTES, min(self._longest_window, _UNKEPT_BYTES // readers))
 
     def _note_read(self, ino: int, streams: Streams) -> None:
         with self._read_lately.timer:
@@ -166,9 +170,11 @@ class Ahead:
         return row.kind == Kind.FILE and 0 < (row.size or 0) <= SMALL_BLOCKS * self._reader.block_bytes
 
     def _bring_small(self, files: Sequence[Neighbour]) -> None:
+        left_bytes = math.inf if self._dataset.origin.is_kept else self._unkept_window()
         for each in files:
             row = self._dataset.row(each.ino)
-            if row is not None:
+            left_bytes -= each.size_bytes
+            if row is not None and left_bytes > 0:
                 file = self._dataset.remote_file(row)
                 self._want(file, ByteRange(0, file.size_bytes), "neighbours")
 

@@ -54,37 +54,36 @@ async def told_apart() -> None:
     assert fresh.used_bytes == 2 * BLOCK
 
 
-def test_what_nobody_keeps_stays_for_who_reads_its_parts_in_another_order() -> None:
+def test_what_nobody_keeps_stays_until_all_parts_of_it_were_read_in_any_order() -> None:
     trio.run(in_any_order)
 
 
 async def in_any_order() -> None:
-    fresh = Fresh(3 * BLOCK, BLOCK)
-    for number in range(3):
-        fresh.add("key", number, block_of(number), Tier.ORIGIN)
-    for wanted in (ByteRange(15, 20), ByteRange(10, 15)):
+    fresh = Fresh(100, BLOCK)
+    fresh.add("key", 1, block_of(1), Tier.ORIGIN)
+    for wanted in (ByteRange(15, 20), ByteRange(10, 12)):
         pieces = fresh.pieces("key", SIZE, wanted)
         assert pieces is not None
-        assert b"".join(pieces) == b"\1" * 5
-    fresh.add("key", 3, block_of(3), Tier.ORIGIN)
-    assert [fresh.is_only_here("key", number) for number in range(4)] == [True, False, True, True]
-    fresh.forget("key")
-    assert fresh.used_bytes == 0
-    assert not fresh.awaited("key")
+        assert b"".join(pieces) == b"\1" * wanted.length
+        assert fresh.is_only_here("key", 1)
+    assert fresh.pieces("key", SIZE, ByteRange(12, 15)) is not None
+    assert not fresh.is_only_here("key", 1)
+    assert fresh.is_empty
 
 
-def test_what_was_given_keeps_nothing_else_from_growing_old() -> None:
-    trio.run(growing_old_behind, clock=trio.testing.MockClock(autojump_threshold=0))
+def test_what_came_wrong_is_forgotten() -> None:
+    trio.run(forgotten)
 
 
-async def growing_old_behind() -> None:
+async def forgotten() -> None:
     fresh = Fresh(100, BLOCK)
-    fresh.add("left", 0, block_of(0))
-    await trio.sleep(KEPT_S - 1)
-    fresh.add("key", 1, block_of(1), Tier.ORIGIN)
-    fresh.given("key", 1)
-    await trio.sleep(1)
-    assert not fresh.awaited("left")
+    for number in range(3):
+        fresh.add("key", number, block_of(number), Tier.ORIGIN if number else Tier.NODE)
+    fresh.add("other", 0, block_of(0))
+    fresh.forget("key")
+    assert [fresh.block("key", number) for number in range(3)] == [None] * 3
+    assert fresh.used_bytes == BLOCK
+    assert not fresh.awaited("key")
 
 
 def test_the_oldest_go_when_it_is_full_and_all_go_that_nobody_comes_for() -> None:

@@ -265,7 +265,7 @@ def test_a_range_of_what_is_on_disk_and_what_is_in_memory_only_is_here(run: Call
         await there.read(LARGE, 0, BLOCK)
         await there.idle()
         there.origin.may_hold(0)
-        await there.read(LARGE, BLOCK, 2 * BLOCK)
+        await there.read(LARGE, BLOCK, BLOCK + 10)
         await there.idle()
         assert not there.reader.has(there.file(LARGE), range(2))
         reads = len(there.source.reads)

@@ -35,9 +35,6 @@ class Asked:
     def present_bytes(self, _file: Any) -> int:
         return 0
 
-    def has_quota_for(self, _file: Any) -> bool:
-        return True
-
 
 def a_file(name: str) -> Any:
     origin = SimpleNamespace(namespace="test", dataset="ahead", is_kept=True)
@@ -47,7 +44,7 @@ def a_file(name: str) -> Any:
 def run(test: Callable[[Ahead, Asked], Awaitable[None]]) -> None:
     async def main() -> None:
         asked = Asked()
-        dataset: Any = SimpleNamespace(origin=SimpleNamespace(namespace="test", dataset="ahead"))
+        dataset: Any = SimpleNamespace(origin=SimpleNamespace(namespace="test", dataset="ahead", is_kept=True))
         await test(Ahead(dataset, cast("Reader", asked), 1 << 40, LONGEST), asked)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
