@@ -29,14 +29,14 @@ def drop_pages(of: Path | int) -> None:
         with contextlib.suppress(OSError):  # a FUSE file has nothing to be synchronised
             os.fsync(of)
         os.posix_fadvise(of, 0, 0, os.POSIX_FADV_DONTNEED)
-        left = _cached_pages(of)
+        left = cached_pages(of)
         if not left:
             return
         assert time.monotonic() < deadline, f"{left} pages do not go"
         time.sleep(0.01)
 
 
-def _cached_pages(fd: int) -> int:
+def cached_pages(fd: int) -> int:
     """By cachestat(2); 0 where the kernel does not know it yet."""
     whole, found = ctypes.create_string_buffer(16), ctypes.create_string_buffer(40)
     libc = ctypes.CDLL(None, use_errno=True)
