@@ -37,6 +37,7 @@ from dsfs.fetch.errand import (
 )
 from dsfs.fetch.flight import Flight
 from dsfs.fetch.lateness import stood_still
+from dsfs.fetch.outbox import Outbox
 from dsfs.fetch.queue import FetchQueue, Priority
 from dsfs.fetch.room import Room
 from dsfs.ranges import ByteRange, KiB
@@ -50,9 +51,7 @@ _AGAIN_S: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
 _WELL_S: Final = 60.0  # one that lived for so long was well: the next one starts at once
 _LOOK_S: Final = 0.25
 _ENDED_S: Final = 2.0
-_ERRANDS_AT_ONCE: Final = 32
 _LONGEST_REQUEST: Final = 32 * KiB  # what is longer flies by itself
-_BESIDES: Final = 2 * KiB  # of an errand, beside its request and path
 _LEFT_S: Final = 2.0  # of its time, for a flight by itself, however late it was that the courier was missed
 _STANDS_STILL_S: Final = 5.0
 """Without a word, and it is ended: it never waits for anything but the disk."""
@@ -95,10 +94,8 @@ class ByCourier:
         self._ended = ended
         self._link: socket.socket | None = None  # while there is a courier that has said that it is ready
         self._sent: dict[int, _Sent] = {}
-        self._outbox: list[Errand] = []
-        self._asks = False  # whether to ask whether it is well: a message without errands
+        self._outbox = Outbox()
         self._asked_s: float | None = None  # when that was asked, until it is answered
-        self._lot = trio.lowlevel.ParkingLot()
         self._number = 0
         self._counted = {True: metrics.COURIER_FILES.labels("stored"), False: metrics.COURIER_FILES.labels("otherwise")}
         self._something_sent = trio.Event()
@@ -166,40 +163,9 @@ class ByCourier:
             request.tells,
             None if digest is None else (digest.algorithm, digest.hex, digest.git_blob),
         )
-        self._outbox.append(errand)
-        self._lot.unpark()
+        self._outbox.put(errand)
         self._sent[self._number] = _Sent(flight, request, space, file.origin.entitlement.epoch, time.perf_counter())
         self._something_sent.set()
-
-    async def _post(self, link: socket.socket) -> None:
-        """Send what was given up since: one message for all that readers asked for in one round of the loop."""
-        while True:
-            while self._outbox or self._asks:
-                raw = packed([tuple(errand) for errand in self._next_message()])
-                while True:
-                    try:
-                        link.send(raw)
-                        break
-                    except BlockingIOError:
-                        await trio.lowlevel.wait_writable(link)
-                    except ConnectionError:
-                        return  # it is gone, which ``_listen`` sees too
-            await self._lot.park()
-
-    def _next_message(self) -> list[Errand]:
-        """As many errands as it holds; none to ask whether the courier is well."""
-        some: list[Errand] = []
-        if self._asks:
-            self._asks = False
-            return some
-        size = 0
-        for errand in self._outbox[:_ERRANDS_AT_ONCE]:
-            size += len(errand.request) + len(errand.path) + _BESIDES
-            if some and size > LARGEST_MESSAGE:
-                break
-            some.append(errand)
-        del self._outbox[: len(some)]
-        return some
 
     def _asking(self, flight: Flight) -> tuple[WireRequest, Proof, Digest | None] | None:
         """What to ask, what proves the answer, and what it must hash to; None: not by courier."""
@@ -300,7 +266,7 @@ class ByCourier:
                 ours.send(packed((self._tier.block_bytes, self._tier.boot)))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch, nursery.cancel_scope)
-                    nursery.start_soon(self._post, ours)
+                    nursery.start_soon(self._outbox.post, ours)
                     await self._listen(ours)
                     nursery.cancel_scope.cancel()
             finally:
@@ -365,8 +331,7 @@ class ByCourier:
             late, now_s = stood_still(due_s, trio.current_time()), time.perf_counter()
             if self._asked_s is None:
                 self._asked_s = now_s
-                self._asks = True
-                self._lot.unpark()
+                self._outbox.ask()
             elif not late and now_s - self._asked_s > min(_STANDS_STILL_S, self._deadline_s / 2):
                 log.warning("the courier for small files stands still")
                 life.cancel()  # what waits for a dead disk cannot even be killed, so its end is not waited for
@@ -386,7 +351,8 @@ class ByCourier:
 
     def _fly_on(self) -> None:
         """The courier is gone: what it was sent for flies by itself."""
-        left, self._sent, self._outbox, self._asked_s, self._asks = self._sent, {}, [], None, False
+        left, self._sent, self._asked_s = self._sent, {}, None
+        self._outbox.clear()
         for sent in left.values():
             self._tier.end_making(sent.flight.file.key)
             self._tier.release(sent.space_bytes)
