@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import partial
 
@@ -21,11 +19,6 @@ _LONGEST_REASON = 1000  # characters
 _LOOKING = trio.CapacityLimiter(1)  # of its own: a directory that hangs must not take a thread from others
 
 
-def digest_of(texts: Sequence[tuple[str, str]]) -> str:
-    """Of files as they are, comments and all: what is the same need not be parsed again."""
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
 class ManifestFiles:
     """File side only. Changes nothing that is shown: only the next ``dsfs serve`` follows what has changed.
 
@@ -35,7 +28,7 @@ class ManifestFiles:
     def __init__(self, settings: Settings) -> None:
         # What `dsfs mount -f` was given is read once: it may be gone the next day, and nobody misses it.
         self.paths = settings.manifest_paths if settings.keeper_alone else ()
-        self._seen = settings.manifests_text
+        self._seen: Sequence[tuple[str, str]] | None = None  # what is the same need not be parsed again
         self._unreadable = self._not_followed = ""
 
     @property
@@ -46,12 +39,12 @@ class ManifestFiles:
     async def look(self) -> None:
         """Read them, and parse them if they have changed."""
         trouble = self._unreadable
-        seen, self._seen = self._seen, ""  # what comes back after it was away is looked at anew
+        seen, self._seen = self._seen, None  # what comes back after it was away is looked at anew
         try:
             read = partial(texts_of, self.paths, none_yet=True)
             texts = await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=_LOOKING)
-            self._seen = digest_of(texts)
-            if self._seen == seen:
+            self._seen = texts
+            if texts == seen:
                 return
             await trio.to_thread.run_sync(documents_of, texts, abandon_on_cancel=True, limiter=_LOOKING)
         except ConfigError as error:

@@ -64,8 +64,6 @@ class Settings:
     manifests_digest: str = ""
     """Of what the files of ``manifest_paths`` said when ``dsfs serve`` was started: what it shows follows them. "":
     it shows what the server before it has shown."""
-    manifests_text: str = ""
-    """Of their text then, if it could be read: what is the same is not parsed again to see whether it can be."""
 
     @property
     def keeper_socket(self) -> str:

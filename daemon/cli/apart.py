@@ -99,18 +99,16 @@ def serve(
         count_opens=count_opens,
         keeper=path,
     )
-    digest, text = _digests(settings.manifest_paths)
-    settings = replace(settings, manifests_digest=digest, manifests_text=text)
+    settings = replace(settings, manifests_digest=_digest(settings.manifest_paths))
     _prepare(settings, path)
     os.execv(sys.executable, [*mount.PYTHON, "daemon.server", settings.runtime_dir, "--serve"])
 
 
-def _digests(paths: Sequence[str]) -> tuple[str, str]:
-    """Of what manifests say now, and of their text; "" if there are none to read, or they cannot be: a mount that is
-    there goes on as it is, and its server tells why (daemon/manifest_files.py)."""
+def _digest(paths: Sequence[str]) -> str:
+    """Of what manifests say now; "" if there are none to read, or they cannot be: a mount that is there goes on as it
+    is, and its server tells why (daemon/manifest_files.py)."""
     if not paths:
-        return "", ""
-    from daemon.manifest_files import digest_of
+        return ""
     from daemon.wanted import to_text  # with models and YAML, 0.1 s that every other verb does without
     from dsfs.manifest.documents import documents_of, texts_of
 
@@ -121,8 +119,8 @@ def _digests(paths: Sequence[str]) -> tuple[str, str]:
             raise ConfigError(f"{', '.join(paths)}: no manifests are there (a mount that shows datasets goes on)")
     except ConfigError as error:
         say(f"dsfs: {error}")
-        return "", ""
-    return hashlib.sha256(to_text(documents).encode()).hexdigest(), digest_of(texts)
+        return ""
+    return hashlib.sha256(to_text(documents).encode()).hexdigest()
 
 
 def _prepare(settings: Settings, socket: str) -> None:
