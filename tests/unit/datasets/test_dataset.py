@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import structlog
 import trio
 
 from dsfs import metrics
-from dsfs.bridge import network_side
+from dsfs.bridge import Bridge, network_side
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.store import DatasetStore
 from dsfs.errors import SourceMissing, SourceRefused, SourceUnavailable
@@ -76,20 +77,10 @@ def tags(dataset: Dataset) -> set[str]:
 @pytest.mark.parametrize("by", ["another server", "another source"])
 def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branch], by: str, forced: bool) -> None:
     """``forced``: and the commit is gone."""
-    manifest = Manifest(namespace="vision", name="data", source=SourceSpec(type="GIT", uri="https://h/r.git"))
-
-    async def build() -> Source:
-        return make()  # type: ignore[return-value]
 
     async def main() -> None:
         async with network_side() as bridge, trio.open_nursery() as nursery:
-
-            def begin(*shown_before: str) -> Dataset:
-                origin = Origin(make(), "vision", "data")  # type: ignore[arg-type]
-                dataset = Dataset(manifest, 2, DatasetStore(str(tmp_path)), bridge, origin, build, 5.0)
-                dataset.open_revision(shown_before)
-                return dataset
-
+            begin = partial(begun, bridge, tmp_path, make)
             Branch.failures = 1
             dataset = begin()
             first = trio.CancelScope()
@@ -120,6 +111,19 @@ def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branc
         trio.run(main)
 
 
+def begun(bridge: Bridge, directory: Path, make: type[Branch], *shown_before: str) -> Dataset:
+    """A dataset as a server begins with it; ``shown_before``: what the one before it has shown."""
+
+    async def build() -> Source:
+        return make()  # type: ignore[return-value]
+
+    manifest = Manifest(namespace="vision", name="data", source=SourceSpec(type="GIT", uri="https://h/r.git"))
+    origin = Origin(make(), "vision", "data")  # type: ignore[arg-type]
+    dataset = Dataset(manifest, 2, DatasetStore(str(directory)), bridge, origin, build, 5.0)
+    dataset.open_revision(shown_before)
+    return dataset
+
+
 async def run_until(dataset: Dataset, scope: trio.CancelScope) -> None:
     with scope:
         await dataset.run()
@@ -127,20 +131,10 @@ async def run_until(dataset: Dataset, scope: trio.CancelScope) -> None:
 
 def test_how_current_it_is_lives_longer_than_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Branch, "head", "a")
-    manifest = Manifest(namespace="vision", name="data", source=SourceSpec(type="GIT", uri="https://h/r.git"))
-
-    async def build() -> Source:
-        return Branch()  # type: ignore[return-value]
 
     async def main() -> None:
         async with network_side() as bridge, trio.open_nursery() as nursery:
-
-            def begin(*shown_before: str) -> Dataset:
-                origin = Origin(Branch(), "vision", "data")  # type: ignore[arg-type]
-                dataset = Dataset(manifest, 2, DatasetStore(str(tmp_path)), bridge, origin, build, 5.0)
-                dataset.open_revision(shown_before)
-                return dataset
-
+            begin = partial(begun, bridge, tmp_path, Branch)
             began_s = time.time() - 1  # the clock of files is not as fine
             dataset = begin()
             assert dataset.rounds.listed_s == 0
