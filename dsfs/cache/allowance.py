@@ -50,3 +50,23 @@ class Allowance:
         """What was fetched is counted as used by now, or did not come."""
         with self._lock:
             self.reserved_bytes -= size_bytes
+
+
+class SetAside:
+    """Space for one fetch: what is stored of it counts as used from then on, and no longer here too. For any thread."""
+
+    def __init__(self, size_bytes: int, release: Callable[[int], None]) -> None:
+        self._left_bytes = size_bytes
+        self._release = release
+        self._lock = threading.Lock()  # guards _left_bytes
+
+    def stored(self, size_bytes: int) -> None:
+        """So much is counted as used by now."""
+        with self._lock:
+            size_bytes = min(size_bytes, self._left_bytes)
+            self._left_bytes -= size_bytes
+        self._release(size_bytes)
+
+    def give_back(self) -> None:
+        """Nothing more will be stored."""
+        self.stored(self._left_bytes)

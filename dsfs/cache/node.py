@@ -31,6 +31,7 @@ from dsfs.cache.layout import Layout
 from dsfs.cache.making import Making
 from dsfs.cache.mapfile import State
 from dsfs.cache.opened import Opened
+from dsfs.cache.space import space_of
 from dsfs.cache.trouble import Trouble
 from dsfs.cache.unproven import Unproven
 from dsfs.cache.whole import Stored, remove_object, store_whole
@@ -214,13 +215,13 @@ class NodeTier:
 
     def put_whole(
         self, key: str, size_bytes: int, data: bytes | bytearray | memoryview, owner: str, *, past_cache: bool = False
-    ) -> None:
+    ) -> int:
         """Store an object that is wholly in memory: its data under a new inode, then its map, renamed into place.
 
         Data without a map counts for nothing; what an earlier try left, a passthrough reader may still hold, so it is
         unlinked and never written into. ``past_cache``: who reads it now has it from memory, and not from this file.
 
-        Raises OSError when the disk refuses; then nothing of it is left.
+        Returns the space that it takes, in bytes. Raises OSError when the disk refuses; then nothing of it is left.
         """
         path = self.layout.object_path(key)
         direct = self._direct if past_cache else None
@@ -232,6 +233,7 @@ class NodeTier:
                 raise
             os.close(stored.fd)
             self.count_whole(key, size_bytes, stored, owner)
+        return stored.space_bytes
 
     def begin_making(self, key: str) -> bool:
         """A courier is going to store an object; False: not just now. Then ``end_making``, when it is counted."""
@@ -264,8 +266,11 @@ class NodeTier:
         self._heard_of.note(key)
         self.index.add(key, stored.space_bytes, size_bytes, owner)
 
-    def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> None:
-        """Store one block of a larger object. Raises OSError when the disk refuses."""
+    def publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> int:
+        """Store one block of a larger object. Raises OSError when the disk refuses.
+
+        Returns how much of its space is counted with it, in bytes: what others are writing there may be counted first.
+        """
         with obj.writer() as writer:  # counted inside, as an eviction may come right after it
             is_new = writer.publish(block, data, self._direct)
             with obj.counting:
@@ -273,6 +278,8 @@ class NodeTier:
                     grown_bytes = obj.grown_bytes()
                     if is_new or grown_bytes:
                         self.index.add(obj.key, grown_bytes, len(data) if is_new else 0, owner)
+                    return max(0, min(grown_bytes, space_of(len(data))))
+        return 0
 
     def recount(self, key: str) -> None:
         """Have the index know all of an object that somebody has open, if it does not: it may have been lost with what

@@ -8,6 +8,7 @@ from typing import TypeVar
 import structlog
 
 from dsfs.bridge import Bridge
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.node import NodeTier
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.sink import BlockSink, WholeSink, bring_whole, take_whole
@@ -28,16 +29,16 @@ class Carrier:
         self._wire = Wire()
         bridge.at_end.append(self._wire.close)
 
-    async def whole(self, file: RemoteFile, sink: WholeSink, *, keep: bool) -> OSError | None:
-        """All of a small object, stored if it is to be kept; why it could not be."""
+    async def whole(self, file: RemoteFile, sink: WholeSink, room: SetAside | None) -> OSError | None:
+        """All of a small object, stored if there is room; why it could not be."""
         rest = sink.rest
         if rest.length:
             try:
-                return await self._over_wire(file, rest, lambda body: take_whole(self._tier, file, sink, body, keep))
+                return await self._over_wire(file, rest, lambda body: take_whole(self._tier, file, sink, body, room))
             except NotForWire as reason:
                 _say(file.origin, reason)
         with file.origin.held() as source:
-            return await self._bridge.call(bring_whole, self._bridge, source, self._tier, file, sink, keep)
+            return await self._bridge.call(bring_whole, self._bridge, source, self._tier, file, sink, room)
 
     async def blocks(self, file: RemoteFile, sink: BlockSink) -> None:
         """What is left of what the sink wants."""

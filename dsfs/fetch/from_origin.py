@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 import trio
 
 from dsfs.bridge import Bridge
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier
 from dsfs.fetch.buffers import Buffers
@@ -62,12 +63,14 @@ class FromOrigin:
         """Show all blocks of a flight, and put them into the node tier if it has room. Raises the SourceError."""
         async with self._room.held(flight) as room:
             if flight.is_whole:
-                await self._bring_whole(flight, keep=room)
+                await self._bring_whole(flight, room)
+            elif room is None:
+                await self._bring_blocks(flight, None)
             else:
-                await self._bring_blocks(flight, Place(partial(self._room.target, flight.file)) if room else None)
+                await self._bring_blocks(flight, Place(partial(self._room.target, flight.file), room))
 
-    async def _bring_whole(self, flight: Flight, *, keep: bool) -> None:
-        file, tier = flight.file, self._tier
+    async def _bring_whole(self, flight: Flight, room: SetAside | None) -> None:
+        file, tier, keep = flight.file, self._tier, room is not None
         epoch = file.origin.entitlement.epoch
         at_once = flight.handed_out and len(flight.blocks) > 1  # then it takes longer to store it than to hand it out
 
@@ -89,7 +92,7 @@ class FromOrigin:
 
         async def whole(sink: WholeSink, begun: Callable[[], None]) -> tuple[WholeSink, OSError | None]:
             sink.on_all_here = partial(self._bridge.soon, begun)
-            return sink, await self._carrier.whole(file, sink, keep=keep)
+            return sink, await self._carrier.whole(file, sink, room)
 
         async def bring() -> OSError | None:
             nonlocal epoch, sink

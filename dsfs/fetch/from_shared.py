@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import trio
 
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier
 from dsfs.cache.shared_file import GROUP_BLOCKS, Group, group_blocks
@@ -107,25 +109,28 @@ class FromShared:
         file.origin.count_shared(sum(len(data) for data in found))
         blocks = dict(zip(flight.blocks, found, strict=True))
         async with self._room.held(flight) as room:
-            if room and flight.is_whole:  # stored before it is shown, as a passthrough open needs the file
-                await self._store(tier.put_whole, file.key, file.size_bytes, b"".join(found), file.origin.id)
+            if room is not None and flight.is_whole:  # stored before it is shown, as a passthrough open needs the file
+                whole = b"".join(found)
+                await self._store(lambda: room.stored(tier.put_whole(file.key, len(whole), whole, file.origin.id)))
             flight.show(blocks)
-            target = self._room.target(file) if room and not flight.is_whole else None
-            if target is not None:
-                await self._store(_publish_all, tier, target, blocks, file.origin.id)
-            if not room or tier.in_trouble:
+            target = self._room.target(file) if room is not None and not flight.is_whole else None
+            if room is not None and target is not None:
+                await self._store(partial(_publish_all, tier, target, blocks, file.origin.id, room))
+            if room is None or tier.in_trouble:
                 for block, data in blocks.items():
                     self._from_origin.freshly(flight, block, data, keep=False)
             self._checks.once_complete(file, target)
 
-    async def _store(self, function: Callable[..., None], *args: object) -> None:
+    async def _store(self, work: Callable[[], None]) -> None:
         try:
-            await trio.to_thread.run_sync(function, *args, limiter=DISK)
+            await trio.to_thread.run_sync(work, limiter=DISK)
             self._tier.note_success()
         except OSError as error:
             self._tier.note_trouble(error)
 
 
-def _publish_all(tier: NodeTier, target: BlockMap, blocks: Mapping[int, memoryview], owner: str) -> None:
+def _publish_all(
+    tier: NodeTier, target: BlockMap, blocks: Mapping[int, memoryview], owner: str, room: SetAside
+) -> None:
     for block, data in blocks.items():
-        tier.publish(target, block, data, owner)
+        room.stored(tier.publish(target, block, data, owner))

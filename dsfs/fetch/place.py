@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.blockmap import BlockMap
 
 
 class Place:
-    """``find`` opens or makes the object, on the file side; None: nowhere, the disk refuses."""
+    """``find`` opens or makes the object, on the file side; None: nowhere, the disk refuses. ``room`` is set aside for
+    what is stored there."""
 
-    def __init__(self, find: Callable[[], BlockMap | None]) -> None:
+    def __init__(self, find: Callable[[], BlockMap | None], room: SetAside) -> None:
+        self.room = room
         self._find = find
         self._made: Future[BlockMap | None] = Future()
 

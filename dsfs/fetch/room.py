@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.node import NodeTier
 from dsfs.cache.space import map_space, space_of
@@ -26,25 +27,35 @@ class Room:
         self._expect = expect
 
     @asynccontextmanager
-    async def held(self, flight: Flight) -> AsyncIterator[bool]:
-        """Whether the node tier has room for a flight; held as long as the context lasts."""
-        file, tier = flight.file, self._tier
-        space = space_of(flight.wanted.length) + map_space(file.size_bytes, tier.block_bytes)
-        reserved = await self.reserve(file.origin, file.key, space)
-        self._note(file.origin, reserved=reserved)
-        try:
-            yield reserved
-        finally:
-            self._note(file.origin, reserved=reserved)
-            if reserved:
-                tier.release(space)
+    async def held(self, flight: Flight) -> AsyncIterator[SetAside | None]:
+        """As ``held_for``, for what a flight brings; and whether that is kept is remembered of its origin."""
+        origin = flight.file.origin
+        async with self.held_for(flight.file, flight.wanted.length) as room:
+            self._note(origin, room)
+            try:
+                yield room
+            finally:
+                self._note(origin, room)
 
-    def _note(self, origin: Origin, *, reserved: bool) -> None:
-        if not reserved or self._tier.in_trouble:
+    @asynccontextmanager
+    async def held_for(self, file: RemoteFile, size_bytes: int) -> AsyncIterator[SetAside | None]:
+        """Room in the node tier for so much of a file, as long as the context lasts; None: what comes is served without
+        being kept."""
+        space = space_of(size_bytes) + map_space(file.size_bytes, self._tier.block_bytes)
+        if not await self._reserve(file.origin, file.key, space):
+            yield None
+            return
+        room = SetAside(space, self._tier.release)
+        try:
+            yield room
+        finally:
+            room.give_back()
+
+    def _note(self, origin: Origin, room: SetAside | None) -> None:
+        if room is None or self._tier.in_trouble:
             origin.unkept_until_s = trio.current_time() + _REMEMBERED_S
 
-    async def reserve(self, origin: Origin, key: str, space: int) -> bool:
-        """Room in the node tier; False: what comes is served without being kept."""
+    async def _reserve(self, origin: Origin, key: str, space: int) -> bool:
         if self._beyond_quota(origin, space):
             return False
         if self._tier.reserve(space):
@@ -56,7 +67,7 @@ class Room:
         return True
 
     def try_reserve(self, origin: Origin, space: int) -> bool:
-        """As ``reserve``, where that takes no eviction; False: ask that."""
+        """Set so much space aside, where that takes no eviction; False: ``held`` may."""
         return not self._beyond_quota(origin, space) and self._tier.reserve(space)
 
     def _beyond_quota(self, origin: Origin, space: int) -> bool:

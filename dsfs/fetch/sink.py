@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 
 from dsfs import metrics
 from dsfs.bridge import Bridge
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceUnavailable
 from dsfs.fetch.buffers import Buffers
@@ -243,13 +243,14 @@ class BlockSink(RangeSink):
         return block, data
 
     def _publish(self, block: int, data: memoryview) -> None:
-        if self._place is not None and not self._place.is_made:
+        assert self._place is not None
+        if not self._place.is_made:
             self._bridge.soon(self._place.make)
-        target = None if self._place is None else self._place.made()
+        target = self._place.made()
         if target is None:
             self.keep = False
         else:
-            self._tier.publish(target, block, data, self._file.origin.id)
+            self._place.room.stored(self._tier.publish(target, block, data, self._file.origin.id))
 
     def _settle(self, block: int) -> None:
         if self._settled is not None:
@@ -260,20 +261,19 @@ class BlockSink(RangeSink):
         self._bridge.soon(self._tier.note_trouble, error)
 
 
-def take_whole(tier: NodeTier, file: RemoteFile, sink: WholeSink, body: Body, keep: bool) -> OSError | None:
+def take_whole(tier: NodeTier, file: RemoteFile, sink: WholeSink, body: Body, room: SetAside | None) -> OSError | None:
     """As ``bring_whole``, from a socket, in a lane."""
     sink.take_from(body)
     data = sink.checked()
-    if keep:
-        try:
-            tier.put_whole(file.key, file.size_bytes, data, file.origin.id, past_cache=sink.past_cache)
-        except OSError as error:
-            return error
+    try:
+        _store(tier, file, sink, data, room)
+    except OSError as error:
+        return error
     return None
 
 
 async def bring_whole(
-    bridge: Bridge, source: Source, tier: NodeTier, file: RemoteFile, sink: WholeSink, keep: bool
+    bridge: Bridge, source: Source, tier: NodeTier, file: RemoteFile, sink: WholeSink, room: SetAside | None
 ) -> OSError | None:
     """Read a small object to its end and store it: one trip to the network side for all of it.
 
@@ -284,13 +284,16 @@ async def bring_whole(
         await source.read(file.obj, rest, sink)
         sink.check_end()
     data = sink.checked() if file.size_bytes <= INLINE_BYTES else await bridge.to_disk(sink.checked)
-    if keep:
-        store = partial(tier.put_whole, past_cache=sink.past_cache)
-        try:
-            if len(data) <= INLINE_BYTES:
-                store(file.key, file.size_bytes, data, file.origin.id)
-            else:
-                await bridge.to_disk(store, file.key, file.size_bytes, data, file.origin.id)
-        except OSError as error:
-            return error
+    try:
+        if len(data) <= INLINE_BYTES:
+            _store(tier, file, sink, data, room)
+        else:
+            await bridge.to_disk(_store, tier, file, sink, data, room)
+    except OSError as error:
+        return error
     return None
+
+
+def _store(tier: NodeTier, file: RemoteFile, sink: WholeSink, data: memoryview, room: SetAside | None) -> None:
+    if room is not None:
+        room.stored(tier.put_whole(file.key, file.size_bytes, data, file.origin.id, past_cache=sink.past_cache))

@@ -12,17 +12,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
 import trio
 
 from dsfs.bridge import Bridge
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.damage import DamagedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
-from dsfs.cache.space import space_of
 from dsfs.errors import SourceError, SourceUnavailable
 from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.carry import Carrier
@@ -248,25 +249,23 @@ class Streams:
             stream.settled = max(stream.settled, block + 1)
             stream.changed.unpark_all()
 
-        async def carry() -> None:
+        async def carry(room: SetAside) -> None:
             nonlocal epoch
             epoch = origin.entitlement.epoch
             stream.passed = 0
             whole = ByteRange(0, file.size_bytes)
-            place = Place(lambda: stream.target)
+            place = Place(lambda: stream.target, room)
             sink = BlockSink(self._bridge, self._tier, file, whole, place, landed, self._buffers, settled=settled)
             await self._carrier.blocks(file, sink)
 
         try:
             with stream.scope:
-                space = space_of(file.size_bytes - stream.target.present_bytes())
-                if not await self._room.reserve(origin, file.key, space):
-                    stream.refused = True
-                    return
-                try:
-                    await patiently(origin, carry, self._deadline_s, scope)
-                finally:
-                    self._tier.release(space)
+                absent_bytes = file.size_bytes - stream.target.present_bytes()
+                async with self._room.held_for(file, absent_bytes) as room:
+                    if room is None:
+                        stream.refused = True
+                        return
+                    await patiently(origin, partial(carry, room), self._deadline_s, scope)
         except SourceError as error:
             stream.error = error
             origin.rangeless_until_s = 0.0  # another server may answer now

@@ -165,8 +165,8 @@ def test_required_that_does_not_fit_is_failed_until_it_is_not_required(mounts: M
 
 
 def test_what_cannot_stay_is_not_fetched_again_and_again(mounts: Mounts, server: web.Hostile) -> None:
-    put_tree(server, some_files(65, 100_000), "/used/")
-    put_tree(server, some_files(20, 100_000))
+    put_tree(server, some_files(55, 100_000), "/used/")
+    put_tree(server, some_files(30, 100_000))
     other = mounts.directory / "other"
     other.mkdir()
     manifest = write_manifests(
@@ -181,7 +181,7 @@ def test_what_cannot_stay_is_not_fetched_again_and_again(mounts: Mounts, server:
     time.sleep(7)  # what has failed for another reason is tried again after five seconds
     assert set(gets(server).values()) == {1}
     assert dsfs("dataset", "delete", "team/used", "-m", mount.mountpoint).returncode == 0
-    wait_cached(mount, 20 * 100_000)
+    wait_cached(mount, 30 * 100_000)
 
 
 def test_one_that_is_hidden_can_be_deleted(mounts: Mounts, server: web.Hostile) -> None:

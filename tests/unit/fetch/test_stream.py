@@ -78,6 +78,27 @@ def test_without_room_it_is_read_as_before(run: Callable[..., None]) -> None:
     run(test, limit=12 * BLOCK)
 
 
+def test_what_is_stored_is_not_set_aside_too(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would push out as much of others."""
+
+    async def test(world: World) -> None:
+        world.source.plans = [Rangeless().plan] * 100
+        publish, taken = world.tier.publish, []
+
+        def watched(*args: Any) -> int:
+            there = world.tier.statistics()
+            taken.append(there.used_bytes + there.reserved_bytes)
+            return publish(*args)
+
+        monkeypatch.setattr(world.tier, "publish", watched)
+        await world.reader.fetch_whole(world.file(SIZE), Priority.DEMAND)
+        assert len(taken) == 41
+        assert max(taken) <= taken[0]
+        assert world.tier.statistics().reserved_bytes == 0
+
+    run(test)
+
+
 def test_another_version_reaches_the_reader(run: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         world.source.plans = [Rangeless().plan, lab.failing(SourceChanged("another one"))]
@@ -92,9 +113,9 @@ def test_who_brings_it_in_waits_until_it_is_stored(run: Callable[..., None], mon
         world.source.plans = [Rangeless().plan] * 100
         publish = world.tier.publish
 
-        def slowly(*args: Any) -> None:
+        def slowly(*args: Any) -> int:
             time.sleep(0.01)
-            publish(*args)
+            return publish(*args)
 
         monkeypatch.setattr(world.tier, "publish", slowly)
         file = world.file(SIZE)
