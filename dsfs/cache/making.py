@@ -51,13 +51,13 @@ class Making:
             return key in self._made
 
     @contextmanager
-    def clearing(self, key: str, *, leftovers: bool = False) -> Iterator[bool]:
-        """Whether what lies on the disk under this key is nobody's, and may be removed inside.
+    def clearing(self, key: str, *, even_open: bool = False) -> Iterator[bool]:
+        """Whether what lies on the disk under this key may be removed inside: nobody makes it, or has it open.
 
-        ``leftovers`` are files under temporary names alone: who has the object open has not opened those.
+        ``even_open``: who has it open keeps it; or it is files under temporary names alone, which are not open.
         """
         with self._changed:
-            free = key not in self._made and key not in self._cleared and (leftovers or not self._is_open(key))
+            free = key not in self._made and key not in self._cleared and (even_open or not self._is_open(key))
             if free:
                 self._cleared.add(key)
         try:

@@ -229,7 +229,7 @@ class NodeTier:
             try:
                 stored = store_whole(path, key, size_bytes, self.block_bytes, self._boot, data, direct)
             except OSError:
-                self.drop(key)
+                self.drop_cleared(key)
                 raise
             os.close(stored.fd)
             self.count_whole(key, size_bytes, stored, owner)
@@ -364,7 +364,12 @@ class NodeTier:
         obj.counted_bytes = 0
 
     def drop(self, key: str) -> int:
-        """Unlink an object; the bytes that were freed."""
+        """Unlink an object; the bytes that were freed, 0 when it is being made just now, or dropped by others."""
+        with self._making.clearing(key, even_open=True) as clear:
+            return self.drop_cleared(key) if clear else 0
+
+    def drop_cleared(self, key: str) -> int:
+        """As ``drop``, for who makes the object, or is ``clearing`` it away."""
         try:
             freed = remove_object(self.layout.object_path(key))
         except OSError as error:

@@ -64,8 +64,12 @@ def drop_damaged(tier: NodeTier, key: str, error: DamagedObject | OSError) -> No
     """Drop an object that could not be opened. Raises the error if that is no fault of the object's."""
     if not is_of_the_object(error):
         raise error
-    log.warning("cached object dropped", key=key, reason=str(error))
+    _say_damaged(key, error)
     tier.drop(key)
+
+
+def _say_damaged(key: str, error: DamagedObject | OSError) -> None:
+    log.warning("cached object dropped", key=key, reason=str(error))
 
 
 def is_right(obj: BlockMap, block: int, read: ReadRange | None = None) -> bool:
@@ -113,7 +117,7 @@ def rebuild_index(tier: NodeTier, boot: bytes, go_on: Callable[[], None] = lambd
             key, rest = name[:64], name[64:]
             if rest and not rest.endswith(".new"):
                 continue
-            with tier.clearing(key, leftovers=bool(rest)) as nobodys:
+            with tier.clearing(key, even_open=bool(rest)) as nobodys:
                 # looked at inside: since the directory was listed a map may have come
                 if nobodys and (rest or not os.path.exists(tier.layout.map_path(key))):
                     _remove(f"{directory}/{name}")
@@ -131,12 +135,13 @@ def _note(tier: NodeTier, key: str, boot: bytes) -> None:
         if isinstance(error, OSError) and not is_of_the_object(error):
             tier.note_trouble(error)  # who reads it finds it again
             return
-        drop_damaged(tier, key, error)
+        _say_damaged(key, error)
+        tier.drop_cleared(key)
         return
     if obj.present_bytes():
         tier.count_found(obj)
     else:
-        tier.drop(key)
+        tier.drop_cleared(key)
 
 
 def keys_on_disk(objects: str) -> Iterator[str]:

@@ -99,6 +99,42 @@ def test_who_makes_it_waits_for_who_clears_it_away(cache: Cache) -> None:
         assert nobodys  # stored, and nobody has it open
 
 
+@pytest.mark.parametrize("small", [False, True])
+def test_who_makes_it_waits_for_who_drops_it(cache: Cache, monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+    """Or its new data would be unlinked as the old: a map that is alone, of an object that nobody finds again."""
+    between, go_on, made = threading.Event(), threading.Event(), threading.Event()
+    unlink = os.unlink
+
+    def slowly(path: str, **where: int) -> None:
+        if threading.current_thread() is dropping and path == cache.layout.object_path(KEY):
+            between.set()
+            assert go_on.wait(10)
+        unlink(path, **where)
+
+    def make() -> None:
+        if small:
+            cache.tier.put_whole(KEY, SIZE, bytes(SIZE), "a/one")
+        else:
+            cache.publish(cache.tier.create(KEY, SIZE), *range(6))
+        made.set()
+
+    cache.tier.put_whole(KEY, SIZE, bytes(SIZE), "a/one")
+    dropping = threading.Thread(target=cache.tier.evict, args=(KEY,))
+    making = threading.Thread(target=make)
+    monkeypatch.setattr(os, "unlink", slowly)
+    dropping.start()
+    assert between.wait(10)
+    making.start()
+    assert not made.wait(0.05)
+    go_on.set()
+    dropping.join(10)
+    making.join(10)
+    assert made.is_set()
+    assert verify.verify(cache.tier, BOOT) == verify.Verified(1, 6, SIZE, 0)
+    cache.index.flush(time.time())
+    assert cache.index.used_bytes == cache.layout.object_space_bytes(KEY)
+
+
 def test_what_grew_or_shrank_before_a_crash_is_counted_as_it_is(cache: Cache) -> None:
     """The index is written once a second, and a server may die between."""
     grown, shrunk = cache.tier.create(KEY, SIZE), cache.tier.create(OTHER, SIZE)
