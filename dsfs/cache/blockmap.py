@@ -263,6 +263,8 @@ class BlockMap:
         place = block_range(block, self.size_bytes, self.block_bytes)
         if len(data) != place.length:
             raise ValueError(f"block {block} of {self.key} has {place.length} bytes, not {len(data)}")
+        if os.fstat(self.fd).st_size != self.size_bytes:  # it would grow again, with zeros where blocks were
+            raise DamagedObject(f"data of {self.key} was cut off")
         if direct is None or not self._wrote_past_cache(data, place.start, direct):  # 1. the bytes
             _pwrite_all(self.fd, data, place.start)
         self._checksums[block] = crc32c(data)  # 2. the proof
@@ -375,7 +377,7 @@ class Writer:
         """Make one block readable; whether it takes space that it did not take before.
 
         ``data`` is the whole block; ``direct`` says whether it goes to the disk past the page cache. Raises OSError
-        when the disk refuses.
+        when the disk refuses, DamagedObject when somebody has cut off what lies there.
         """
         return self._obj._publish(block, data, direct)
 

@@ -145,9 +145,7 @@ class NodeTier:
             except FileNotFoundError:
                 return None
             except DamagedObject as damage:
-                log.warning("cached object dropped", reason=str(damage))
-                metrics.CORRUPT_BLOCKS.inc()
-                self.drop(key)
+                self._drop_damaged(key, damage)
                 return None
             except OSError as error:
                 self.note_trouble(error)
@@ -270,7 +268,16 @@ class NodeTier:
         """Store one block of a larger object. Raises OSError when the disk refuses.
 
         Returns how much of its space is counted with it, in bytes: what others are writing there may be counted first.
+        Into an object that was damaged nothing is stored; it is dropped.
         """
+        try:
+            return self._publish(obj, block, data, owner)
+        except DamagedObject as damage:
+            self._drop_damaged(obj.key, damage)
+            self.on_bad(obj.key)
+            return 0
+
+    def _publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> int:
         with obj.writer() as writer:  # counted inside, as an eviction may come right after it
             is_new = writer.publish(block, data, self._direct)
             with obj.counting:
@@ -385,6 +392,20 @@ class NodeTier:
     def _forget(self, key: str) -> None:
         self._opened.forget(key)
         self.index.remove(key)
+
+    def is_cut_off(self, obj: CachedObject) -> bool:
+        """Whether somebody has cut off the data of an object since it was opened: then it is dropped. Readers of the
+        kernel would be told that the file ends there."""
+        if os.fstat(obj.fd).st_size == obj.size_bytes:
+            return False
+        self._drop_damaged(obj.key, DamagedObject(f"data of {obj.key} was cut off"))
+        self.on_bad(obj.key)
+        return True
+
+    def _drop_damaged(self, key: str, damage: DamagedObject) -> None:
+        log.warning("cached object dropped", reason=str(damage))
+        metrics.CORRUPT_BLOCKS.inc()
+        self.drop(key)
 
     def drop_bad_block(self, obj: CachedObject, block: int) -> None:
         """A block did not match its checksum: take it back, or the whole object if it is complete."""

@@ -365,7 +365,7 @@ class Reader:
         if not file.origin.entitlement.proven:
             return None
         obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-        if obj is None or not obj.complete or self._is_unproven(file, obj):
+        if obj is None or not obj.complete or self._tier.is_cut_off(obj) or self._is_unproven(file, obj):
             return None
         return obj
 

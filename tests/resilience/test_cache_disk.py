@@ -198,6 +198,45 @@ def test_damaged_while_unmounted(mounts: Mounts, tmp_path: Path, path: str) -> N
     compare(again, source)
 
 
+def data_files(mount: Mount) -> list[Path]:
+    return [p for p in (mount.cache_dir / "objects").rglob("*") if p.is_file() and p.suffix != ".map"]
+
+
+@pytest.mark.parametrize("path", DIRECT)
+def test_cut_off_while_mounted(mounts: Mounts, tmp_path: Path, path: str) -> None:
+    source = make_tree(tmp_path / "source", files=6, large_mib=6)
+    mount = mount_path(mounts, path, source)
+    compare(mount, source)
+    eventually(lambda: mount.dataset()["cached_bytes"] == mount.dataset()["bytes"], 15, "all of it is cached")
+    for number, place in enumerate(data_files(mount)):
+        os.truncate(place, place.stat().st_size // 2 * (number % 2))
+    mount.expect_log("cached object dropped")
+    for file in source.rglob("*"):
+        if file.is_file():
+            drop_pages(mount.root / file.relative_to(source))
+    for _again in range(2):
+        compare(mount, source)
+
+
+def test_cut_off_while_more_of_it_is_stored(mounts: Mounts, tmp_path: Path) -> None:
+    """What is stored behind the cut would make the file as long as it was, with zeros where blocks were."""
+    source = make_tree(tmp_path / "source", files=1, large_mib=40)
+    mount = mount_path(mounts, "passthrough", source)
+    whole = (source / "large").read_bytes()
+    with open(mount.root / "large", "rb") as file:
+        assert file.read(MIB) == whole[:MIB]
+    assert 0 < mount.dataset()["cached_bytes"] < 40 * MIB
+    for place in data_files(mount):
+        os.truncate(place, 0)
+    mount.expect_log("cached object dropped")
+    with open(mount.root / "large", "rb") as file:
+        file.seek(36 * MIB)
+        assert file.read(MIB) == whole[36 * MIB : 37 * MIB]
+    for _again in range(3):
+        drop_pages(mount.root / "large")
+        assert (mount.root / "large").read_bytes() == whole
+
+
 def test_torn_maps_and_lost_index(mounts: Mounts, tmp_path: Path) -> None:
     """What a crash can leave: torn maps, data without maps, an index that is gone. Nothing of it is believed."""
     source = make_tree(tmp_path / "source", files=6, large_mib=6)
