@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from dsfs import metrics
+from dsfs.cache.allowance import SetAside
 from dsfs.cache.node import NodeTier
 from dsfs.cache.space import map_space, space_of
 from dsfs.cache.whole import Stored
@@ -61,7 +62,7 @@ _STANDS_STILL_S: Final = 5.0
 class _Sent:
     flight: Flight
     request: WireRequest
-    space_bytes: int
+    room: SetAside
     epoch: int
     started_s: float
     """On the clock of time.perf_counter."""
@@ -140,11 +141,12 @@ class ByCourier:
             return
         request, proof, digest = asking
         space = space_of(file.size_bytes) + map_space(file.size_bytes, self._tier.block_bytes)
-        if not self._room.try_reserve(file.origin, space):
+        room = self._room.try_reserve(file.origin, space)
+        if room is None:
             self._fly(flight)
             return
         if not self._tier.begin_making(file.key):
-            self._tier.release(space)
+            room.give_back()
             self._fly(flight)
             return
         self._number += 1
@@ -164,7 +166,7 @@ class ByCourier:
             None if digest is None else (digest.algorithm, digest.hex, digest.git_blob),
         )
         self._outbox.put(errand)
-        self._sent[self._number] = _Sent(flight, request, space, file.origin.entitlement.epoch, time.perf_counter())
+        self._sent[self._number] = _Sent(flight, request, room, file.origin.entitlement.epoch, time.perf_counter())
         self._something_sent.set()
 
     def _asking(self, flight: Flight) -> tuple[WireRequest, Proof, Digest | None] | None:
@@ -189,7 +191,7 @@ class ByCourier:
             log.exception("report of a courier not understood", dataset=file.origin.id, path=file.obj.path)
         finally:
             self._tier.end_making(flight.file.key)
-            self._tier.release(sent.space_bytes)
+            sent.room.give_back()
         if report.outcome == Outcome.STORED and flight.stored is not None:
             if not sent.given_up:
                 self._over(flight)
@@ -355,7 +357,7 @@ class ByCourier:
         self._outbox.clear()
         for sent in left.values():
             self._tier.end_making(sent.flight.file.key)
-            self._tier.release(sent.space_bytes)
+            sent.room.give_back()
             if not sent.given_up:
                 self._fly_after(sent)
 

@@ -118,7 +118,7 @@ class FromOrigin:
         if place is not None and file.size_bytes <= self._tier.room_bytes:
             try:
                 async with self.streams.first_range(file.origin):
-                    if not self.streams.rangeless(file.origin):
+                    if not file.origin.is_rangeless:
                         await self._bring_ranges(flight, place, refuse_whole=True)
                         return
             except WholeAnswer:

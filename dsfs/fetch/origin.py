@@ -109,6 +109,11 @@ class Origin:
         self.unkept_until_s = 0.0
 
     @property
+    def is_rangeless(self) -> bool:
+        """Whether its server is known to ignore ranges."""
+        return trio.current_time() < self.rangeless_until_s
+
+    @property
     def is_kept(self) -> bool:
         """Whether the node tier has taken what came last, as far as is known."""
         return trio.current_time() >= self.unkept_until_s

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -25,6 +27,9 @@ class Room:
     def __init__(self, tier: NodeTier, expect: Callable[[RemoteFile], None]) -> None:
         self._tier = tier
         self._expect = expect
+        self._lock = threading.Lock()  # guards _set_aside
+        self._set_aside: Counter[str] = Counter()
+        """Bytes of each dataset."""
 
     @asynccontextmanager
     async def held(self, flight: Flight) -> AsyncIterator[SetAside | None]:
@@ -42,39 +47,62 @@ class Room:
         """Room in the node tier for so much of a file, as long as the context lasts; None: what comes is served without
         being kept."""
         space = space_of(size_bytes) + map_space(file.size_bytes, self._tier.block_bytes)
-        if not await self._reserve(file.origin, file.key, space):
-            yield None
-            return
-        room = SetAside(space, self._tier.release)
+        room = await self._reserve(file.origin, file.key, space)
         try:
             yield room
         finally:
-            room.give_back()
+            if room is not None:
+                room.give_back()
 
     def _note(self, origin: Origin, room: SetAside | None) -> None:
         if room is None or self._tier.in_trouble:
             origin.unkept_until_s = trio.current_time() + _REMEMBERED_S
 
-    async def _reserve(self, origin: Origin, key: str, space: int) -> bool:
-        if self._beyond_quota(origin, space):
-            return False
-        if self._tier.reserve(space):
-            return True
+    async def _reserve(self, origin: Origin, key: str, space: int) -> SetAside | None:
+        room = self.try_reserve(origin, space)
+        if room is not None or self._beyond_quota(origin, space):
+            return room
+        room = self._of(origin, space)  # before it waits, as others of its dataset come meanwhile
+        made = False
         try:
             await trio.to_thread.run_sync(self._tier.make_room, space, key, limiter=DISK)
+            made = True
         except (CacheFull, OSError):
-            return False
-        return True
+            return None
+        finally:
+            if not made:
+                self._counted(origin.id, -space)
+        return room
 
-    def try_reserve(self, origin: Origin, space: int) -> bool:
-        """Set so much space aside, where that takes no eviction; False: ``held`` may."""
-        return not self._beyond_quota(origin, space) and self._tier.reserve(space)
+    def try_reserve(self, origin: Origin, space: int) -> SetAside | None:
+        """Set so much space aside, where that takes no eviction; None: ``held`` may."""
+        if self._beyond_quota(origin, space) or not self._tier.reserve(space):
+            return None
+        return self._of(origin, space)
+
+    def _of(self, origin: Origin, space: int) -> SetAside:
+        def release(size_bytes: int) -> None:
+            self._counted(origin.id, -size_bytes)
+            self._tier.release(size_bytes)
+
+        self._counted(origin.id, space)
+        return SetAside(space, release)
+
+    def _counted(self, dataset: str, space: int) -> None:
+        with self._lock:
+            self._set_aside[dataset] += space
+            if not self._set_aside[dataset]:
+                del self._set_aside[dataset]
 
     def _beyond_quota(self, origin: Origin, space: int) -> bool:
         """A dataset beyond its quota keeps what it has. Read in a new order each epoch, a part that stays is hit
         quota/size of the time, where one that turns over is hit hardly ever."""
         quota = origin.quota_bytes
-        return quota is not None and self._tier.index.owner_bytes(origin.id) + space > quota
+        if quota is None:
+            return False
+        if not origin.is_rangeless:  # there a stream stores what flights have set aside too
+            space += self._set_aside[origin.id]
+        return self._tier.index.owner_bytes(origin.id) + space > quota
 
     def target(self, file: RemoteFile) -> BlockMap | None:
         """Where the blocks of a large object are stored; None: nowhere, the disk refuses."""

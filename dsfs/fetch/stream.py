@@ -99,7 +99,7 @@ class Streams:
 
     def note_rangeless(self, origin: Origin) -> None:
         """The origin answered a range with a whole file."""
-        if not self.rangeless(origin):
+        if not origin.is_rangeless:
             log.info("the server ignores ranges, large files are read as one stream", dataset=origin.id)
         origin.rangeless_until_s = trio.current_time() + _REMEMBERED_S
 
@@ -122,9 +122,6 @@ class Streams:
             with trio.move_on_after(_FIRST_ANSWER_S):
                 await origin.first_range.wait()
             yield
-
-    def rangeless(self, origin: Origin) -> bool:
-        return trio.current_time() < origin.rangeless_until_s
 
     @contextmanager
     def following(self, key: str, scope: trio.CancelScope, patience_s: float, longest_s: float) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def test_small_files_beyond_their_quota_come_once(mounts: Mounts, server: web.Ho
     for name, data in files.items():
         assert read_in_steps(mount.root / name, 64 * KIB) == data
     assert gets(server) == dict.fromkeys(files, 1)
+
+
+@pytest.mark.parametrize("size", [500_000, MIB, 3 * MIB])
+def test_what_is_on_its_way_counts_for_the_quota(mounts: Mounts, server: web.Hostile, size: int) -> None:
+    files = some_files(24, size)
+    mount = mount_tree(mounts, put_tree(server, files), "auto", cache={"quota": "5MiB"})
+    with ThreadPoolExecutor(8) as readers:
+        for name, data in zip(files, readers.map(lambda name: (mount.root / name).read_bytes(), files), strict=True):
+            assert data == files[name]
+    assert 0 < mount.dataset()["cached_bytes"] <= 5 * MIB
 
 
 def test_beside_what_is_pinned_a_file_comes_once(mounts: Mounts, server: web.Hostile) -> None:

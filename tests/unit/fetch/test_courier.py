@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import pytest
 import structlog
@@ -256,17 +256,17 @@ def test_a_file_that_is_brought_without_a_reader_is_here(run: Run, priority: Pri
 
 
 @pytest.mark.parametrize("priority", list(Priority))
-def test_a_file_that_is_evicted_as_soon_as_it_is_counted_came_once(run: Run, priority: Priority) -> None:
+def test_a_file_that_is_evicted_as_soon_as_it_may_be_came_once(run: Run, priority: Priority) -> None:
     """A cache that is full of what is worth more has another thread evict meanwhile."""
 
     async def test(there: World) -> None:
-        file, add = there.file("f"), there.tier.index.add
+        file, end = there.file("f"), there.tier.end_making
 
-        def add_and_lose(key: str, *rest: Any) -> None:
-            add(key, *rest)
+        def end_and_lose(key: str) -> None:
+            end(key)
             assert there.tier.evict(key)
 
-        there.tier.index.add = add_and_lose  # type: ignore[method-assign]
+        there.tier.end_making = end_and_lose  # type: ignore[method-assign]
         await there.reader.bring(file, [0], priority)
         assert not there.reader.has(file, range(1))
         assert there.server.requests["/bucket/f"] == 1
