@@ -7,12 +7,16 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import structlog
+
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceTimeout, SourceUnavailable
 from dsfs.model import ListingPage, SourceObject
 from dsfs.sources.base import Source, closing, walk
 from dsfs.sources.retry import one_of_many
+
+log = structlog.get_logger()
 
 _STATS_IN_FLIGHT = 32
 _TOGETHER = 128  # names; then it is looked where somebody wants more
@@ -142,6 +146,7 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
     found: dict[str, SourceObject | None] = {}
     writing = asyncio.Lock()
     wrong: list[SourceError] = []
+    unexpected: list[tuple[str, Exception]] = []
 
     def go_on(error: SourceError, _delay_s: float) -> bool:
         return alive and not isinstance(error, SourceTimeout)
@@ -161,6 +166,8 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
                 wrong.append(error)
             except SourceError as error:
                 wrong.append(error)
+            except Exception as error:  # of one name: the others are asked for all the same
+                unexpected.append((path, error))
         async with writing:  # one transaction for all that have come while the last one was written
             if found:
                 some = dict(found)
@@ -173,6 +180,10 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
                 group.create_task(one(path))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures  # callers know SourceError and CatalogError, and no groups of them
+    if unexpected:
+        path, error = unexpected[0]
+        log.error("a name failed unexpectedly", source=source.uri, path=ascii(path), of=len(unexpected), exc_info=error)
+        wrong.append(SourceError(f"{source.uri}: {path!r}: {type(error).__name__} in the daemon (see its log)"))
     if wrong:
         raise min(wrong, key=lambda error: isinstance(error, SourceRefused))
 

@@ -12,7 +12,7 @@ import pytest
 from dsfs.catalog import crawl
 from dsfs.catalog.lookup import ROOT_INO
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import RetryLater, SourceMissing, SourceRefused, SourceUnavailable, SourceUnsupported
+from dsfs.errors import RetryLater, SourceError, SourceMissing, SourceRefused, SourceUnavailable, SourceUnsupported
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing, walk
@@ -197,6 +197,21 @@ def test_a_name_that_is_wrong_in_itself_is_told_and_not_a_refused_one() -> None:
         with pytest.raises(SourceUnsupported):
             asyncio.run(crawl.crawl(source, writer, lambda: None))
         catalog.refresh()
+        assert not catalog.sealed
+
+
+def test_a_name_that_fails_unexpectedly_does_not_end_the_others() -> None:
+    class Broken(Unsized):
+        async def stat(self, path: str) -> SourceObject | None:
+            if path in {"a/002", "b/150"}:
+                raise OverflowError
+            return await super().stat(path)
+
+    with new_catalog() as (writer, catalog):
+        with pytest.raises(SourceError, match="OverflowError in the daemon"):
+            asyncio.run(crawl.crawl(Broken(), writer, lambda: None))
+        unknown = {path for path, row in everything(catalog).items() if row.size is None and row.kind == Kind.FILE}
+        assert unknown == {"a/000", "a/002", "b/150", "b/199"}
         assert not catalog.sealed
 
 
