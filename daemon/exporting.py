@@ -22,6 +22,8 @@ from dsfs.errors import MountError
 
 _BATCH = 200  # files whose checksums are asked for at once
 _PASSES = 3
+_LEFT_OUT = frozenset({errno.EACCES, errno.EPERM, errno.EOVERFLOW})
+"""What a look at a name says that the origin refuses, or that is of a size that no file can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,9 @@ def _entries(root: str, left_out: list[str], below: str = "") -> Iterator[Entry]
             raise MountError(f"{root}/{path}: an export cannot hold this name (it keeps its own notes there)")
         try:
             entry = Entry(root, path, os.lstat(f"{root}/{path}"))
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in _LEFT_OUT:
+                raise
             left_out.append(path)
             continue
         yield entry

@@ -59,6 +59,10 @@ class SourceUnsupported(SourceError):
     """The source cannot do what was asked, and trying again will not help."""
 
 
+class SizeImpossible(SourceError):
+    """The origin says that a file is of a size that no file can have."""
+
+
 class RetryLater(SourceUnavailable):
     """The origin asked for patience (429, 503 with Retry-After)."""
 

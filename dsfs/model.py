@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 NAME_MAX_BYTES = 255  # NAME_MAX in <linux/limits.h>; also what our statfs says
+SIZE_MAX_BYTES = 2**63 - 1  # off_t; it is also the largest number that SQLite holds
 
 
 class Kind(IntEnum):
@@ -22,7 +23,8 @@ class SourceObject:
     """One name that a source lists.
 
     ``path`` is relative to the dataset's root, parts separated by ``/``; bytes that are not UTF-8 are carried as
-    surrogate escapes (PEP 383). ``size`` in bytes; None when the listing did not say, then ``Source.stat`` must.
+    surrogate escapes (PEP 383). ``size`` in bytes as the source says, though no file can have it (``is_size``); None
+    when the listing did not say, then ``Source.stat`` must.
     ``version_tag`` is what makes this version of the file unique at its source; empty when ``size`` is None and for
     directories. ``target`` is where a symbolic link points. ``executable``: the source says that the file is a program.
     """
@@ -99,3 +101,8 @@ def is_name(part: str) -> bool:
     if part in ("", ".", "..") or "\0" in part:
         return False
     return len(part) * 4 <= NAME_MAX_BYTES or len(part.encode("utf-8", "surrogateescape")) <= NAME_MAX_BYTES
+
+
+def is_size(size_bytes: int) -> bool:
+    """Whether a file can be so large."""
+    return 0 <= size_bytes <= SIZE_MAX_BYTES

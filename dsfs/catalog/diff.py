@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsfs.catalog.lookup import REFUSED, ROOT_INO
+from dsfs.catalog.lookup import IMPOSSIBLE, REFUSED, ROOT_INO, SUM_OF_SIZES
 from dsfs.errors import CatalogError
 
 _SAME = """
@@ -55,10 +55,11 @@ _KEEP_BELOW_REFUSED = f"""
 _COUNT = f"""
     UPDATE main.meta SET value = CASE key
         WHEN 'files' THEN (SELECT count(*) FROM main.entry WHERE kind = 0)
-        WHEN 'bytes' THEN (SELECT coalesce(sum(size), 0) FROM main.entry WHERE kind = 0)
+        WHEN 'bytes' THEN (SELECT {SUM_OF_SIZES} FROM main.entry WHERE kind = 0)
         WHEN 'largest' THEN (SELECT coalesce(max(size), 0) FROM main.entry)
+        WHEN 'impossible' THEN (SELECT count(*) FROM main.entry WHERE listed = {IMPOSSIBLE} AND kind = 0)
         ELSE (SELECT count(*) FROM main.entry WHERE listed = {REFUSED}) END
-    WHERE key IN ('files', 'bytes', 'largest', 'refused')
+    WHERE key IN ('files', 'bytes', 'largest', 'impossible', 'refused')
 """
 
 

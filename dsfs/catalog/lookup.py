@@ -10,12 +10,18 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from dsfs.errors import CatalogError
-from dsfs.model import Kind
+from dsfs.model import SIZE_MAX_BYTES, Kind
 
 CATALOG_LAYOUT = 1
 ROOT_INO = 1
 REFUSED = 2
 """In the column ``listed``: the source did not let it be looked at."""
+IMPOSSIBLE = 3
+"""In the column ``listed``: the source says that the file is of a size that no file can have."""
+
+_HIGH, _LOW = "coalesce(sum(size >> 32), 0)", "coalesce(sum(size & 0xffffffff), 0)"
+SUM_OF_SIZES = f"iif(({_HIGH} + ({_LOW} >> 32)) >> 31, {SIZE_MAX_BYTES}, ({_HIGH} << 32) + {_LOW})"
+"""An SQL aggregate: at most as much as SQLite holds. Its own ``sum`` fails beyond, and ``total`` is inexact."""
 
 INO_BITS = 40
 """Of a number within a dataset, at most."""
@@ -63,6 +69,8 @@ class Catalog:
         self.sealed = False
         self.refused = 0
         """Names that the source does not let be looked at, once it is sealed."""
+        self.impossible = 0
+        """Files of sizes that none can have, once it is sealed."""
         try:
             self.created_ns = int(self._meta("created_ns"))
             self.refresh()
@@ -84,6 +92,7 @@ class Catalog:
         if not self.sealed and int(self._meta("sealed")):
             self.sealed = True
             self.refused = int(self._meta("refused", 0))
+            self.impossible = int(self._meta("impossible", 0))
             if not _is_in_log(self.file):
                 self._db.close()
                 self._db = _connect(self.file, immutable=True)
@@ -113,13 +122,17 @@ class Catalog:
 
     @property
     def refusal(self) -> str:
-        """For people: what the source does not let be looked at; "" where that is nothing."""
-        if not self.refused:
-            return ""
-        why = self._meta("refusal", "")
-        if self.refused == 1:
-            return f"1 name is refused by the source: {why}"
-        return f"{self.refused} names are refused by the source, one of them: {why}"
+        """For people: what the source does not let be looked at, and what no file can be; "" where that is nothing."""
+        said = []
+        if self.refused:
+            what, one = ("1 name is", "") if self.refused == 1 else (f"{self.refused} names are", ", one of them")
+            said.append(f"{what} refused by the source{one}: {self._meta('refusal', '')}")
+        if self.impossible:
+            what, one = (
+                ("1 file has", "") if self.impossible == 1 else (f"{self.impossible} files have", ", one of them")
+            )
+            said.append(f"{what} a size at the source that no file can have{one}: {self._meta('impossible_one')}")
+        return "; ".join(said)
 
     def children(self, parent: int, after: bytes, limit: int) -> list[Row]:
         """Entries of a directory in order of name, behind a name that need not be there (b"": from the start)."""
@@ -219,8 +232,8 @@ class Catalog:
         """Files, their bytes, and names that were skipped; what is known so far while it is not sealed."""
         if self.sealed:
             return int(self._meta("files")), int(self._meta("bytes")), int(self._meta("skipped"))
-        files, size = self._db.execute("SELECT count(*), sum(size) FROM entry WHERE kind = 0").fetchone()
-        return files, size or 0, int(self._meta("skipped"))
+        files, size = self._db.execute(f"SELECT count(*), {SUM_OF_SIZES} FROM entry WHERE kind = 0").fetchone()
+        return files, size, int(self._meta("skipped"))
 
     def next_ino(self) -> int:
         """The first number behind all that this revision gave, and those that were shown before it. Raises

@@ -3,7 +3,8 @@
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, largest (file, bytes), skipped, created_ns,
                              -- next_ino: the first number that neither this nor a revision before it has given;
-                             -- and, where the source refused some, their number: refused, and of one of them why: refusal
+                             -- and, where the source refused some, their number: refused, and of one of them why: refusal;
+                             -- where it gave some sizes that no file can have: impossible, and one of their paths: impossible_one
     value
 ) WITHOUT ROWID;
 
@@ -12,14 +13,15 @@ CREATE TABLE entry (
     parent   INTEGER NOT NULL,            -- ino of the directory; 0 for the root
     name     BLOB    NOT NULL,            -- the bytes that readdir shows
     kind     INTEGER NOT NULL,            -- model.Kind; -1 for a dead link of an index, which is not shown
-    size     INTEGER,                     -- bytes; NULL while only the name is known (then tag is empty too)
+    size     INTEGER,                     -- bytes; NULL while only the name is known, or if it is one
+                                          -- that no file can have (then tag is empty too)
     mtime_ns INTEGER NOT NULL DEFAULT 0,
     tag      TEXT    NOT NULL DEFAULT '', -- version tag
     target   BLOB,                        -- where a symbolic link points
     executable INTEGER NOT NULL DEFAULT 0, -- files: 1 if the source says so; directories: 1 where a look at its
                                            -- name has shown that it is one
     listed   INTEGER NOT NULL DEFAULT 0,  -- directories: 1 once every name in it is a row; 2: the source refused to list it.
-                                          -- Files: 2 if the source refused to say its size
+                                          -- Files: 2 if the source refused to say its size, 3 if no file can have that
     subdirs  INTEGER NOT NULL DEFAULT 0   -- directories: directories in it, counted when it was listed
 );
 

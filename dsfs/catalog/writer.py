@@ -14,27 +14,26 @@ from typing import Any, NamedTuple
 import structlog
 from cachetools import LRUCache
 
-from dsfs.catalog.lookup import CATALOG_LAYOUT, ROOT_INO
+from dsfs.catalog.lookup import CATALOG_LAYOUT, IMPOSSIBLE, ROOT_INO, SUM_OF_SIZES
 from dsfs.catalog.refusals import Refusals
 from dsfs.errors import CatalogError
-from dsfs.model import Kind, ListingPage, SourceObject, is_name, path_parts
+from dsfs.model import Kind, ListingPage, SourceObject, is_name, is_size, path_parts
 
 log = structlog.get_logger()
 
 # What is there stays; but a directory wins over a file of its name (a key `a` beside `a/b`), and a row of which only
 # the name was known takes its size, time and tag.
 _INSERT = """
-    INSERT INTO entry (parent, name, kind, size, mtime_ns, tag, target, executable) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO entry (parent, name, kind, size, mtime_ns, tag, target, executable, listed)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (parent, name) DO UPDATE SET
         kind = excluded.kind, size = excluded.size, mtime_ns = excluded.mtime_ns, tag = excluded.tag,
-        executable = excluded.executable
+        executable = excluded.executable, listed = excluded.listed
     WHERE (entry.kind = 0 AND excluded.kind = 1) OR (entry.size IS NULL AND excluded.kind = entry.kind)
 """
 
 
 _MTIME_LIMIT_NS = 2**63 - 1  # what SQLite can hold, the year 2262; some servers say 9999 for "never expires"
-
-
 _WANTED = 64
 
 
@@ -48,7 +47,7 @@ class CatalogWriter:
 
     def __init__(self, path: str) -> None:
         self.file = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # who holds it may ask for a path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA synchronous = NORMAL")
@@ -57,7 +56,7 @@ class CatalogWriter:
         except sqlite3.Error as error:
             raise CatalogError(f"catalog {path} cannot be written: {error}") from error
         self._directories: LRUCache[tuple[str, ...], _Directory] = LRUCache(8192)
-        self._said_skipped = False
+        self._said: set[str] = set()
         self._sealed = False  # then all that may be asked is in the catalog, and who comes late looks there
         self._revision = ""
         self._refusals = Refusals()
@@ -131,7 +130,7 @@ class CatalogWriter:
                 parts = _names(above) if above and above not in directories else ()
                 if parts is None or not _is_name(name) or (not above and "/" in obj.path):
                     skipped += 1
-                    self._say_skipped(obj.path)
+                    self._say_once("names that cannot be paths are skipped", obj.path)
                     continue
                 if above not in directories:
                     directories[above] = self._directory(parts)
@@ -169,11 +168,11 @@ class CatalogWriter:
         elif not parent.listed:
             self._db.execute(_INSERT, self._values(parent.ino, name, obj))
         elif obj.size is not None:
-            _parent, raw_name, kind, size, mtime_ns, tag, *_rest = self._values(parent.ino, name, obj)
+            _parent, raw_name, kind, size, mtime_ns, tag, *_rest, listed = self._values(parent.ino, name, obj)
             self._db.execute(
-                "UPDATE entry SET kind = ?, size = ?, mtime_ns = ?, tag = ? "
+                "UPDATE entry SET kind = ?, size = ?, mtime_ns = ?, tag = ?, listed = ? "
                 "WHERE parent = ? AND name = ? AND size IS NULL",
-                (kind, size, mtime_ns, tag, parent.ino, raw_name),
+                (kind, size, mtime_ns, tag, listed, parent.ino, raw_name),
             )
         if obj is not None and obj.kind is Kind.DIRECTORY:
             self._db.execute(_SET_FOUND, (parent.ino, os.fsencode(name)))
@@ -203,12 +202,12 @@ class CatalogWriter:
 
     def unresolved_in(self, parent: int, first: bytes, limit: int) -> list[tuple[int, bytes]]:
         """(parent, name) of files of one directory whose size is not known, from a name on."""
-        query = "SELECT parent, name FROM entry WHERE parent = ? AND name >= ? AND size IS NULL ORDER BY name LIMIT ?"
+        query = f"SELECT parent, name FROM entry WHERE parent = ? AND name >= ? AND {_UNKNOWN} ORDER BY name LIMIT ?"
         return self._select(query, parent, first, limit)
 
     def unresolved(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
         """(ino, parent, name) of files whose size is not known, with numbers above one."""
-        query = "SELECT ino, parent, name FROM entry WHERE ino > ? AND size IS NULL ORDER BY ino LIMIT ?"
+        query = f"SELECT ino, parent, name FROM entry WHERE ino > ? AND {_UNKNOWN} ORDER BY ino LIMIT ?"
         return self._select(query, after, limit)
 
     def _select(self, query: str, *values: object) -> list[Any]:
@@ -265,9 +264,10 @@ class CatalogWriter:
                 reshaped = self._db.execute(_RESHAPED).fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))
                 self._db.executemany(_COUNT_DIRECTORIES, ((ino, ino) for (ino,) in reshaped))
-                totals = "SELECT count(*), coalesce(sum(size), 0), coalesce(max(size), 0) FROM entry WHERE kind = 0"
-                files, size_bytes, largest = self._db.execute(totals).fetchone()
+                files, size_bytes, largest, impossible, one = self._db.execute(_TOTALS).fetchone()
                 found = [("files", files), ("bytes", size_bytes), ("largest", largest), ("sealed", 1)]
+                if impossible:
+                    found += [("impossible", impossible), ("impossible_one", ascii(self.path_of(one)[-300:]))]
                 self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found)
             self._sealed = True
             self.reshaped = [ino for (ino,) in reshaped]
@@ -314,10 +314,13 @@ class CatalogWriter:
         mtime_ns = obj.mtime_ns or (self._created_ns if obj.kind is Kind.DIRECTORY else 0)
         size = 0 if obj.kind is Kind.DIRECTORY else len(target) if target is not None else obj.size
         mtime_ns = min(max(mtime_ns, -_MTIME_LIMIT_NS), _MTIME_LIMIT_NS)
-        tag = obj.version_tag
+        tag, listed = obj.version_tag, 0
         if not tag.isascii():
             tag = tag.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is no SQLite text
-        return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, tag, target, int(obj.executable)
+        if size is not None and not is_size(size):  # the name is there, and the file cannot be
+            self._say_once("sizes that no file can have: such files cannot be read", obj.path, size_bytes=size)
+            size, tag, listed = None, "", IMPOSSIBLE
+        return parent, os.fsencode(name), int(obj.kind), size, mtime_ns, tag, target, int(obj.executable), listed
 
     def _directory(self, parts: tuple[str, ...]) -> _Directory | None:
         """A directory, made with its parents if it is not a row yet; None when its listed parent has no such name."""
@@ -340,7 +343,7 @@ class CatalogWriter:
         if found is None or found[1] != Kind.DIRECTORY:
             if parent.listed:
                 return None
-            values = (parent.ino, name, int(Kind.DIRECTORY), 0, self._created_ns, "", None, 0)
+            values = (parent.ino, name, int(Kind.DIRECTORY), 0, self._created_ns, "", None, 0, 0)
             self._db.execute(_INSERT, values)
             found = self._db.execute(_FIND, (parent.ino, name)).fetchone()
         ino, kind, listed = found
@@ -358,10 +361,10 @@ class CatalogWriter:
             self._db.execute(_SET_LISTED, (directory.ino, directory.ino))
             self._directories[parts] = _Directory(directory.ino, True)
 
-    def _say_skipped(self, path: str) -> None:
-        if not self._said_skipped:
-            self._said_skipped = True
-            log.warning("names that cannot be paths are skipped", catalog=self.file, example=ascii(path[:300]))
+    def _say_once(self, event: str, path: str, **more: int) -> None:
+        if event not in self._said:
+            self._said.add(event)
+            log.warning(event, catalog=self.file, example=ascii(path[:300]), **more)
 
 
 def _is_name(name: str) -> bool:
@@ -378,6 +381,12 @@ def _names(path: str) -> tuple[str, ...] | None:
     return path_parts(path)
 
 
+_UNKNOWN = "size IS NULL AND listed = 0"  # not of one that no file can have: the source has said it
+_TOTALS = f"""
+    SELECT count(*), {SUM_OF_SIZES}, coalesce(max(size), 0), count(iif(listed = {IMPOSSIBLE}, 1, NULL)),
+        min(iif(listed = {IMPOSSIBLE}, ino, NULL))
+    FROM entry WHERE kind = 0
+"""
 _SET_FOUND = "UPDATE entry SET executable = 1 WHERE parent = ? AND name = ? AND kind = 1 AND listed = 0"
 _FIND = "SELECT ino, kind, listed FROM entry WHERE parent = ? AND name = ?"
 _SET_LISTED = """

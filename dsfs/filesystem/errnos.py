@@ -18,6 +18,7 @@ from dsfs.errors import (
     NotVisible,
     PinRefused,
     RetryLater,
+    SizeImpossible,
     SourceChanged,
     SourceError,
     SourceMissing,
@@ -35,6 +36,7 @@ ERRNO_OF: Final[Mapping[type[DsfsError], int]] = {
     # A directory or bucket that is gone behind a name that was listed: not ENOENT, which kernel and user would take
     # for "there is no such name".
     SourceMissing: errno.ESTALE,
+    SizeImpossible: errno.EOVERFLOW,  # stat(2): a size that cannot be represented
     SourceUnsupported: errno.EIO,
     SourceUnavailable: errno.EIO,
     RetryLater: errno.EIO,

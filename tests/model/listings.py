@@ -16,8 +16,20 @@ names = st.sampled_from(NAMES)
 keys = st.lists(names, min_size=1, max_size=3).map("/".join)
 
 
+SIZES = (0, 1, 2**62, 2**63 - 4096, 2**63 - 1, 2**63, 10**19, 2**70, -1)
+"""Of names with a ``b`` in them; sums of some are more than any file can have."""
+
+
 def size_of(path: str) -> int:
-    return sum(path.encode("utf-8", "surrogateescape")) * 7
+    """As a source says it."""
+    drawn = sum(path.encode("utf-8", "surrogateescape")) * 7
+    return SIZES[drawn % len(SIZES)] if "b" in path else drawn
+
+
+def shown_size_of(path: str) -> int | None:
+    """What the catalog must say; None for what no file can have."""
+    size = size_of(path)
+    return size if 0 <= size < 2**63 else None
 
 
 @dataclass

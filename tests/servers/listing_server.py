@@ -65,6 +65,8 @@ class ListingServer:
         self.keys = keys
         self.order = order
         self.wait_s = wait_s
+        self.sizes: dict[str, int] = {}
+        """What the listing says of some, though it is not so."""
         self.on_list: Callable[[dict[str, str]], None] = lambda asked: None
         """Called with the query of each listing before it is answered; may change ``keys``."""
         self.ignores_start_after = False
@@ -92,7 +94,7 @@ class ListingServer:
                 etag = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
                 said.append(
                     f"<Contents><Key>{quote(key)}</Key><LastModified>{_TIME}</LastModified><ETag>&quot;{etag}&quot;</ETag>"
-                    f"<Size>{len(key)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+                    f"<Size>{self.sizes.get(key, len(key))}</Size><StorageClass>STANDARD</StorageClass></Contents>"
                 )
                 at, last = at + 1, key
             else:

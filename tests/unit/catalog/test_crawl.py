@@ -215,6 +215,22 @@ def test_a_name_that_fails_unexpectedly_does_not_end_the_others() -> None:
         assert not catalog.sealed
 
 
+def test_files_that_cannot_be_do_not_keep_the_others() -> None:
+    class Odd(Unsized):
+        async def stat(self, path: str) -> SourceObject | None:
+            found = await super().stat(path)
+            return SourceObject(path, size=10**19) if found is not None and path.startswith("b/1") else found
+
+    with new_catalog() as (writer, catalog):
+        source = Odd()
+        asyncio.run(crawl.crawl(source, writer, lambda: None))
+        assert sorted(source.asked) == sorted(set(source.asked)), "what was said is not asked for again"
+        catalog.refresh()
+        assert (catalog.sealed, catalog.refused, catalog.impossible) == (True, 2, 99)
+        assert catalog.refusal.startswith("2 names are refused by the source, one of them: ")
+        assert "; 99 files have a size at the source that no file can have, one of them: 'b/1" in catalog.refusal
+
+
 def test_what_was_refused_and_is_not_any_more_is_asked_for_when_it_is_listed_again() -> None:
     class Failing(Unsized):
         def __init__(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes
+from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, keep_below_refused, newly_refused
 from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.model import Kind, ListingPage, SourceObject
@@ -116,6 +116,32 @@ def test_a_directory_in_which_nothing_changed_keeps_its_time(tmp_path: Path) -> 
     times = {name: (old.find(name), new.find(name)) for name in ("a", "b")}
     assert times["a"][0].mtime_ns == times["a"][1].mtime_ns  # type: ignore[union-attr]
     assert times["b"][0].mtime_ns != times["b"][1].mtime_ns  # type: ignore[union-attr]
+
+
+def test_what_is_kept_below_a_refused_directory_is_counted_however_large_it_is(tmp_path: Path) -> None:
+    files: list[str] = []
+    for number, found in enumerate([(2**63 - 1, 2**62, -1), ()]):
+        writer = CatalogWriter.create(f"{tmp_path}/{number}.sqlite", "r", 1)
+        refused = ListingPage((SourceObject("d", Kind.DIRECTORY), SourceObject("x", size=5)), ("",), (("d", "no"),))
+        writer.add(refused)
+        writer.add_found({f"d/{size}": SourceObject(f"d/{size}", size=size) for size in found})
+        writer.seal()
+        files.append(writer.file)
+    shown, new = files
+    adopt_numbers(new, shown, Catalog(shown).next_ino())
+    keep_below_refused(new, shown)
+    assert Catalog(new).totals() == Catalog(shown).totals() == (4, 2**63 - 1, 0)
+    assert Catalog(new).largest() == 2**63 - 1
+
+
+def test_a_size_that_no_file_can_have_is_a_change_and_no_refusal(tmp_path: Path) -> None:
+    before, after, again = (sealed(tmp_path, {"a": size, "b": 1}) for size in (1, -1, -1))
+    adopt_numbers(after, before, 100)
+    adopt_numbers(again, after, 200)
+    assert changes(after, before, 10) == Changes(((ROOT_INO, b"a"),), (ROOT_INO,))
+    assert newly_refused(after, before) is None
+    assert not changes(again, after, 10)
+    assert Catalog(again).impossible == 1
 
 
 def test_a_number_of_what_was_deleted_long_ago_is_not_given_again(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsfs.catalog.lookup import ROOT_INO, Catalog, Row
+from dsfs.catalog.lookup import IMPOSSIBLE, ROOT_INO, Catalog, Row
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.errors import CatalogError
 from dsfs.model import Kind, ListingPage, SourceObject
-from tests.model.listings import JUNK, Tree, size_of, trees
+from tests.model.listings import JUNK, SIZES, Tree, shown_size_of, trees
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
@@ -119,10 +119,14 @@ def test_any_mix_of_listings_gives_the_tree(
             assert catalog.path_of(row.ino) == path
             assert catalog.find(path) == catalog.row(row.ino) == catalog.lookup(row.parent, row.name) == row
             if row.kind == Kind.FILE:
-                assert (row.size, row.tag) == (size_of(path), f"tag of {path!a}")
+                known = shown_size_of(path) is not None
+                assert (row.size, row.tag) == (shown_size_of(path), f"tag of {path!a}" if known else "")
+                assert row.listed == (0 if known else IMPOSSIBLE)
             else:
                 assert row.subdirs == list(tree.names_in(path).values()).count(Kind.DIRECTORY)
-        assert catalog.totals() == (len(tree.files), sum(map(size_of, tree.files)), len(junk))
+        sizes = list(map(shown_size_of, tree.files))
+        assert catalog.totals() == (len(tree.files), min(sum(filter(None, sizes)), 2**63 - 1), len(junk))
+        assert catalog.impossible == sizes.count(None)
 
 
 @given(trees, st.integers(1, 6))
@@ -204,6 +208,57 @@ def test_a_time_that_no_calendar_has_costs_nothing_else(mtime_ns: int) -> None:
         assert set(everything(catalog)) == {"x", "y"}
 
 
+@given(st.lists(st.one_of(st.sampled_from(SIZES), st.integers(0, 2**63 - 1)), max_size=12))
+@settings(deadline=None, max_examples=60)
+def test_sizes_are_summed_exactly_up_to_what_a_number_holds(sizes: list[int]) -> None:
+    with new_catalog() as (writer, catalog):
+        writer.add(ListingPage(tuple(SourceObject(str(at), size=size) for at, size in enumerate(sizes)), ("",)))
+        possible = [size for size in sizes if 0 <= size < 2**63]
+        expected = (len(sizes), min(sum(possible), 2**63 - 1), 0)
+        assert catalog.totals() == expected
+        writer.seal()
+        catalog.refresh()
+        assert catalog.totals() == expected
+        assert catalog.largest() == max(possible, default=0)
+        assert catalog.impossible == len(sizes) - len(possible)
+
+
+def test_a_size_that_no_file_can_have_costs_nothing_else() -> None:
+    """Its name is there, whether a listing says it or a look at the name; nobody asks for what was said."""
+    with new_catalog() as (writer, catalog):
+        listing = [SourceObject("listed", size=-1, version_tag="t"), SourceObject("x", size=1)]
+        writer.add(ListingPage((*listing, *(SourceObject(name, size=None) for name in ("asked", "later"))), ("",)))
+        writer.add_found({"asked": SourceObject("asked", size=2**63), "d/found": SourceObject("d/found", size=2**64)})
+        assert [name for _ino, _parent, name in writer.unresolved(0, 10)] == [b"later"]
+        assert writer.unresolved_in(ROOT_INO, b"", 10) == [(ROOT_INO, b"later")]
+        writer.add_found({"later": SourceObject("later", size=9)})
+        writer.seal()
+        catalog.refresh()
+        found = everything(catalog)
+        assert {path for path, row in found.items() if row.listed == IMPOSSIBLE} == {"listed", "asked"}
+        assert {path: row.size for path, row in found.items()} == {"listed": None, "asked": None, "later": 9, "x": 1}
+        assert catalog.totals() == (4, 10, 0)
+        assert catalog.refusal == "2 files have a size at the source that no file can have, one of them: 'listed'"
+
+
+def test_a_size_that_was_impossible_may_be_another_when_it_is_looked_at() -> None:
+    with new_catalog() as (writer, catalog):
+        wrong = [SourceObject(name, size=-1, version_tag="t") for name in ("file", "directory", "above")]
+        writer.add(ListingPage(tuple(wrong), ()))
+        writer.add_found({"directory": SourceObject("directory", Kind.DIRECTORY)})
+        writer.add(ListingPage((SourceObject("above/x", size=1),), ("",)))
+        writer.add_found({"file": SourceObject("file", size=3, version_tag="t")})
+        assert not catalog.is_listed(everything(catalog)["directory"].ino)
+        writer.seal()
+        catalog.refresh()
+        assert catalog.impossible == 0
+        assert catalog.refusal == ""
+        assert {path: row.kind for path, row in everything(catalog).items()} == {
+            **dict.fromkeys(["directory", "above"], Kind.DIRECTORY),
+            **dict.fromkeys(["above/x", "file"], Kind.FILE),
+        }
+
+
 def test_a_link_shows_where_it_points() -> None:
     with new_catalog() as (writer, catalog):
         writer.add(ListingPage((SourceObject("l", Kind.SYMLINK, target="../é\udcff", version_tag="t"),), ("",)))
@@ -231,10 +286,11 @@ def test_a_disk_that_is_full_costs_the_page_and_not_the_catalog() -> None:
 
 
 def test_a_page_that_cannot_be_taken_in_leaves_nothing_behind() -> None:
-    """A size that SQLite cannot hold stands for any error in the middle of a page."""
+    """A number that SQLite cannot hold stands for any error in the middle of a page."""
     with new_catalog() as (writer, catalog):
+        wrong = SourceObject("y", size=1, executable=2**70)  # type: ignore[arg-type]
         with pytest.raises(OverflowError):
-            writer.add(ListingPage((SourceObject("d/e/x", size=1), SourceObject("y", size=2**70)), ("d",)))
+            writer.add(ListingPage((SourceObject("d/e/x", size=1), wrong), ("d",)))
         assert everything(catalog) == {}
         writer.add(ListingPage((SourceObject("d/e/x", size=1),), ("", "d", "d/e")))
         assert set(everything(catalog)) == {"d", "d/e", "d/e/x"}
