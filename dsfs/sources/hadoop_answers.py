@@ -97,6 +97,6 @@ def name_of(entry: Mapping[str, Any]) -> str | None:
 
 
 def _number(value: object, what: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise SourceUnavailable(f"{what}: a size or time in the answer is not a number")

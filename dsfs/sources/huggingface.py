@@ -225,7 +225,7 @@ class HuggingFaceSource:
         size = lfs.get("size") if isinstance(lfs, dict) else entry.get("size")
         oid = str(lfs.get("oid") if isinstance(lfs, dict) else entry.get("oid")).removeprefix("sha256:")
         tag = f"lfs:{oid}" if large else f"git:{oid}"
-        if not isinstance(size, int) or size < 0 or _TAG.fullmatch(tag) is None:
+        if not isinstance(size, int) or _TAG.fullmatch(tag) is None:
             raise SourceUnavailable(f"{self._name}: the listing does not say what version {path!r} is")
         last = entry.get("lastCommit")
         mtime_ns = _time_ns(last.get("date")) if isinstance(last, dict) else 0

@@ -268,7 +268,7 @@ class ModelScopeSource:
         if entry.get("Type") == "tree":
             return SourceObject(path, Kind.DIRECTORY)
         size = entry.get("Size")
-        if not isinstance(size, int) or size < 0:
+        if not isinstance(size, int):
             raise SourceUnavailable(f"{self._name}: the listing does not say how large {path!r} is")
         digest = str(entry.get("Sha256") or "").lower()
         commit = _commit_of(entry)

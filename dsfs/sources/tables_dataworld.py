@@ -142,7 +142,7 @@ class DataWorldSource:
 
 def _file(item: dict[str, Any]) -> SourceObject:
     name, size, updated = item["name"], item["sizeInBytes"], item.get("updated") or item.get("created") or ""
-    if not isinstance(name, str) or not isinstance(size, int) or size < 0:
+    if not isinstance(name, str) or not isinstance(size, int):
         raise ValueError("a file without name or size")
     try:
         mtime_ns = int(datetime.fromisoformat(updated).timestamp() * 1000) * 10**6
