@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import os
+import socket
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from aiohttp import ClientConnectorCertificateError
+from aiohttp import ClientConnectorCertificateError, ServerDisconnectedError
 from botocore import UNSIGNED
 from botocore.exceptions import (
     BotoCoreError,
@@ -275,10 +279,40 @@ def translated(error: Exception, what: str, *, reading: bool = False) -> SourceE
     if isinstance(error, SSLError) and isinstance(error.kwargs.get("error"), ClientConnectorCertificateError):
         return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
     if isinstance(error, (BotoConnectionError, HTTPClientError)):
-        return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")
+        return SourceUnavailable(f"{what}: {_unreached(error)}")
     if isinstance(error, (BotoCoreError, ValueError)):
         return SourceUnsupported(f"{what}: {error}")
     return SourceUnavailable(f"{what}: the answer broke off or is no answer of an S3 server ({type(error).__name__})")
+
+
+def _unreached(error: BotoConnectionError | HTTPClientError) -> str:
+    """Who it was that did not answer, and why. Of a URL no more than host and port: the rest may be a secret."""
+    proxy = error.kwargs.get("proxy_url")
+    parts = urlsplit(proxy or error.kwargs.get("endpoint_url") or "")
+    where = f"{'the proxy ' if proxy else ''}{parts.netloc.rpartition('@')[2]}" or "the server"
+    why, inner = type(error).__name__, error.kwargs.get("error")
+    while isinstance(inner, Exception):
+        why = _reason(inner) or why
+        inner = getattr(inner, "os_error", None) or inner.__cause__
+    hint = {("http", _NO_ANSWER): ": https?", ("https", _NO_TLS): ": http?"}.get((parts.scheme, why), "")
+    return f"{where} cannot be reached or broke off ({why}; look at the option endpoint{hint})"
+
+
+_NO_ANSWER: Final = "closed the connection without an answer"
+_NO_TLS: Final = "answers no TLS"
+_NOT_TLS_REASONS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
+
+
+def _reason(error: Exception) -> str | None:
+    """In the system's words, without the addresses that asyncio puts into its own."""
+    if isinstance(error, ServerDisconnectedError):
+        return _NO_ANSWER
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "reason", None)  # aiohttp's own has none, the one in it has
+        return _NO_TLS if reason in _NOT_TLS_REASONS else f"TLS: {reason or type(error).__name__}"
+    if isinstance(error, socket.gaierror):
+        return str(error.strerror)
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
 
 
 def _of_answer(error: ClientError, what: str, reading: bool) -> SourceError:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
+from pathlib import Path
 
+import pytest
+
+from dsfs.errors import SourceUnavailable
+from dsfs.sources.s3 import S3Source
 from dsfs.sources.s3_client import S3Connection, S3Options
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS
+from tests.servers.authority import make_authority
 
 
 def test_clients_share_what_botocore_knows() -> None:
@@ -22,3 +30,59 @@ def test_clients_share_what_botocore_knows() -> None:
 
     first, second = asyncio.run(loaders())
     assert first is second
+
+
+async def _told_by(endpoint: str) -> str:
+    source = S3Source("vision", "", S3Options(endpoint=endpoint, region="us-east-1", anonymous="true"))
+    try:
+        with pytest.raises(SourceUnavailable) as told:
+            async for _ in source.list_tree():
+                pass
+    finally:
+        await source.close()
+    return str(told.value)
+
+
+def test_who_cannot_be_reached_is_said_and_why() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{closed.getsockname()[1]}"
+        told = asyncio.run(_told_by(f"http://{where}/here"))
+    reason = "Connection refused; look at the option endpoint"
+    assert told == f"s3://vision/: {where} cannot be reached or broke off ({reason})"
+
+
+def test_a_name_that_does_not_resolve_is_said() -> None:
+    told = asyncio.run(_told_by("http://nobody.invalid:9000"))
+    assert told.startswith("s3://vision/: nobody.invalid:9000 cannot be reached or broke off (")
+    assert "name" in told.lower()
+    assert "Error" not in told
+
+
+async def _answer_in_the_clear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [
+        ("https", "answers no TLS; look at the option endpoint: http?"),
+        ("http", "closed the connection without an answer; look at the option endpoint: https?"),
+    ],
+)
+def test_a_scheme_that_the_server_does_not_speak_is_said(tmp_path: Path, scheme: str, reason: str) -> None:
+    async def told() -> tuple[str, str]:
+        context = None
+        if scheme == "http":
+            made = make_authority(tmp_path)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(made.certificate, made.key)
+        server = await asyncio.start_server(_answer_in_the_clear, "127.0.0.1", 0, ssl=context)
+        async with server:
+            where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return where, await _told_by(f"{scheme}://{where}")
+
+    where, message = asyncio.run(told())
+    assert message == f"s3://vision/: {where} cannot be reached or broke off ({reason})"
