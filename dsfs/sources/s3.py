@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import VALID_BUCKET, VALID_S3_ARN
 from botocore.parsers import ResponseParserError
 from pydantic import ValidationError
 
-from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable
+from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable, one_line
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
@@ -41,6 +42,11 @@ def s3_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> 
     bucket, _slash, prefix = spec.uri.removeprefix("s3://").partition("/")
     if not spec.uri.startswith("s3://") or not bucket:
         raise ConfigError(f"S3: {spec.uri} names no bucket (write s3://bucket/prefix)")
+    if not VALID_BUCKET.fullmatch(bucket) and not VALID_S3_ARN.fullmatch(bucket):
+        raise ConfigError(
+            f'S3: "{one_line(bucket, 80)}" is no bucket name '
+            '(letters, digits, ".", "-" and "_"; of an access point the ARN, with ":" before its name)'
+        )
     options = _options(spec.options)
     given = {key: credentials[key] for key in ("access-key", "secret-key") if credentials.get(key)}
     if len(given) == 1:

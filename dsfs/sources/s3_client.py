@@ -47,6 +47,7 @@ from dsfs.errors import (
     SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
+    one_line,
 )
 from dsfs.sources.answers import retry_after_s
 from dsfs.sources.certificates import NOT_TRUSTED, authorities_of_the_system, named_authorities
@@ -281,7 +282,7 @@ def translated(error: Exception, what: str, *, reading: bool = False) -> SourceE
     if isinstance(error, (BotoConnectionError, HTTPClientError)):
         return SourceUnavailable(f"{what}: {_unreached(error)}")
     if isinstance(error, (BotoCoreError, ValueError)):
-        return SourceUnsupported(f"{what}: {error}")
+        return SourceUnsupported(f"{what}: {one_line(str(error))}")
     return SourceUnavailable(f"{what}: the answer broke off or is no answer of an S3 server ({type(error).__name__})")
 
 

@@ -8,10 +8,12 @@ import ssl
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ParamValidationError
 
-from dsfs.errors import SourceUnavailable
-from dsfs.sources.s3 import S3Source
-from dsfs.sources.s3_client import S3Connection, S3Options
+from dsfs.errors import ConfigError, SourceUnavailable
+from dsfs.manifest.schema import SourceSpec, SourceType
+from dsfs.sources.s3 import S3Source, s3_source
+from dsfs.sources.s3_client import S3Connection, S3Options, translated
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS
 from tests.servers.authority import make_authority
 
@@ -86,3 +88,22 @@ def test_a_scheme_that_the_server_does_not_speak_is_said(tmp_path: Path, scheme:
 
     where, message = asyncio.run(told())
     assert message == f"s3://vision/: {where} cannot be reached or broke off ({reason})"
+
+
+@pytest.mark.parametrize("uri", ["s3:// b c", "s3://b\u2028c/prefix", "s3://b:80", "s3://[/x", f"s3://{'b' * 256}"])
+def test_what_is_no_bucket_is_refused_in_one_line(uri: str) -> None:
+    with pytest.raises(ConfigError, match="is no bucket name") as told:
+        s3_source(SourceSpec(type=SourceType.S3, uri=uri), {})
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "bucket", ["b", "Old_Bucket", "with.dots-and_1", "arn:aws:s3:eu-west-1:123456789012:accesspoint:shared"]
+)
+def test_buckets_are_named_as_stores_allow(bucket: str) -> None:
+    assert s3_source(SourceSpec(type=SourceType.S3, uri=f"s3://{bucket}/prefix"), {}).uri == f"s3://{bucket}/prefix/"
+
+
+def test_what_botocore_says_is_one_line() -> None:
+    said = translated(ParamValidationError(report="first\nsecond"), "s3://b/")
+    assert str(said) == "s3://b/: Parameter validation failed:\\nfirst\\nsecond"
