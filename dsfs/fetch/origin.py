@@ -29,6 +29,10 @@ from dsfs.sources.base import Source
 T = TypeVar("T")
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class LastError:
     """What went wrong last, and when (on trio's clock)."""
@@ -141,8 +145,9 @@ class Origin:
         elif self.wrong_content == path:
             self.wrong_content = None
 
-    async def timed(self, call: Callable[[], Awaitable[T]]) -> T:
-        """One request: counted, timed, and its error remembered."""
+    async def timed(self, call: Callable[[], Awaitable[T]], too_late: Callable[[], bool] = _never) -> T:
+        """One request: counted, timed, and its error remembered. ``too_late`` tells of one that was ended whether its
+        time was over: an origin that hangs is no reader that has gone."""
         started_s = time.perf_counter()
         try:
             result = await call()
@@ -150,7 +155,7 @@ class Origin:
             self.note_failed(error, started_s)
             raise
         except BaseException:
-            self._count_request("cancelled", started_s)
+            self._count_request("timeout" if too_late() else "cancelled", started_s)
             raise
         self.note_answered(started_s)
         return result

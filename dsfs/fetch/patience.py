@@ -40,7 +40,7 @@ async def patiently(
     with scope:
         while True:
             try:
-                return await origin.timed(call)
+                return await origin.timed(call, lambda: scope.cancel_called)
             except (SourceError, OSError) as error:
                 if _no_descriptor(error):
                     delay_s = _DESCRIPTORS_S  # others give theirs back when they are done
