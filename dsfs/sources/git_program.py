@@ -262,14 +262,24 @@ def _some(oids: frozenset[str]) -> str:
     return min(oids) if len(oids) == 1 else f"{min(oids)} and {len(oids) - 1} others"
 
 
+# What git says below any failure of ssh, whatever that was.
+_SAYS_NOTHING: Final = re.compile(
+    r"fatal: could not read from remote repository.*|please make sure you have the correct access rights|"
+    r"and the repository exists\.?",
+    re.IGNORECASE,
+)
+
+
 def _line_of(words: str) -> str:
-    """The one line that says most: what was fatal, else what the other side said, else the last one."""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", words) if line.strip()]
+    """The one line that says most: what was fatal, else what the other side or ssh said, else the last one."""
+    every = [line.strip() for line in re.split(r"[\r\n]+", words) if line.strip()]
+    lines = [line for line in every if not _SAYS_NOTHING.fullmatch(line)] or every[:1]
     for start in ("fatal: ", "error: ", "remote: ", "ERROR: "):
         for line in lines:
-            if line.startswith(start) and "could not read from remote repository" not in line.lower():
+            if line.startswith(start):
                 return _printable(line.removeprefix(start))
-    return _printable(lines[-1]) if lines else ""
+    said = next((line for line in lines if line.startswith(("ssh: ", "Connection ", "kex_exchange"))), None)
+    return _printable(said or lines[-1]) if lines else ""
 
 
 def _printable(line: str) -> str:

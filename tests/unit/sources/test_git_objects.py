@@ -80,6 +80,35 @@ def test_words(words: str, kind: type[SourceError]) -> None:
         assert error.unadvertised == ("unadvertised" in words)
 
 
+_BELOW = """fatal: Could not read from remote repository.
+
+Please make sure you have the correct access rights
+and the repository exists.
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            "Connection timed out during banner exchange\r\nConnection to 10.0.0.1 port 22 timed out\r\n",
+            "nothing answered in time (Connection timed out during banner exchange)",
+        ),
+        (
+            "ssh: connect to host h port 22: Connection refused\r\nlost\r\n",
+            "ssh: connect to host h port 22: Connection refused",
+        ),
+        ("kex_exchange_identification: read: Connection reset by peer\r\n", "kex_exchange_identification: read: "),
+        ("git@h: Permission denied (publickey).\r\n", "refused (git@h: Permission denied (publickey).; give "),
+        ("", "Could not read from remote repository."),
+    ],
+)
+def test_why_ssh_failed_is_not_what_git_says_below_it(words: str, why: str) -> None:
+    error = failure_of(words + _BELOW, "ssh://h/x.git", 128, has_secret=False)
+    assert str(error).startswith(f"ssh://h/x.git: {why}")
+    assert "repository exists" not in str(error)
+
+
 def test_work_directories_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
     alive = WorkDirectory(str(tmp_path))
     dead = tmp_path / "dsfs-git-dead"
