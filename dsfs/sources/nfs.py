@@ -45,6 +45,9 @@ LISTERS: Final = 2
 LISTING_LIMIT_S: Final = 300.0  # libnfs reads a directory as a whole; each of its requests has the usual limit
 IDLE_S: Final = 20.0  # a v4 lease is 90 s, rarely 30, and libnfs does not renew it
 
+_PORT: Final = 2049
+_PORTMAPPER: Final = 111
+
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM})
 # Answers of a server that is well; after any other the connection is not used again.
@@ -105,10 +108,11 @@ class NfsSource:
     def __init__(
         self, server: NfsServer, path: str, version: int | None = None, timeouts: Timeouts = DEFAULT_TIMEOUTS
     ) -> None:
-        where = f"{f'[{server.host}]' if ':' in server.host else server.host}"
-        where += f":{server.port}" if server.port not in (None, 2049) else ""
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        where = f"{host}:{server.port}" if server.port not in (None, _PORT) else host
         self.uri = f"nfs://{where}/{path}".encode("utf-8", "backslashreplace").decode()
         self.identity = f"nfs:{where}/{path}"
+        self._asked_first = f"{host}:{server.port or server.mountport or (_PORTMAPPER if version == 3 else _PORT)}"
         limit_s = timeouts.idle_s + timeouts.connect_s
         self._connections = _Connections(server, path, version, timeouts.idle_s)
         self._threads = Threads(THREADS, limit_s, self.uri)
@@ -214,6 +218,11 @@ class NfsSource:
                 ) from error
             if error.errno in (errno.EINTR, errno.ETIMEDOUT):
                 raise SourceTimeout(f"{what}: nothing answered in time") from error
+            if isinstance(error, _MountFailed) and error.errno in (errno.EIO, errno.EFAULT):
+                raise SourceUnavailable(
+                    f"{self._shown(path)}: {self._asked_first} cannot be reached: {error.strerror} "
+                    "(is an NFS server there? look at the options port, mountport and version)"
+                ) from error
             raise SourceUnavailable(what) from error
 
 

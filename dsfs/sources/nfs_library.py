@@ -30,6 +30,10 @@ _MOUNT_ERRORS: Final = {
     "MNT3ERR_ACCES": errno.EACCES,
     "MNT3ERR_PERM": errno.EACCES,
 }
+# libnfs makes EPERM of this one, as of a refusal.
+_UNKNOWN_HOST: Final = "Can not resolv into IPv4/v6 structure"
+# What is left of a connection that was refused, or ended by the other side.
+_ENDED: Final = "nfs_service failed"
 _BROKEN: Final = frozenset({errno.EINTR, errno.EIO, errno.EFAULT, errno.ETIMEDOUT})
 # ftype3 and nfs_ftype4 (RFC 1813 and 7530) have the same numbers
 _TYPES: Final = {1: stat.S_IFREG, 2: stat.S_IFDIR, 3: stat.S_IFBLK, 4: stat.S_IFCHR, 5: stat.S_IFLNK}
@@ -252,6 +256,10 @@ class Connection:
         text = (self._lib.nfs_get_error(self._context) or b"").decode(errors="replace")
         said = re.search("|".join(_MOUNT_ERRORS), text)  # libnfs makes EPERM of all of these
         number = _MOUNT_ERRORS[said[0]] if said else -result
+        if _UNKNOWN_HOST in text:
+            number, text = errno.EIO, "the host's name does not resolve"
+        elif _ENDED in text:
+            text = "the connection was refused or ended"
         self._broken = self._broken or number in _BROKEN
         raise OSError(number, " ".join(text.split())[:200] or os.strerror(number))
 

@@ -274,11 +274,24 @@ def test_nobody_listens() -> None:
     async def use(source: Source) -> None:
         with pytest.raises(SourceUnavailable) as caught:
             await tree_of(source)
+        said = f"{HOST}:{port} cannot be reached: the connection was refused or ended (is an NFS server there? "
+        assert str(caught.value).startswith(f"nfs://{HOST}:{port}/x: {said}")
         assert "\n" not in str(caught.value)
 
     for options in ({"version": "4"}, {"version": "3", "mountport": str(port)}):
         spec = SourceSpec(type=SourceType.NFS, uri=f"nfs://{HOST}:{port}/x", options=options)
         using(build_source(spec, {}), use)
+
+
+@pytest.mark.parametrize(("options", "port"), [({}, 2049), ({"version": "3"}, 111), ({"mountport": "20048"}, 20048)])
+def test_a_host_that_is_unknown_has_refused_nothing(options: dict[str, str], port: int) -> None:
+    async def use(source: Source) -> None:
+        with pytest.raises(SourceUnavailable) as caught:
+            await tree_of(source)
+        said = f"nobody.invalid:{port} cannot be reached: the host's name does not resolve (is an NFS server there? "
+        assert str(caught.value).startswith(f"nfs://nobody.invalid/x: {said}")
+
+    using(build_source(SourceSpec(type=SourceType.NFS, uri="nfs://nobody.invalid/x", options=options), {}), use)
 
 
 def test_a_directory_that_is_mounted_already(tmp_path: Path) -> None:
