@@ -34,18 +34,19 @@ class Check:
 def examine() -> list[Check]:
     can = capabilities.look()
     kernel = f"{can.kernel[0]}.{can.kernel[1]}"
+    no_device, not_portable = can.lacks_device(), can.lacks_for_portable()
     checks = [
         Check(
             "/dev/fuse",
-            can.device,
-            "can be opened" if can.device else "cannot be opened",
-            "" if can.device else "modprobe fuse; in a container add the device /dev/fuse",
-            fatal=not can.device,
+            no_device is None,
+            "can be opened" if no_device is None else no_device.what.removeprefix("/dev/fuse: "),
+            "" if no_device is None else no_device.remedy,
+            fatal=no_device is not None,
         ),
         Check(
             "direct session",
             can.direct,
-            "yes" if can.direct else "no: needs CAP_SYS_ADMIN",
+            "yes" if can.direct else f"no: needs {'CAP_SYS_ADMIN' if can.device else '/dev/fuse'}",
             "" if can.direct else "run as root for the fastest read paths and for restarts without failed reads",
             fatal=not can.direct and not can.portable,
         ),
@@ -62,9 +63,9 @@ def examine() -> list[Check]:
         ),
         Check(
             "pyfuse3 session",
-            can.portable,
-            "yes" if can.portable else "no",
-            "" if can.portable else "install fuse3 (fusermount3) for mounts without root",
+            not_portable is None,
+            "yes" if not_portable is None else f"no: {not_portable.what}",
+            "" if not_portable is None else not_portable.remedy,
         ),
     ]
     checks.append(kernel_patience(kernel_patience_s(), _longest_read()))

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dsfs.errors import MountError
 
 _CAP_SYS_ADMIN = 21  # <linux/capability.h>
 
 
+_DEVICE = "/dev/fuse"
+
+
+class Lack(NamedTuple):
+    """What is not here, and what to do about it."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.remedy})"
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Read once at start. ``kernel`` is (major, minor)."""
+    """Read once at start. ``kernel`` is (major, minor); ``device_errno`` is 0, or why /dev/fuse cannot be opened."""
 
     kernel: tuple[int, int]
-    device: bool
+    device_errno: int
     sys_admin: bool
     fusermount: bool
     pyfuse3: bool
+
+    @property
+    def device(self) -> bool:
+        return self.device_errno == 0
 
     @property
     def direct(self) -> bool:
@@ -27,7 +46,28 @@ class Capabilities:
 
     @property
     def portable(self) -> bool:
-        return self.pyfuse3 and self.device and (self.fusermount or self.sys_admin)
+        return self.lacks_for_portable() is None
+
+    def lacks_device(self) -> Lack | None:
+        """None: it can be opened."""
+        if self.device:
+            return None
+        remedy = "load the fuse module: modprobe fuse; in a container add the device /dev/fuse"
+        if self.device_errno == errno.EACCES:
+            remedy = f"chmod 666 {_DEVICE}, as udev does, or run as root"
+        elif self.device_errno == errno.EPERM:  # the device cgroup of a container
+            remedy = f"give the container the device {_DEVICE}"
+        return Lack(f"{_DEVICE}: {os.strerror(self.device_errno)}", remedy)
+
+    def lacks_for_portable(self) -> Lack | None:
+        """What the pyfuse3 session needs first."""
+        if not self.device:
+            return self.lacks_device()
+        if not self.pyfuse3:
+            return Lack("pyfuse3 cannot be imported", "install libfuse3 and pyfuse3, or run as root")
+        if not self.fusermount and not self.sys_admin:
+            return Lack("fusermount3 is missing", "install the package fuse3, or run as root")
+        return None
 
     @property
     def passthrough(self) -> bool:
@@ -36,7 +76,7 @@ class Capabilities:
 
 
 def look() -> Capabilities:
-    """Look at this machine. Opens nothing but files in /proc."""
+    """Look at this machine. Opens files in /proc, and /dev/fuse, which mounts nothing yet."""
     release = os.uname().release.split(".")
     try:
         kernel = (int(release[0]), int("".join(c for c in release[1] if c.isdigit())))
@@ -49,7 +89,7 @@ def look() -> Capabilities:
                 effective = int(line.split()[1], 16)
     return Capabilities(
         kernel,
-        os.access("/dev/fuse", os.R_OK | os.W_OK),
+        _device_errno(),
         bool(effective >> _CAP_SYS_ADMIN & 1),
         shutil.which("fusermount3") is not None,
         _has_pyfuse3(),
@@ -70,18 +110,21 @@ def choose_session(wanted: str, capabilities: Capabilities) -> str:
     if wanted == "direct" or (wanted == "auto" and capabilities.direct):
         if capabilities.direct:
             return "direct"
-        raise MountError("the direct session needs /dev/fuse and CAP_SYS_ADMIN: run as root, or use --session pyfuse3")
-    if capabilities.portable:
-        return "pyfuse3"
-    if not capabilities.device:
-        raise MountError(
-            "/dev/fuse cannot be opened: load the fuse module (modprobe fuse) or run the container with it"
-        )
-    if not capabilities.pyfuse3:
-        raise MountError(
-            "pyfuse3 cannot be imported: install libfuse3 and pyfuse3, or run as root for the direct session"
-        )
-    raise MountError("fusermount3 is missing: install the package fuse3, or run as root")
+        if (lack := capabilities.lacks_device()) is not None:
+            raise MountError(str(lack))
+        raise MountError("the direct session needs CAP_SYS_ADMIN: run as root, or use --session pyfuse3")
+    lack = capabilities.lacks_for_portable()
+    if lack is not None:
+        raise MountError(str(lack))
+    return "pyfuse3"
+
+
+def _device_errno() -> int:
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _has_pyfuse3() -> bool:
