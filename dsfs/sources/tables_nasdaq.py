@@ -6,6 +6,7 @@ holds one CSV. The key goes into the header X-Api-Token and never into a URL; th
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -43,9 +44,11 @@ class NasdaqSource:
         self._exports = Exports(self._fetch, self.uri)
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
-        """See ``Source``. What was named; whether it is there its ``stat`` says."""
+        """See ``Source``. What was named; whether it is there its ``stat`` says. An API that is silent, or refuses the
+        key, has no listing all the same: a mount of it would have files, and EIO for each."""
         if directory:
             raise SourceMissing(f"{self.uri} has no directory {directory!r}")
+        await self._knock()
         self._exports.forget()
         yield ListingPage(tuple(SourceObject(path, Kind.FILE, None) for path in self._tables), ("",))
 
@@ -67,6 +70,12 @@ class NasdaqSource:
     async def close(self) -> None:
         """See ``Source``."""
         await self._client.close()
+
+    async def _knock(self) -> None:
+        table = next(iter(self._tables.values()))
+        # What it tells of a table, as that has no export made. One that is not there is told by its ``stat``.
+        with contextlib.suppress(SourceMissing):
+            await self._get(f"{self._base}/{table}/metadata.json", f"{self.uri}/{table}", EXPORT_BYTES_MAX)
 
     async def _fetch(self, path: str) -> bytes:
         table = self._tables.get(path)

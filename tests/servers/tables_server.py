@@ -82,6 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _nasdaq(self, path: str, query: Mapping[str, list[str]]) -> None:
         state = self.state
+        if path.endswith("/metadata.json"):
+            kind, _vendor, name, _ = path.split("/")
+            there = name in (state.tables if kind == "datatables" else state.series)
+            return send(self, 200 if there else 404, b"{}")
         kind, vendor, last = path.split("/")
         name, _, ending = last.rpartition(".")
         if (kind, vendor, ending) == ("datatables", "ACME", "json") and name in state.tables:

@@ -21,7 +21,7 @@ from dsfs.model import Kind
 from dsfs.sources import tables, tables_export, tables_nasdaq
 from dsfs.sources.base import Source
 from dsfs.sources.registry import build_source
-from tests.servers.process import HOST
+from tests.servers.process import HOST, free_ports
 from tests.servers.tables_server import TOKEN, TablesServer, tables_server
 from tests.sources.sinks import names_in, read_range, tree_of
 
@@ -165,6 +165,24 @@ def test_nasdaq_states_and_bounds(server: TablesServer, monkeypatch: pytest.Monk
             await source.stat("A.csv")
 
     using(build(server, "nasdaq://ACME/A"), use)
+
+
+@pytest.mark.parametrize("series", ["true", "false"])
+def test_nasdaq_out_of_reach_has_no_listing(server: TablesServer, series: str) -> None:
+    (port,) = free_ports(1)
+
+    async def use(source: Source) -> None:
+        with pytest.raises(SourceUnavailable):
+            await names_in(source, "")
+
+    using(build(server, "nasdaq://ACME/A", endpoint=f"http://{HOST}:{port}/api/v3", series=series), use)
+
+    async def refuses(source: Source) -> None:
+        with pytest.raises(SourceRefused):
+            await names_in(source, "")
+        assert not server.asked_for("export")
+
+    using(build(server, "nasdaq://ACME/A", "wr0ng", series=series), refuses)
 
 
 def test_what_is_held_is_bounded(server: TablesServer, monkeypatch: pytest.MonkeyPatch) -> None:
