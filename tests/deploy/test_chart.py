@@ -65,7 +65,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "node-network": {"server": {"hostNetwork": True, "hostPID": True, "readForeignFiles": False}},
     "flags": {
-        "namespaces": ["vision", "nlp"],
+        "namespaces": ["vision", "nlp", "0"],
         "server": {"extraArgs": ["--log-format=json"], "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]},
         "probe": {"path": "data/vision/imagenet/README", "within": "3s"},
     },
@@ -140,6 +140,13 @@ def test_every_combination_is_valid_and_hangs_together(values: dict[str, Any]) -
         ({"hostPath": {"root": "/x"}}, "hostPath"),
         ({"sharedCache": {"create": True, "existingClaim": "both"}}, "sharedCache"),
         ({"secrets": [{"secretName": "s3", "as": "no-namespace"}]}, "as"),
+        (
+            {"secrets": [{"secretName": name, "as": "vision/s3"} for name in ("a", "b")]},
+            "secrets: vision/s3 is there twice",
+        ),
+        ({"claims": [{"claimName": name, "as": "nlp/c"} for name in ("a", "b")]}, "claims: nlp/c is there twice"),
+        ({"namespaces": ["Vision Team"]}, "namespaces"),
+        ({"namespaces": ["vision\n- --debug"]}, "namespaces"),
         ({"server": {"securityContext": {"privileged": True}}}, "securityContext"),
         ({"minFree": "a fifth"}, "minFree"),
         ({"server": {"tmpSizeLimit": "much"}}, "tmpSizeLimit"),

@@ -48,6 +48,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- printf "%s-%s" .kind (.as | sha256sum | trunc 10) }}
 {{- end }}
 
+{{/* Two of one `as` would be two volumes of one name, which the API refuses with a name that is in no values. */}}
+{{- define "dsfs.onceEach" -}}
+{{- $seen := dict }}
+{{- range .given }}
+{{- if hasKey $seen .as }}{{ fail (printf "%s: %s is there twice under `as`; leave one" $.what .as) }}{{ end }}
+{{- $_ := set $seen .as true }}
+{{- end }}
+{{- end }}
+
 {{/* What a node needs to be given a pod, the same for keeper and server. */}}
 {{- define "dsfs.placement" -}}
 {{- with .Values.imagePullSecrets }}
