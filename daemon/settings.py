@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -135,8 +136,10 @@ def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:
 def parse_address(text: str) -> tuple[str, int]:
     """HOST:PORT of ``--http``; [::1]:9100 for IPv6, and no host for all addresses of both. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535 or (":" in host and not host.startswith("[")):
+    if not colon or not re.fullmatch("[0-9]+", port) or (":" in host and not host.startswith("[")):
         raise ConfigError(f"--http {text}: is not HOST:PORT (such as 127.0.0.1:9100)")
+    if len(port) > 5 or int(port) > 65535:
+        raise ConfigError(f"--http {text}: there is no port above 65535 (choose one such as 9100)")
     return host.strip("[]"), int(port)
 
 

@@ -11,12 +11,28 @@ import pytest
 
 from daemon.control.listen import _everywhere
 from daemon.settings import parse_address
+from dsfs.errors import ConfigError
 
 
 def test_no_host_is_all_of_them_and_a_host_is_what_it_says() -> None:
     assert parse_address(":9100") == ("", 9100)
     assert parse_address("0.0.0.0:9100") == ("0.0.0.0", 9100)
     assert parse_address("[::1]:9100") == ("::1", 9100)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nowhere", "is not HOST:PORT"),
+        ("::1:9100", "is not HOST:PORT"),
+        ("localhost:²", "is not HOST:PORT"),
+        ("localhost:99999", "there is no port above 65535"),
+        (f"localhost:{'9' * 5000}", "there is no port above 65535"),
+    ],
+)
+def test_what_is_no_address_is_refused_for_what_it_is(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_address(text)
 
 
 def test_both_families_have_one_port() -> None:
