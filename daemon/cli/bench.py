@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from daemon.cli.options import AsJson
-from daemon.cli.output import show_json, show_table
-from dsfs.errors import MountError
+from daemon.cli.output import say, show_json, show_table
+from dsfs.errors import MountError, one_line
 from dsfs.ranges import MiB
 
 _CHUNK_BYTES = 1 * MiB
@@ -24,6 +24,9 @@ _LARGE_BYTES = 8 * MiB
 _MOST_NAMES = 200_000
 _MOST_SMALL = 2_000
 _SEED = 1  # the same choice each time, so that two runs can be compared
+
+Unread = dict[str, str]
+"""Path of what cannot be read, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,37 +61,47 @@ def bench(
     place = os.path.abspath(path)
     if not os.path.isdir(place):
         raise MountError(f"{place}: no such directory")
-    rows = measure(place, readers, seconds)
+    unread: Unread = {}
+    rows = measure(place, readers, seconds, unread)
     if as_json:
-        show_json({"path": place, "readers": readers, "rows": [asdict(row) for row in rows]})
+        rows_shown = [asdict(row) for row in rows]
+        show_json({"path": place, "readers": readers, "rows": rows_shown, "passed_over": len(unread)})
         return
     cells = [(row.what, _number(row.first), _number(row.again), row.unit) for row in rows]
     show_table(("WHAT", "FIRST", "AGAIN", "UNIT"), cells)
+    if unread:
+        name, why = next(iter(unread.items()))
+        say(f"dsfs: {len(unread)} names passed over that cannot be read, the first {one_line(name, 1000)}: {why}")
 
 
-def measure(place: str, readers: int, seconds: float) -> list[Measured]:
-    """All rows, each number within about so many seconds."""
-    found, first_names = _timed(lambda: survey(place, seconds))
-    again, again_names = _timed(lambda: survey(place, seconds))
+def measure(place: str, readers: int, seconds: float, unread: Unread) -> list[Measured]:
+    """All rows, each number within about so many seconds. What cannot be read is passed over, and noted."""
+    found, first_names = _timed(lambda: survey(place, seconds, unread))
+    again, again_names = _timed(lambda: survey(place, seconds, unread))
     rows = [Measured("list and stat", "names/s", found.names / first_names, again.names / again_names)]
     if found.large is None:
         rows.append(Measured("no file of 8 MiB or more", "MB/s", None, None))
     else:
         file, size = found.large
-        rows.append(Measured("largest file, sequential", "MB/s", *_twice(lambda: sequential(file, seconds) / 1e6)))
         random_s = min(seconds, 3.0)
-        rows.append(
-            Measured("largest file, 4 KiB at random", "reads/s", *_twice(lambda: at_random(file, size, random_s)))
-        )
+        for what, unit, run in (
+            ("largest file, sequential", "MB/s", lambda: sequential(file, seconds) / 1e6),
+            ("largest file, 4 KiB at random", "reads/s", lambda: at_random(file, size, random_s)),
+        ):
+            try:
+                rows.append(Measured(what, unit, *_twice(run)))
+            except OSError as error:
+                unread[file] = _why(error)
+                rows.append(Measured(what, unit, None, None))
     if not found.small:
         rows.append(Measured("no file of 1 MiB or less", "files/s", None, None))
     else:
         what = f"{len(found.small)} files of up to 1 MiB, {readers} readers"
-        rows.append(Measured(what, "files/s", *_twice(lambda: small_files(found.small, readers, seconds))))
+        rows.append(Measured(what, "files/s", *_twice(lambda: small_files(found.small, readers, seconds, unread))))
     return rows
 
 
-def survey(place: str, seconds: float) -> Found:
+def survey(place: str, seconds: float, unread: Unread) -> Found:
     """Names and sizes below a directory, as far as the time goes and they are allowed; a choice of files to read."""
     until_s = time.perf_counter() + seconds
     names, large = 0, ("", 0)
@@ -98,8 +111,9 @@ def survey(place: str, seconds: float) -> Found:
         return names >= _MOST_NAMES or time.perf_counter() > until_s
 
     def refused(error: OSError) -> None:
-        if not isinstance(error, PermissionError) or error.filename == place:
+        if error.filename == place:
             raise error
+        unread[error.filename] = _why(error)
 
     for directory, _directories, files in os.walk(place, onerror=refused):
         for name in files:
@@ -108,7 +122,8 @@ def survey(place: str, seconds: float) -> Found:
             path = f"{directory}/{name}"
             try:
                 size = os.stat(path, follow_symlinks=False).st_size
-            except PermissionError:
+            except OSError as error:
+                unread[path] = _why(error)
                 continue
             names += 1
             if size > large[1]:
@@ -149,22 +164,27 @@ def at_random(file: str, size_bytes: int, seconds: float) -> float:
         os.close(fd)
 
 
-def small_files(files: Sequence[str], readers: int, seconds: float) -> float:
-    """Files a second: open, read to the end, close."""
+def small_files(files: Sequence[str], readers: int, seconds: float, unread: Unread) -> float:
+    """Files a second: open, read to the end, close. Those that fail do not count."""
     until_s = time.perf_counter() + seconds
 
     def read(paths: Sequence[str]) -> int:
         buffer = bytearray(_SMALL_BYTES)
-        for done, path in enumerate(paths):
+        done = 0
+        for path in paths:
             if time.perf_counter() > until_s:
                 return done
-            fd = os.open(path, os.O_RDONLY)
             try:
-                while os.readv(fd, [buffer]):
-                    pass
-            finally:
-                os.close(fd)
-        return len(paths)
+                fd = os.open(path, os.O_RDONLY)
+                try:
+                    while os.readv(fd, [buffer]):
+                        pass
+                finally:
+                    os.close(fd)
+                done += 1
+            except OSError as error:
+                unread[path] = _why(error)
+        return done
 
     started_s = time.perf_counter()
     with ThreadPoolExecutor(readers) as pool:
@@ -179,6 +199,10 @@ def _twice(run: Callable[[], float]) -> tuple[float, float]:
 def _timed(run: Callable[[], Found]) -> tuple[Found, float]:
     started_s = time.perf_counter()
     return run(), time.perf_counter() - started_s
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def _number(value: float | None) -> str:
