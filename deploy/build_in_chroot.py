@@ -1,7 +1,5 @@
 """Carries out deploy/Dockerfile where no container engine is: its own steps, in chroots of Debian made by debootstrap.
 
-    python deploy/build_in_chroot.py DIRECTORY [-- COMMAND…]
-
 DIRECTORY gets the base (kept, and used again), a layer for each stage, and, while this runs, the image's tree at
 DIRECTORY/image. COMMAND is then run in it as the image's ENTRYPOINT would be (as root: a chroot grants nothing that a
 container would), in place of CMD; with --entrypoint=none before the --, by itself. Needs root, debootstrap, overlayfs.
@@ -13,6 +11,7 @@ release stands for it), and what an engine adds, such as layers and labels.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -172,12 +171,21 @@ def copy(words: list[str], tree: Tree, trees: dict[str, Tree]) -> None:
             shutil.copy(source, goal)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage="python deploy/build_in_chroot.py DIRECTORY [--entrypoint=none] [-- COMMAND…]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="where the trees are made")
+    parser.add_argument("--entrypoint", choices=["none"], help="run COMMAND by itself")
+    return parser
+
+
 def main(arguments: list[str]) -> int:
-    if not arguments:
-        raise SystemExit(__doc__)
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    words, command_words = arguments[:end], arguments[end + 1 :]
-    directory = Path(words[0]).absolute()
+    given, command_words = _parser().parse_args(arguments[:end]), arguments[end + 1 :]
+    directory: Path = given.directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     trees: dict[str, Tree] = {}
     with ExitStack() as mounted:
@@ -190,7 +198,7 @@ def main(arguments: list[str]) -> int:
             build(stage, tree, trees)
         used = subprocess.run(["du", "-sm", tree.upper], capture_output=True, text=True, check=True).stdout.split()[0]
         print(f"--- above the base: {used} MB; user {stage.user}; {stage.entrypoint} {stage.command}", flush=True)
-        entrypoint = [] if "--entrypoint=none" in words else stage.entrypoint
+        entrypoint = [] if given.entrypoint == "none" else stage.entrypoint
         user = "0:0" if command_words else stage.user
         return tree.chroot([*entrypoint, *(command_words or stage.command)], stage, user)
 

@@ -37,6 +37,14 @@ def test_the_image_starts_as_nobody_through_an_init() -> None:
     assert steps["ENTRYPOINT"].startswith('["tini", "--", "dsfs"')  # the chart gives only arguments
 
 
+def test_what_carries_it_out_takes_no_option_for_a_directory() -> None:
+    program = [sys.executable, ROOT / "deploy" / "build_in_chroot.py"]
+    asked = subprocess.run([*program, "--help"], capture_output=True, text=True)
+    assert (asked.returncode, asked.stdout.split()[0]) == (0, "usage:"), asked.stderr
+    wrong = subprocess.run([*program, "--entrypoint=some", "x"], capture_output=True, text=True)
+    assert (wrong.returncode, "invalid choice" in wrong.stderr) == (2, True)
+
+
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
