@@ -48,12 +48,12 @@ OPEN_OVERFLOWS = Counter(
 ORIGIN_READ_BYTES = Counter("dsfs_origin_read_bytes", "Bytes read from the source.", _DATASET)
 ORIGIN_REQUESTS = Counter(
     "dsfs_origin_requests",
-    "Requests to the source, by how they ended; listing all of it is one.",
+    "Requests to the source, by how they ended; listing all of it is one, and so is asking for the hash of a file.",
     (*_DATASET, "outcome"),
 )
 ORIGIN_REQUEST_SECONDS = Histogram(
     "dsfs_origin_request_seconds",
-    "Duration of requests to the source, in seconds; without those that list all of it.",
+    "Duration of requests to the source, in seconds; without those that list all of it or ask for a hash.",
     _DATASET,
     buckets=_REQUEST_SECONDS,
 )

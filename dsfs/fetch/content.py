@@ -115,7 +115,10 @@ class ContentChecks:
     async def _digest(self, file: RemoteFile) -> Digest | None:
         """What the source says when it is asked, else what it lists or what is only likely to be a hash."""
         with file.origin.held() as source:
-            asked = await self._bridge.call(ask_digest, source, file.obj) if may_tell(source, file.obj) else None
+            asked = None
+            if may_tell(source, file.obj):
+                with file.origin.counted():
+                    asked = await self._bridge.call(ask_digest, source, file.obj)
             return asked or digest_of(source, file.obj)
 
     async def _hash(self, digest: Digest, obj: CachedObject) -> str:

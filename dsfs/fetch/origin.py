@@ -162,8 +162,8 @@ class Origin:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """All of a listing, as one request. Not timed: thousands of pages would be the slowest request there is. Its
-        error is not remembered either: whoever has it listed knows what that means."""
+        """What nobody reads for, as one request: all of a listing, a question for a hash. Not timed: thousands of pages
+        would be the slowest request there is. Its error is not remembered either: who asks knows what that means."""
         outcome: str | None = "cancelled"
         try:
             yield

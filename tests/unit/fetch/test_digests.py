@@ -43,6 +43,12 @@ def dropped() -> float:
     return sum(sample.value for sample in metrics.CORRUPT_BLOCKS.collect()[0].samples if sample.name.endswith("_total"))
 
 
+def requests() -> float:
+    return sum(
+        sample.value for sample in metrics.ORIGIN_REQUESTS.collect()[0].samples if sample.name.endswith("_total")
+    )
+
+
 def test_a_small_lie_is_never_served_nor_kept(run: Callable[..., None]) -> None:
     async def test(there: World) -> None:
         source, before = told(there), dropped()
@@ -202,11 +208,12 @@ def test_a_large_file_is_asked_for_once(run: Callable[..., None], algorithm: str
         there.origin.source = source = Asked(there.bridge)
         data = content(LARGE) if right else content(LARGE)[:-1]
         source.told = Digest(algorithm, Digest(algorithm, "").hex_of(memoryview(data)))
-        file = there.file(LARGE)
+        file, before = there.file(LARGE), requests()
         await there.reader.fetch_whole(file, Priority.WARM)
         await all_checked(there)
         assert there.tier.holds_all(file.key, LARGE, "") is right
         assert source.questions == 1
+        assert requests() - before == len(source.reads) + 1, "a question for a hash is a request like a read"
 
     run(test, rate=1.0)
 
