@@ -92,7 +92,7 @@ def test_what_is_stored_is_not_set_aside_too(run: Callable[..., None], monkeypat
             return publish(*args)
 
         monkeypatch.setattr(world.tier, "publish", watched)
-        await world.reader.fetch_whole(world.file(SIZE), Priority.DEMAND)
+        await world.landed(SIZE)
         assert len(taken) == 41
         assert max(taken) <= taken[0] + map_space(SIZE, BLOCK)  # which is set aside to the end
         assert world.tier.statistics().reserved_bytes == 0
