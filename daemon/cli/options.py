@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -39,10 +40,13 @@ def one_mountpoint(argument: str | None, option: str | None) -> str | None:
 
 
 def asked_of(selector: str, mountpoint: str | None) -> tuple[running.Running, str]:
-    """Which mount is meant, and what in it: an absolute path is a place in a mount, and names that too.
+    """Which mount is meant, and what in it: a path that begins with "/", "./" or "../" is a place in a mount, and names
+    that too.
 
     Raises BadParameter for a path in another mount than ``-m`` names, MountError for one in none.
     """
+    if selector.split("/", 1)[0] in (".", ".."):  # no dataset is called that
+        selector = os.path.abspath(selector)
     if not selector.startswith("/"):
         return running.find(mountpoint), selector
     found, place = running.find_below(selector)

@@ -193,12 +193,14 @@ def test_wrong_pins(mounts: Mounts, tmp_path: Path) -> None:
 
 def test_a_pin_of_a_name_that_is_no_text_is_listed(mounts: Mounts, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    make(source, os.fsdecode(b"caf\xe9.bin"))
+    make(source, os.fsdecode(b"caf\xe9.bin"), "two\nlines")
     mount = mounts.mount(source)
-    assert dsfs("pin", os.fsdecode(b"source/caf\xe9.bin"), f"-m{mount.mountpoint}").returncode == 0
+    for name in (os.fsdecode(b"caf\xe9.bin"), "two\nlines"):
+        assert dsfs("pin", f"source/{name}", f"-m{mount.mountpoint}").returncode == 0
     done = dsfs("pin", "--list", f"-m{mount.mountpoint}", env={"PYTHONIOENCODING": "utf-8:strict"})
     assert (done.returncode, done.stderr) == (0, "")
     assert r"caf\udce9.bin" in done.stdout
+    assert r"source/two\nlines " in done.stdout
 
 
 def test_pins_that_cannot_be_read(mounts: Mounts, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from tests.mounts import Mount, Mounts, dsfs
 SIZE = 256 * 20_000
 
 
-def printed(*argv: str | Path) -> Any:
-    done = dsfs(*argv, "--json")
+def printed(*argv: str | Path, cwd: Path | None = None) -> Any:
+    done = dsfs(*argv, "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -49,6 +49,13 @@ def test_of_a_single_dataset(mounts: Mounts, source: Path) -> None:
     assert (warmed["dataset"], warmed["glob"], warmed["files"]) == ("default/source", "sub", 1)
     assert printed("dataset", "show", mount.mountpoint)["name"] == "source"
     assert printed("evict", mount.mountpoint)["evicted_bytes"] >= SIZE
+
+
+def test_from_where_one_is(mounts: Mounts, source: Path) -> None:
+    mount, _other = mount_many(mounts, source, "data"), mounts.mount(source)
+    for selector, glob in (("./sub", "sub"), ("./sub/*", "sub/*"), (".", "")):
+        assert printed("warm", selector, cwd=mount.root)["glob"] == glob
+    assert printed("warm", "../sub", "-m", mount.mountpoint, cwd=mount.root / "sub")["glob"] == "sub"
 
 
 def test_behind_links(mounts: Mounts, source: Path, tmp_path: Path) -> None:
