@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol, runtime_checkable
+
+from multidict import MultiMapping
 
 from dsfs.errors import SourceChanged, SourceUnavailable
 from dsfs.ranges import ByteRange
@@ -63,6 +65,25 @@ def body_place(
     return ByteRange(0, size)
 
 
+def check_not_coded(headers: MultiMapping[str], what: str, *, stored: bool = False) -> None:
+    """Raises SourceUnavailable for a body that is not the bytes of the file. ``stored``: a Content-Encoding is theirs.
+
+    Of what a Transfer-Encoding names our libraries take off "chunked" and nothing else (RFC 9112, section 6.1).
+    """
+    coded: dict[str, tuple[str, ...]] = {"Transfer-Encoding": ("", "identity", "chunked")}
+    if not stored:
+        coded["Content-Encoding"] = ("", "identity")
+    for name, plain in coded.items():
+        said = ",".join(headers.getall(name, ())).lower()
+        if any(coding.strip() not in plain for coding in said.split(",")):
+            raise SourceUnavailable(f"{what}: compressed answer ({said}), though none was asked for")
+
+
+def has_open_end(headers: Mapping[str, str]) -> bool:
+    """Whether no header that counts says how long the body is (RFC 9112, section 6.3)."""
+    return "Content-Length" not in headers or "Transfer-Encoding" in headers
+
+
 class WholeAnswer(Exception):
     """The server ignores ranges, and who asked would rather read the whole file once. Nothing was read of it."""
 
@@ -75,8 +96,16 @@ class ChoosySink(Protocol):
         """Raises WholeAnswer to have the answer broken off."""
 
 
-async def copy_body(body: AsyncIterable[Buffer], place: ByteRange, wanted: ByteRange, sink: Sink, what: str) -> None:
-    """Write the wanted part of a body that starts at ``place.start``; SourceUnavailable if it ends too early."""
+async def copy_body(
+    body: AsyncIterable[Buffer], place: ByteRange, wanted: ByteRange, sink: Sink, what: str, *, open_end: bool = False
+) -> None:
+    """Write the wanted part of a body that starts at ``place.start``; SourceUnavailable if it ends too early.
+
+    ``open_end`` (see ``has_open_end``): that the body holds ``place`` is not proven before it has ended with it, so one
+    that goes on is SourceUnavailable as well.
+    """
+    if open_end:
+        body = _ending(body, place.length, what)
     if place != wanted and isinstance(sink, ChoosySink):
         sink.comes_whole()
     position = place.start
@@ -89,6 +118,21 @@ async def copy_body(body: AsyncIterable[Buffer], place: ByteRange, wanted: ByteR
         if position >= wanted.stop:
             return
     raise SourceUnavailable(f"{what}: the answer ended at byte {position} of {wanted.stop}")
+
+
+async def _ending(body: AsyncIterable[Buffer], length: int, what: str) -> AsyncIterator[Buffer]:
+    """The pieces of a body of so many bytes, the last one when nothing has come behind it."""
+    left, last = length, None
+    async for piece in body:
+        left -= len(piece)
+        if left < 0:
+            raise SourceUnavailable(f"{what}: the answer goes on behind the {length} bytes that it was to have")
+        if left:
+            yield piece
+        elif len(piece):
+            last = piece
+    if last is not None:
+        yield last
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

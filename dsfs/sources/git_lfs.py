@@ -30,7 +30,7 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.ranges import ByteRange, KiB, MiB
-from dsfs.sources.answers import body_place, copy_body, retry_after_s
+from dsfs.sources.answers import body_place, check_not_coded, copy_body, has_open_end, retry_after_s
 from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.certificates import context
 from dsfs.sources.git_lfs_endpoint import EARLY_S, Endpoint, Endpoints
@@ -202,13 +202,13 @@ class LfsClient:
             header["Range"] = f"bytes={wanted.start}-{wanted.stop - 1}"
         async with self._request("GET", action.href, header) as answer:
             _raise_for(answer, action.href)
-            if answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-                raise SourceUnavailable(f"{what}: comes compressed, which was not asked for")
+            check_not_coded(answer.headers, what)
             content_range = answer.headers.get("Content-Range")
             place = body_place(answer.status, content_range, answer.content_length, pointer.size_bytes, wanted, what)
             into: Sink = sink
             checked = _Checked() if whole and pointer.size_bytes <= CHECKED_WHOLE_BYTES else None
-            await copy_body(_chunks(answer, action.href), place, wanted, checked or into, what)
+            body, open_end = _chunks(answer, action.href), has_open_end(answer.headers)
+            await copy_body(body, place, wanted, checked or into, what, open_end=open_end)
             if checked is not None:
                 if checked.sha256.hexdigest() != pointer.sha256:
                     raise SourceUnavailable(f"{what}: other bytes came")

@@ -21,7 +21,7 @@ from yarl import URL
 
 from dsfs.errors import SourceError, SourceTimeout, SourceUnavailable, SourceUnsupported
 from dsfs.ranges import ByteRange, KiB, MiB
-from dsfs.sources.answers import retry_after_s
+from dsfs.sources.answers import check_not_coded, retry_after_s
 from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.hadoop_answers import Standby, error_of
 from dsfs.sources.timeouts import Timeouts
@@ -95,9 +95,7 @@ class WebHdfsClient:
                 log.debug("datanode failed, another is asked for", source=self._uri, datanode=failed.address)
 
     async def _body(self, answer: aiohttp.ClientResponse, piece: ByteRange, what: str) -> bytearray:
-        encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise SourceUnavailable(f"{what}: compressed answer, though none was asked for")
+        check_not_coded(answer.headers, what)
         if answer.content_length not in (None, piece.length):
             raise SourceUnavailable(f"{what}: the answer has {answer.content_length} bytes for {piece.length}")
         data = bytearray()

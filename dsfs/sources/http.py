@@ -16,7 +16,7 @@ from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, KiB
-from dsfs.sources.answers import body_place, copy_body, http_date_ns, parse_content_range
+from dsfs.sources.answers import body_place, copy_body, has_open_end, http_date_ns, parse_content_range
 from dsfs.sources.archive import ArchiveSource, refuse_unseekable
 from dsfs.sources.base import Sink, Source, walk
 from dsfs.sources.digest import Digest
@@ -178,7 +178,8 @@ class HttpSource:
             place = body_place(
                 answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, url
             )
-            await copy_body(chunks(answer, without_query(url)), place, wanted, sink, without_query(url))
+            what, open_end = without_query(url), has_open_end(answer.headers)
+            await copy_body(chunks(answer, what), place, wanted, sink, what, open_end=open_end)
 
     def at_once(self) -> int | None:
         """See ``WireSource``."""

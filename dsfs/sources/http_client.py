@@ -15,6 +15,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from multidict import MultiMapping
 from yarl import URL
 
 from dsfs.errors import (
@@ -28,7 +29,7 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.ranges import KiB
-from dsfs.sources.answers import parse_content_range, retry_after_s
+from dsfs.sources.answers import check_not_coded, parse_content_range, retry_after_s
 from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
@@ -55,7 +56,7 @@ class Answered(Protocol):
     def status(self) -> int: ...
 
     @property
-    def headers(self) -> Mapping[str, str]: ...
+    def headers(self) -> MultiMapping[str]: ...
 
     @property
     def content_length(self) -> int | None: ...
@@ -281,9 +282,7 @@ def proves_nothing(tag: str, size: int) -> bool:
 
 def check_not_compressed(answer: Answered, what: str) -> None:
     """Raises SourceUnavailable for a body that is not the bytes of the file."""
-    encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise SourceUnavailable(f"{without_query(what)}: compressed answer ({encoding}), though none was asked for")
+    check_not_coded(answer.headers, without_query(what))
 
 
 async def chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncIterator[bytes]:

@@ -21,7 +21,7 @@ from yarl import URL
 from dsfs.errors import ConfigError, SourceChanged, SourceUnsupported
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
-from dsfs.sources.answers import body_place, copy_body, http_date_ns, parse_content_range
+from dsfs.sources.answers import body_place, copy_body, has_open_end, http_date_ns, parse_content_range
 from dsfs.sources.archive_tree import Tree
 from dsfs.sources.base import Sink
 from dsfs.sources.digest import Digest
@@ -139,7 +139,7 @@ class HttpListSource:
             )
             if believed:
                 self._pins[key] = seen
-            await copy_body(chunks(answer, what), place, wanted, sink, what)
+            await copy_body(chunks(answer, what), place, wanted, sink, what, open_end=has_open_end(answer.headers))
 
     async def close(self) -> None:
         """See ``Source``."""

@@ -20,7 +20,14 @@ from cachetools import LRUCache
 from dsfs.errors import RetryLater, SourceChanged, SourceUnavailable
 from dsfs.model import SourceObject
 from dsfs.ranges import ByteRange, KiB, MiB
-from dsfs.sources.answers import body_place, copy_body, parse_content_range, retry_after_s
+from dsfs.sources.answers import (
+    body_place,
+    check_not_coded,
+    copy_body,
+    has_open_end,
+    parse_content_range,
+    retry_after_s,
+)
 from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.hub import REDIRECTS_MAX, HubClient, chunks, joined, redirect_of
 
@@ -123,17 +130,16 @@ class HubReader:
     async def _copy(
         self, answer: aiohttp.ClientResponse, size: int, wanted: ByteRange, sink: Sink, proof: Proof, what: str
     ) -> None:
-        encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise SourceUnavailable(f"{what}: compressed answer ({encoding}), though none was asked for")
+        check_not_coded(answer.headers, what)
         place = body_place(
             answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, what
         )
+        open_end = has_open_end(answer.headers)
         if place.length != size or size > VERIFIED_MAX_BYTES:
-            await copy_body(chunks(answer, what), place, wanted, sink, what)
+            await copy_body(chunks(answer, what), place, wanted, sink, what, open_end=open_end)
             return
         held = Held()
-        await copy_body(chunks(answer, what), place, place, held, what)
+        await copy_body(chunks(answer, what), place, place, held, what, open_end=open_end)
         data = held.data()
         fits = proof.holds(data) if size <= _HASHED_IN_LOOP_BYTES else await asyncio.to_thread(proof.holds, data)
         if not fits:

@@ -22,13 +22,14 @@ import aiohttp
 import obstore
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
+from multidict import CIMultiDict
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import S3Store
 
 from dsfs.errors import SourceChanged, SourceError, SourceTimeout, SourceUnavailable
 from dsfs.model import SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
-from dsfs.sources.answers import body_place, copy_body, http_date_ns, retry_after_s
+from dsfs.sources.answers import body_place, check_not_coded, copy_body, has_open_end, http_date_ns, retry_after_s
 from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.s3_client import PAYER_HEADER, CredentialsExpired, Opened, S3Connection, of_status, translated
 from dsfs.sources.s3_sign import Keys, path_of, signed
@@ -255,8 +256,9 @@ class S3Reader:
         except (BotoCoreError, ClientError, TimeoutError, OSError) as error:
             raise translated(error, what, reading=True) from error
         async with answer["Body"] as body:
-            headers = answer["ResponseMetadata"]["HTTPHeaders"]
+            headers = CIMultiDict(answer["ResponseMetadata"]["HTTPHeaders"])
             # A Content-Encoding belongs to the object: S3 hands out the stored bytes and so do we.
+            check_not_coded(headers, what, stored=True)
             length = headers.get("content-length")
             place = body_place(
                 answer["ResponseMetadata"]["HTTPStatusCode"],
@@ -270,7 +272,7 @@ class S3Reader:
             _check_version(
                 obj, tag_of(headers.get("etag") if etag is not None else None, obj.size or 0, modified_ns), what
             )
-            await copy_body(_chunks(body, what), place, wanted, sink, what)
+            await copy_body(_chunks(body, what), place, wanted, sink, what, open_end=has_open_end(headers))
 
 
 class _NotLikedError(Exception):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from dsfs.errors import SourceChanged, SourceMissing, SourceUnavailable, SourceUnsupported
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange, MiB
-from dsfs.sources.answers import body_place, copy_body
+from dsfs.sources.answers import body_place, copy_body, has_open_end
 from dsfs.sources.archive_tree import Tree
 from dsfs.sources.base import Sink
 from dsfs.sources.http_client import (
@@ -102,7 +102,7 @@ class DataWorldSource:
             place = body_place(
                 answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, what
             )
-            await copy_body(chunks(answer, what), place, wanted, sink, what)
+            await copy_body(chunks(answer, what), place, wanted, sink, what, open_end=has_open_end(answer.headers))
 
     async def close(self) -> None:
         """See ``Source``."""

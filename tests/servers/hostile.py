@@ -246,6 +246,22 @@ def compressed(asked: Asked, data: bytes, answer: Answer) -> Answer:
     return replace(answer, body=gzip.compress(answer.body)).with_headers(Content_Encoding="gzip")
 
 
+def chunked(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """In chunks, and without a length: allowed."""
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(answer.body), answer.body) if answer.body else b"0\r\n\r\n"
+    return replace(answer, body=body).with_headers(Transfer_Encoding="chunked")
+
+
+def chunked_and_longer(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """More bytes than the Content-Range says, and no length."""
+    return chunked(asked, data, replace(answer, body=answer.body + b"more"))
+
+
+def compressed_on_its_way(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    packed = replace(answer, body=gzip.compress(answer.body, 0))
+    return chunked(asked, data, packed).with_headers(Transfer_Encoding="gzip, chunked")
+
+
 def reset_midway(asked: Asked, data: bytes, answer: Answer) -> Answer:
     return replace(answer, reset_after=len(answer.body) // 2)
 

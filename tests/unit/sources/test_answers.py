@@ -9,13 +9,16 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from dsfs.errors import SourceChanged, SourceUnavailable
 from dsfs.ranges import ByteRange
 from dsfs.sources.answers import (
     ContentRange,
     body_place,
+    check_not_coded,
     copy_body,
+    has_open_end,
     http_date_ns,
     parse_content_range,
     retry_after_s,
@@ -98,6 +101,71 @@ def test_copy_body_cuts_the_wanted_part(data: bytes, sizes: list[int], draw: st.
         with pytest.raises(SourceUnavailable):
             asyncio.run(copying)
         assert sink.data == data[start:sent]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ends"),
+    [
+        ([b"01234", b"56789"], True),
+        ([b"0123456789", b""], True),
+        ([b"0123456789", b"", b"x"], False),
+        ([b"01234", b"56789x"], False),
+        ([b"0123456789x"], False),
+        ([b"01234"], False),
+    ],
+)
+def test_a_body_without_a_length_must_end_where_the_range_does(pieces: list[bytes], ends: bool) -> None:
+    sink = KeepingSink(WANTED)
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    copying = copy_body(body(), WANTED, WANTED, sink, "x", open_end=True)
+    if ends:
+        asyncio.run(copying)
+        assert sink.data == b"0123456789"
+    else:
+        with pytest.raises(SourceUnavailable):
+            asyncio.run(copying)
+        assert len(sink.data) < 10
+
+
+@pytest.mark.parametrize(
+    ("headers", "open_end"),
+    [
+        ({"content-length": "10"}, False),
+        ({}, True),
+        ({"Transfer-Encoding": "chunked"}, True),
+        ({"Transfer-Encoding": "chunked", "Content-Length": "10"}, True),
+    ],
+)
+def test_a_length_counts_where_nothing_overrides_it(headers: dict[str, str], open_end: bool) -> None:
+    assert has_open_end(CIMultiDict(headers)) is open_end
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("Transfer-Encoding", "chunked", True),
+        ("Transfer-Encoding", "Identity, chunked", True),
+        ("Transfer-Encoding", "gzip, chunked", False),
+        ("Transfer-Encoding", "deflate", False),
+        ("Content-Encoding", "identity", True),
+        ("Content-Encoding", "", True),
+        ("Content-Encoding", "GZIP", False),
+    ],
+)
+def test_what_a_body_is_coded_with(name: str, value: str, plain: bool) -> None:
+    headers = CIMultiDict({name: value})
+    if plain:
+        check_not_coded(headers, "x")
+    else:
+        with pytest.raises(SourceUnavailable, match="compressed"):
+            check_not_coded(headers, "x")
+    headers.add(name, "br")  # a header may come twice
+    with pytest.raises(SourceUnavailable, match="compressed"):
+        check_not_coded(headers, "x")
 
 
 NOW = datetime(2026, 3, 3, 10, 0, 0, tzinfo=UTC)
