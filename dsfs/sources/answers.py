@@ -65,6 +65,12 @@ def body_place(
     return ByteRange(0, size)
 
 
+def check_whole(status: int, what: str) -> None:
+    """Raises SourceUnavailable for a part of what was asked for whole: it would be taken for all that there is."""
+    if status == 206:
+        raise SourceUnavailable(f"{what}: HTTP 206, a part of an answer, though none was asked for")
+
+
 def check_not_coded(headers: MultiMapping[str], what: str, *, stored: bool = False) -> None:
     """Raises SourceUnavailable for a body that is not the bytes of the file. ``stored``: a Content-Encoding is theirs.
 

@@ -30,7 +30,7 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.ranges import ByteRange, KiB, MiB
-from dsfs.sources.answers import body_place, check_not_coded, copy_body, has_open_end, retry_after_s
+from dsfs.sources.answers import body_place, check_not_coded, check_whole, copy_body, has_open_end, retry_after_s
 from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.certificates import context
 from dsfs.sources.git_lfs_endpoint import EARLY_S, Endpoint, Endpoints
@@ -182,6 +182,7 @@ class LfsClient:
                     sent["Authorization"] = found
                     continue
                 _raise_for(answer, url)
+                check_whole(answer.status, _shown(url))
                 raw = await _limited(answer, url)
             try:
                 parsed = json.loads(raw)

@@ -16,7 +16,7 @@ from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, KiB
-from dsfs.sources.answers import body_place, copy_body, has_open_end, http_date_ns, parse_content_range
+from dsfs.sources.answers import body_place, check_whole, copy_body, has_open_end, http_date_ns, parse_content_range
 from dsfs.sources.archive import ArchiveSource, refuse_unseekable
 from dsfs.sources.base import Sink, Source, walk
 from dsfs.sources.digest import Digest
@@ -119,6 +119,7 @@ class HttpSource:
         url = self._url(directory, slash=True)
         async with self._client.request("GET", url, {"Accept": "text/html"}) as answer:
             raise_for(answer, url)
+            check_whole(answer.status, without_query(url))
             check_not_compressed(answer, url)
             if answer.content_type not in _HTML:
                 raise SourceUnsupported(
@@ -319,12 +320,14 @@ class HttpSource:
                 return False
             if answer.status not in (405, 501):
                 raise_for(answer, url)
-                return answer.status == 200
+                check_whole(answer.status, url)
+                return True
         async with self._client.request("GET", url) as answer:
             if answer.status in (404, 410):
                 return False
             raise_for(answer, url)
-            return answer.status == 200
+            check_whole(answer.status, url)
+            return True
 
     def _file(self, path: str, answer: Answered, size: int) -> SourceObject:
         tag = tag_of(answer, size)

@@ -29,7 +29,7 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.ranges import KiB
-from dsfs.sources.answers import check_not_coded, parse_content_range, retry_after_s
+from dsfs.sources.answers import check_not_coded, check_whole, parse_content_range, retry_after_s
 from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
@@ -295,7 +295,8 @@ async def chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncIterator[byt
 
 
 async def body_up_to(answer: aiohttp.ClientResponse, limit_bytes: int, what: str) -> bytes:
-    """A whole body; SourceUnsupported for one that is longer than that, SourceUnavailable for one that is cut off."""
+    """A whole body; SourceUnsupported for one that is longer than that, SourceUnavailable for a part of one."""
+    check_whole(answer.status, what)
     found = bytearray()
     async for chunk in chunks(answer, what):
         found += chunk

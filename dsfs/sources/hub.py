@@ -34,6 +34,7 @@ from dsfs.errors import (
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import path_parts
 from dsfs.ranges import KiB, MiB
+from dsfs.sources.answers import check_whole
 from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.options import UnknownOption
 from dsfs.sources.retry import one_of_many
@@ -278,6 +279,7 @@ class HubClient:
 
 async def read_json(answer: aiohttp.ClientResponse, what: str) -> Any:
     """The document of an answer. Raises SourceUnavailable for what is none, or is longer than ``ANSWER_MAX_BYTES``."""
+    check_whole(answer.status, what)
     body = bytearray()
     async for chunk in chunks(answer, what):
         body += chunk

@@ -393,6 +393,12 @@ def with_header(name: str, value: str | None) -> Answer:
     return change
 
 
+def in_part(_request: web.Request, answer: web.Response) -> web.Response:
+    """What is said to be a part of the answer, whoever asked for one."""
+    answer.set_status(206)
+    return answer
+
+
 def shorter(_request: web.Request, answer: web.Response) -> web.Response:
     """Fewer bytes than the Content-Range says."""
     assert isinstance(answer.body, bytes)

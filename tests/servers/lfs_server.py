@@ -36,6 +36,7 @@ class LfsServer:
     expires_in: int = 3600
     corrupt: bool = False
     refuse_with: int | None = None
+    batch_status: int = 200
 
     def add(self, content: bytes) -> bytes:
         """Keep an object; its pointer."""
@@ -59,7 +60,7 @@ class LfsServer:
         self.batches.append(len(asked["objects"]))
         answered = [self._entry(entry["oid"], entry["size"]) for entry in asked["objects"]]
         body = json.dumps({"transfer": "basic", "objects": answered})
-        return web.Response(text=body, content_type=MEDIA_TYPE)
+        return web.Response(text=body, content_type=MEDIA_TYPE, status=self.batch_status)
 
     def _entry(self, oid: str, size: int) -> dict[str, object]:
         if len(self.objects.get(oid, b"")) != size:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dsfs.errors import SourceError, SourceTimeout
+from dsfs.errors import SourceError, SourceTimeout, SourceUnavailable
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.archive import ArchiveSource
 from dsfs.sources.base import Source
@@ -72,5 +72,20 @@ def test_the_right_bytes_or_the_right_error(
         finally:
             await source.close()
         assert bytes(sink.data) == DATA[wanted.start : wanted.start + len(sink.data)]
+
+    asyncio.run(run())
+
+
+def test_a_part_of_a_list_is_not_taken_for_all_of_it(server: h.Hostile) -> None:
+    server.files["/bucket/list.txt"] = b"a\nb\nc\nd\n"
+    server.always("/bucket/list.txt", h.part_for_whole)
+
+    async def run() -> None:
+        source = HttpListSource(f"{server.url}bucket/list.txt", "true", timeouts=LONG)
+        try:
+            with pytest.raises(SourceUnavailable, match="a part of an answer"):
+                await tree_of(source)
+        finally:
+            await source.close()
 
     asyncio.run(run())

@@ -419,6 +419,24 @@ def test_http_listings_that_are_none(server: h.Hostile, answer: h.Answer, kind: 
     asyncio.run(run())
 
 
+def test_a_part_of_an_index_is_not_taken_for_all_of_it(server: h.Hostile) -> None:
+    links = b'<a href="f">f</a><a href="d/">d</a>' * 20
+    html = {"Content-Type": "text/html", "Content-Range": f"bytes 0-{len(links) - 1}/{9 * len(links)}"}
+    server.always("/bucket/", lambda *_: h.Answer(206, html, links))
+    server.always("/bucket/d/", lambda *_: h.Answer(206, html, links))
+
+    async def run() -> None:
+        source = http(server)
+        for directory in ("", "d"):
+            with pytest.raises(SourceUnavailable, match="a part of an answer"):
+                await completed(source.list_directory(directory))
+        with pytest.raises(SourceUnavailable, match="a part of an answer"):
+            await source.stat("d")
+        await source.close()
+
+    asyncio.run(run())
+
+
 def leading_to(place: str, method: str) -> h.Behaviour:
     """A redirect; for GET alone, if that is the method, as some servers allow no HEAD."""
 

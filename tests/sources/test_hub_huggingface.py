@@ -487,6 +487,7 @@ def test_a_small_file_that_came_spoilt_is_noticed(server: h.Hub) -> None:
         (h.status(429, Retry_After="7"), RetryLater),
         (h.status(500), SourceUnavailable),
         (h.status(200), SourceUnavailable),  # no document
+        (h.in_part, SourceUnavailable),
         (h.status(307, Location="/api/datasets/Org/Name/revision/main"), None),
         (h.status(307, Location="http://127.0.0.1:9/"), SourceUnavailable),
     ],
