@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
@@ -15,7 +14,7 @@ from yarl import URL
 from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused, SourceUnsupported
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
-from dsfs.ranges import ByteRange, KiB
+from dsfs.ranges import ByteRange
 from dsfs.sources.answers import body_place, check_whole, copy_body, has_open_end, http_date_ns, parse_content_range
 from dsfs.sources.archive import ArchiveSource, refuse_unseekable
 from dsfs.sources.base import Sink, Source, walk
@@ -44,7 +43,6 @@ from dsfs.sources.wire_request import NotForWire, WireRequest
 
 log = structlog.get_logger()
 
-_PARSED_AT_ONCE: Final = 16 * KiB  # html.parser takes about 10 ms for so much, and the loop has other readers
 _WANTED_DIGESTS: Final = {
     "Want-Repr-Digest": "sha-256=9, sha-512=5",
     "Want-Digest": "sha-256, sha-512;q=0.5, md5;q=0.1",
@@ -125,20 +123,17 @@ class HttpSource:
                 raise SourceUnsupported(
                     f"{without_query(url)} is no directory index (it is {answer.content_type}; name one file instead)"
                 )
-            parser = IndexParser(str(answer.url), directory)
-            decoder = _decoder(answer.charset)
+            parser = IndexParser(str(answer.url), directory, answer.charset)
             place = urlsplit(str(answer.url)).path
             is_index = _is_index(place, urlsplit(url).path)
             if not is_index and not place.endswith("/"):
                 raise await self._astray(url, answer)
             async for chunk in chunks(answer, without_query(url)):
-                for start in range(0, len(chunk), _PARSED_AT_ONCE):
-                    parser.feed(decoder.decode(chunk[start : start + _PARSED_AT_ONCE]))
+                await parser.parse(chunk)
                 if found_names := parser.take():
                     is_index = True
                     yield ListingPage(tuple(found_names))
-            parser.feed(decoder.decode(b"", True))
-            parser.close()
+            parser.end()
             found_names = parser.take()
             if not (is_index or found_names):
                 raise await self._astray(url, answer)
@@ -386,12 +381,3 @@ def _is_page(path: str, answer: aiohttp.ClientResponse, url: str) -> bool:
     asked, answered = urlsplit(url).path.rpartition("/")[2], urlsplit(str(answer.url)).path.rpartition("/")[2]
     is_html = answer.status < 400 and answer.content_type in _HTML
     return is_html and asked != answered and not path.lower().endswith(_PAGES)
-
-
-def _decoder(charset: str | None) -> codecs.IncrementalDecoder:
-    try:
-        if charset and codecs.lookup(charset).name != "utf-8":
-            return codecs.getincrementaldecoder(charset)("replace")
-    except LookupError:
-        log.debug("unknown charset of an index taken for UTF-8", charset=charset[:40] if charset else "")
-    return codecs.getincrementaldecoder("utf-8")("surrogateescape")

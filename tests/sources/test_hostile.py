@@ -584,6 +584,18 @@ def test_a_file_that_comes_later_is_one(server: h.Hostile) -> None:
     asyncio.run(run())
 
 
+def test_a_page_that_is_no_index_is_not_looked_through_for_minutes(server: h.Hostile) -> None:
+    server.always("/bucket/", lambda *_: h.Answer(200, {"Content-Type": "text/html"}, b"<!-- " * 10_000))
+
+    async def run() -> None:
+        source = http(server)
+        with pytest.raises(SourceUnsupported, match="no directory index"):
+            await completed(source.list_directory(""))
+        await source.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("said", "whole"),
     [

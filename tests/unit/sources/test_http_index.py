@@ -5,13 +5,17 @@ nginx, Python and rclone were recorded; Apache and Caddy, which do not run here,
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsfs.errors import SourceUnsupported
 from dsfs.model import Kind
+from dsfs.ranges import KiB, MiB
 from dsfs.sources.http_index import IndexParser
 
 INDEXES = Path(__file__).parent / "indexes"
@@ -20,14 +24,24 @@ FILES = {"a b.txt", "amp&semi;.txt", "col:on.txt", "per%cent.txt", "q?h#.txt", "
 
 
 def parsed(html: str, url: str = URL, directory: str = "", piece: int = 1 << 20) -> dict[str, Kind]:
-    parser = IndexParser(url, directory)
-    for start in range(0, len(html), piece):
-        parser.feed(html[start : start + piece])
-    parser.close()
+    parser = fed(html.encode("utf-8", "surrogateescape"), url, directory, piece)
     found = parser.take()
     assert len({obj.path for obj in found}) == len(found)
     assert all(obj.size is None for obj in found if obj.kind is Kind.FILE)
     return {obj.path: obj.kind for obj in found}
+
+
+def fed(page: bytes, url: str = URL, directory: str = "", piece: int = 1 << 20) -> IndexParser:
+    """To the end of the page."""
+    parser = IndexParser(url, directory)
+
+    async def run() -> None:
+        for start in range(0, len(page), piece):
+            await parser.parse(page[start : start + piece])
+        parser.end()
+
+    asyncio.run(run())
+    return parser
 
 
 @pytest.mark.parametrize("piece", [1 << 20, 7])
@@ -105,3 +119,51 @@ def test_a_plain_link_is_the_child_that_it_is_when_joined(href: str) -> None:
 def test_no_page_breaks_the_parser(html: str) -> None:
     parsed(html)
     parsed(f'<a href="{html}">')
+
+
+@pytest.mark.parametrize("unit", [b"<!-- ", b"<a ", b'<a "', b"<a b=c d ", b"<? ", b"</x ", b"<script>var a = 1;</b>"])
+@pytest.mark.parametrize("size", [2 * KiB, 63 * KiB, 8 * MiB])
+def test_a_page_of_what_does_not_end_is_refused_soon(unit: bytes, size: int) -> None:
+    """html.parser took minutes for each of these, and nobody else had a turn."""
+    page = (unit * (size // len(unit) + 1))[:size]
+    started = time.monotonic()
+    if b"script" in unit and size < MiB:
+        assert fed(page).take() == []  # a script may have no end
+    else:
+        with pytest.raises(SourceUnsupported, match="does not end"):
+            fed(page)
+    assert time.monotonic() - started < 15
+
+
+def test_a_large_index_is_parsed_in_turns() -> None:
+    page = b"".join(b'<a href="%08d">%08d</a> 03-Mar-2026 10:00 4711\n' % (number, number) for number in range(100_000))
+    longest = since = 0
+
+    class Watched(IndexParser):
+        def feed(self, data: str) -> None:
+            nonlocal longest, since
+            since += len(data)
+            longest = max(longest, since)
+            super().feed(data)
+
+    async def run() -> None:
+        async def another() -> None:
+            nonlocal since
+            while True:
+                since = 0
+                await asyncio.sleep(0)
+
+        parser, waiting = Watched(URL, ""), asyncio.create_task(another())
+        await parser.parse(page)
+        parser.end()
+        waiting.cancel()
+        assert len(parser.take()) == 100_000
+
+    asyncio.run(run())
+    assert longest <= 32 * KiB
+
+
+@pytest.mark.parametrize("long", [b"<style>%b</style>", b"<script>%b</script>", b"<title>%b</title>"])
+def test_a_page_may_carry_much_beside_its_names(long: bytes) -> None:
+    page = b'<a href="a">a</a>' + long % (b"x{y:z} " * 100_000) + b'<a href="b">b</a>'
+    assert {obj.path for obj in fed(page).take()} == {"a", "b"}
