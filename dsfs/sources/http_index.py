@@ -61,18 +61,25 @@ class IndexParser(HTMLParser):
     def end(self) -> None:
         """Of the page. Raises SourceUnsupported."""
         self._parse(b"", last=True)
-        if self.cdata_elem is None:  # in a script there is no name
-            self._check_rest(_LONGEST_REST)
-            self.close()
 
     def _parse(self, data: bytes, *, last: bool = False) -> None:
-        self.feed(self._decoder.decode(data, last))
-        self._check_rest(_LONGEST_TAG if self.cdata_elem is None else _LONGEST_SCRIPT)
+        try:
+            self.feed(self._decoder.decode(data, last))
+            self._check_rest(_LONGEST_TAG if self.cdata_elem is None else _LONGEST_SCRIPT)
+            if last and self.cdata_elem is None:  # in a script there is no name
+                self._check_rest(_LONGEST_REST)
+                self.close()
+        except UnicodeError as error:  # codecs there are that cannot replace what they do not know
+            raise self._no_index("it is not in the charset that it names") from error
+        except AssertionError as error:  # that is how html.parser says "<![" and no word that it knows
+            raise self._no_index("it is not HTML") from error
 
     def _check_rest(self, longest: int) -> None:
         if len(self.rawdata) > longest:
-            url = self._url.partition("?")[0]
-            raise SourceUnsupported(f"{url} is no directory index (something in it begins and does not end)")
+            raise self._no_index("something in it begins and does not end")
+
+    def _no_index(self, why: str) -> SourceUnsupported:
+        return SourceUnsupported(f"{self._url.partition('?')[0]} is no directory index ({why})")
 
     def check_whole(self, url: str, server: str, *, framed: bool) -> None:
         """Raises SourceUnavailable for a page that broke off where nothing else says so, as it was not ``framed``;
@@ -151,7 +158,8 @@ def _decoded(part: str) -> str:
 def _decoder(charset: str | None) -> codecs.IncrementalDecoder:
     try:
         if charset and codecs.lookup(charset).name != "utf-8":
+            "".encode(charset)  # LookupError for a codec that is of no text: hex, rot13, zip
             return codecs.getincrementaldecoder(charset)("replace")
-    except LookupError:
+    except (LookupError, ValueError):
         log.debug("unknown charset of an index taken for UTF-8", charset=charset[:40] if charset else "")
     return codecs.getincrementaldecoder("utf-8")("surrogateescape")

@@ -584,6 +584,26 @@ def test_a_file_that_comes_later_is_one(server: h.Hostile) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("charset", ["hex", "rot13", "zip", "undefined", "no-such", "cp1252", "utf-16", "idna"])
+def test_an_index_may_name_any_charset(server: h.Hostile, charset: str) -> None:
+    """Python knows codecs by such names that are of no text; then it is taken for UTF-8."""
+    page = b'<a href="%C3%BC">x</a> \xff'.decode("latin-1").encode("utf-16" if charset == "utf-16" else "latin-1")
+    headers = {"Content-Type": f"text/html; charset={charset}"}
+    server.always("/bucket/", lambda *_: h.Answer(200, headers, page))
+
+    async def run() -> None:
+        source = http(server)
+        if charset != "idna":  # which is of text, but of no other than names of hosts
+            assert [obj.path async for page in source.list_directory("") for obj in page.objects] == ["ü"]
+        else:
+            with pytest.raises(SourceUnsupported, match="charset") as caught:
+                await completed(source.list_directory(""))
+            assert "\n" not in str(caught.value)
+        await source.close()
+
+    asyncio.run(run())
+
+
 def test_a_page_that_is_no_index_is_not_looked_through_for_minutes(server: h.Hostile) -> None:
     server.always("/bucket/", lambda *_: h.Answer(200, {"Content-Type": "text/html"}, b"<!-- " * 10_000))
 

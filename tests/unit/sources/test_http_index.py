@@ -6,6 +6,7 @@ nginx, Python and rclone were recorded; Apache and Caddy, which do not run here,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -167,3 +168,22 @@ def test_a_large_index_is_parsed_in_turns() -> None:
 def test_a_page_may_carry_much_beside_its_names(long: bytes) -> None:
     page = b'<a href="a">a</a>' + long % (b"x{y:z} " * 100_000) + b'<a href="b">b</a>'
     assert {obj.path for obj in fed(page).take()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("page", [b"<![endif]-->", b"<![CDATA[x]]>", b"<!DOCTYPE html [x]>", b"<!-->", b"</>", b"<?x>"])
+def test_what_few_pages_have_breaks_no_parser(page: bytes) -> None:
+    assert {obj.path for obj in fed(page + b'<a href="a">a</a>').take()} == {"a"}
+
+
+@pytest.mark.parametrize("page", [b"<![x[", b"<![ ", b"<![<"])
+def test_what_the_parser_has_no_word_for_is_one_line(page: bytes) -> None:
+    with pytest.raises(SourceUnsupported, match=r"no directory index \(it is not HTML\)$"):
+        fed(page + b"]]>")
+
+
+@given(
+    st.lists(st.sampled_from([b"<![", b"<!", b"<?", b"<a ", b"</", b"--", b"x", b'"', b"=", b"]]", b">", b"<script"]))
+)
+def test_whatever_comes_is_an_index_or_one_line(pieces: list[bytes]) -> None:
+    with contextlib.suppress(SourceUnsupported):
+        fed(b"".join(pieces), piece=5)
