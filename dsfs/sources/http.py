@@ -266,7 +266,13 @@ class HttpSource:
             return None
         encoded = answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
         if answer.status == 200 and answer.content_length is not None and not encoded:
-            return self._file(path, answer, answer.content_length)
+            told = self._file(path, answer, answer.content_length)
+            if told.size:
+                return told
+            # Some frameworks answer a HEAD with an empty body, and so with its length, whatever a GET has.
+            found = await self._stat_by_get(path, url)
+            is_empty = found is not None and found.kind is Kind.FILE and found.size == 0
+            return told if is_empty else found  # a 416 has neither ETag nor time of the file
         # Signed URLs and some frameworks allow GET alone; and some say no length to a HEAD.
         if answer.status not in (200, 400, 403, 405, 501):
             raise_for(answer, url)

@@ -195,9 +195,12 @@ class HttpListSource:
             size = answer.content_length
             if answer.status in (404, 410):
                 return None
+            told = None
             if answer.status == 200 and size is not None and "Content-Encoding" not in answer.headers:
-                return self._answered(entry, size, tag_of(answer, size), answer.headers.get("Last-Modified"))
-            # Signed URLs allow GET alone; and some servers say no length to a HEAD.
+                told = self._answered(entry, size, tag_of(answer, size), answer.headers.get("Last-Modified"))
+                if size:
+                    return told
+            # Signed URLs allow GET alone; some servers say no length to a HEAD, or that of an empty answer.
             if answer.status not in (200, 400, 403, 405, 501):
                 raise_for(answer, what)
         async with self._client.request("GET", entry.url, {"Range": "bytes=0-0"}) as answer:
@@ -214,6 +217,8 @@ class HttpListSource:
                 raise SourceUnsupported(
                     f"{what}: the server does not say how long it is (write its size into the list)"
                 )
+            if told is not None and size == 0:
+                return told  # a 416 has neither ETag nor time of the file
             return self._answered(entry, size, tag_of(answer, size), answer.headers.get("Last-Modified"))
 
     def _answered(self, entry: Entry, size: int, tag: str, modified: str | None) -> SourceObject:

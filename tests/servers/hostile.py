@@ -224,6 +224,13 @@ def part_for_whole(asked: Asked, data: bytes, answer: Answer) -> Answer:
     return answer if asked.range else good(replace(asked, range=(0, len(data) // 2)), data)
 
 
+def empty_head(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """To a HEAD the length of what is sent, none, as frameworks do that know no HEAD; a 416 of nothing else."""
+    if asked.method == "HEAD":
+        return replace(answer, body=b"")
+    return Answer(416, {"Content-Range": f"bytes */{len(data)}"}, b"") if answer.status == 416 else answer
+
+
 def no_content_range(asked: Asked, data: bytes, answer: Answer) -> Answer:
     return answer.with_headers(Content_Range=None)
 

@@ -27,6 +27,7 @@ from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Source
 from dsfs.sources.http import HttpSource
+from dsfs.sources.http_lists import HttpListSource
 from dsfs.sources.s3 import S3Options, S3Source
 from dsfs.sources.timeouts import Timeouts
 from tests.servers import hostile as h
@@ -297,6 +298,26 @@ def test_stat_asks_with_get_where_head_is_refused(server: h.Hostile, code: int) 
         await source.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_stat_does_not_believe_a_head_that_says_nothing_is_there(server: h.Hostile, listed: bool) -> None:
+    server.files |= {"/bucket/empty": b"", "/bucket/list.txt": b"f\nempty\n"}
+    for path in (PATH, "/bucket/empty"):
+        server.always(path, h.empty_head)
+
+    async def run() -> None:
+        source = HttpListSource(f"{server.url}bucket/list.txt", "true", timeouts=SHORT) if listed else http(server)
+        found, empty = await source.stat("f"), await source.stat("empty")
+        assert found is not None
+        assert (found.size, found.version_tag) == (len(DATA), h.etag_of(DATA))
+        assert empty is not None
+        assert (empty.size, empty.version_tag) == (0, h.etag_of(b""))
+        assert empty.mtime_ns
+        await source.close()
+
+    asyncio.run(run())
+    assert server.requests["/bucket/empty"] == 2
 
 
 def test_stat_where_get_is_refused_too(server: h.Hostile) -> None:
