@@ -140,7 +140,7 @@ class HttpSource:
             if not directory:
                 self._single = False
             framed = answer.content_length is not None or "Transfer-Encoding" in answer.headers
-            parser.check_whole(url, answer.headers.get("Server", ""), framed=framed)
+            parser.check_whole(without_query(url), answer.headers.get("Server", ""), framed=framed)
             yield ListingPage(tuple(found_names), (directory,))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
@@ -171,10 +171,10 @@ class HttpSource:
             # The version before the place: of another version no other sign can be trusted.
             self._check_version(obj, answer, size, url)
             self._note_digest(obj, answer)
-            place = body_place(
-                answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, url
-            )
             what, open_end = without_query(url), has_open_end(answer.headers)
+            place = body_place(
+                answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, what
+            )
             await copy_body(chunks(answer, what), place, wanted, sink, what, open_end=open_end)
 
     def at_once(self) -> int | None:

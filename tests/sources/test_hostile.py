@@ -716,6 +716,10 @@ def test_other_headers_may_bring_another_answer() -> None:
         (h.short_body, SourceUnavailable),
         (h.stall_midway, SourceTimeout),
         (h.other_etag, SourceChanged),
+        (h.other_range, SourceUnavailable),
+        (h.wrong_total, SourceChanged),
+        (h.chunked_and_longer, SourceUnavailable),
+        (h.compressed_on_its_way, SourceUnavailable),
     ],
 )
 def test_what_may_be_a_signature_is_in_no_error(
