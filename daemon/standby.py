@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from daemon import lean
 from daemon.process import name_process
 
-VERSION = 2
+VERSION = 3
 
 _RETRY_S = 0.02
 _LARGEST_MESSAGE = 64 * 1024

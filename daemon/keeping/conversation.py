@@ -36,6 +36,11 @@ Version 2 has besides:
     {"op": "look"}                                        {"version", "pid", "server_pid", "state", "restarts",
                                                           "failures", "problem", "next_s", "refused", "paths", "alone"}
     {"op": "end"}                                         {"ok": true} once all is unmounted
+
+Version 3 has besides:
+
+    {"op": "alive"}                                       nothing; a server that is ready says so every few seconds,
+                                                          from the loop that answers the kernel (silence.py)
 """
 
 from __future__ import annotations
@@ -171,6 +176,8 @@ class Conversation:
                 succession.upgrade.restart(peer.send)
             case "ready":
                 succession.is_ready(peer)
+            case "alive":
+                succession.watch.alive(peer)
             case "failed":
                 succession.has_failed(peer, str(message.get("error", "the server failed")))
             case "finished":

@@ -13,7 +13,7 @@ from typing import Any
 
 from daemon.keeping.loop import say
 
-VERSION = 2  # of the protocol (daemon/keeping/conversation.py)
+VERSION = 3  # of the protocol (daemon/keeping/conversation.py)
 ANOTHER = "another server has the connections"
 LARGEST_MESSAGE = 64 * 1024
 _SO_PEERPIDFD = 77  # <asm-generic/socket.h>, Linux 6.5

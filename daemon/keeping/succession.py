@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from daemon.keeping.loop import Loop, say
 from daemon.keeping.peers import Fork, Peer
+from daemon.keeping.silence import Watch
 from daemon.keeping.standbys import StandBy, StandBys
 from daemon.keeping.starter import Starter
 from daemon.keeping.upgrade import Upgrade
@@ -45,6 +46,7 @@ class Succession:
         self._starter = Starter(argv, self._start_failed, ends)
         self.standbys = StandBys()
         self.upgrade = Upgrade(loop, self, self._starter, self.standbys)
+        self.watch = Watch(loop, lambda peer: peer is self.server, self._end_silent)
         self.server: Peer | None = None
         self.ready = False
         self.restarts = -1
@@ -209,9 +211,12 @@ class Succession:
     def _look_at_start(self, server: Peer, heard: int) -> None:
         """End a server that hangs: while one starts, nobody else answers those who wait."""
         if self.server is server and not self.ready and server.heard == heard:
-            self.problem, self._said_why = f"the server said nothing for {_SILENT_S:g} s", True
-            say(f"{self.problem}: pid {server.pid} is ended")
-            self.kill(server)
+            self._end_silent(server, f"the server said nothing for {_SILENT_S:g} s")
+
+    def _end_silent(self, server: Peer, problem: str) -> None:
+        self.problem, self._said_why = problem, True
+        say(f"{problem}: pid {server.pid} is ended")
+        self.kill(server)
 
     def kill(self, server: Peer) -> None:
         """SIGKILL: from here, or from the stand-by that has forked it where signals of ours do not get to."""

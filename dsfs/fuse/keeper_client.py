@@ -8,11 +8,13 @@ that were on their way are repeated to that one.
 from __future__ import annotations
 
 import array
+import fcntl
 import json
 import math
 import os
 import socket
 import struct
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,12 +27,15 @@ from dsfs.errors import AnotherServes, MountError
 
 log = structlog.get_logger()
 
-VERSION = 2
+VERSION = 3
 OLDEST_VERSION = 1
 _LARGEST_MESSAGE = 64 * 1024
 _CONNECT_S = 10.0
 _RETRY_S, _PAUSE_S = 0.02, 0.5
 _RELEASE_S = 30.0
+_ALIVE_S = 5.0  # the keeper ends a server of which it hears nothing for some times as long (daemon/keeping/silence.py)
+_ALIVE = json.dumps({"op": "alive"}).encode()
+_UNREAD_BYTES = 8192  # about ten messages, as the kernel counts them
 _UCRED = struct.Struct("=iII")  # pid uid gid
 
 
@@ -131,6 +136,14 @@ class KeeperClient:
                     self._answer.send_nowait((message, fd))
                 case _ if fd >= 0:
                     os.close(fd)  # whoever asked for it does not wait any more
+
+    async def stay_alive(self) -> None:
+        """Tell the keeper again and again: from this loop, which answers the kernel, so that one that hangs is silent.
+        Until cancelled."""
+        while True:
+            await trio.sleep(_ALIVE_S)
+            if self.is_ready:
+                self._say_alive()
 
     async def leave(self) -> None:
         """The last thing that a server does. One that finishes waits with its descriptors until the next is ready."""
@@ -257,6 +270,7 @@ class KeeperClient:
     async def ready(self) -> None:
         self.is_ready = True
         await self._tell({"op": "ready"})
+        self._say_alive()
 
     async def failed(self, error: str) -> None:
         await self._tell({"op": "failed", "error": error})
@@ -293,6 +307,18 @@ class KeeperClient:
                 await self._send(message)
             except OSError:
                 return  # `run` hears of it
+
+    def _say_alive(self) -> None:
+        """Never waits, nor fills the socket of a keeper that is stopped: who has words to hear needs no more."""
+        if self.version < 3 or not self._attached.is_set():
+            return
+        link = self._socket.fileno()
+        try:
+            (unread_bytes,) = struct.unpack("=i", fcntl.ioctl(link, termios.TIOCOUTQ, bytes(4)))
+            if unread_bytes < _UNREAD_BYTES:
+                os.write(link, _ALIVE)
+        except OSError:
+            return  # `run` hears of it
 
     async def _connect(self) -> int:
         """As soon as somebody listens; who that is."""
@@ -355,6 +381,7 @@ async def connect(path: str, start_keeper: Callable[[], Awaitable[None]] | None)
         await client.greet()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)
+            nursery.start_soon(client.stay_alive)
             try:
                 yield client
             finally:

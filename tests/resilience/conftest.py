@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from daemon.keeping.silence import LONGEST, TICK_S
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, eventually
 from tests.servers.http_server import HttpServer, nginx
@@ -20,6 +24,7 @@ from tests.servers.process import Server
 
 MIB = 1 << 20
 DIRECT = ("passthrough", "openless", "daemon")
+_REPLACED_S = (LONGEST + 1) * TICK_S + 20.0
 
 
 @pytest.fixture
@@ -193,3 +198,28 @@ def errno_of_read(path: Path) -> int:
         return 0
     except OSError as error:
         return error.errno or -1
+
+
+def outlives_a_stop(mount: Mount, source: Path, warm: str, cold: str, listed: str) -> None:
+    """What hangs with the server goes on: an open of what is cached, a cold read and a listing, each the first."""
+    assert (mount.root / warm).read_bytes() == (source / warm).read_bytes()
+    stopped = mount.server_pid
+    os.kill(stopped, signal.SIGSTOP)
+    started = time.monotonic()
+    waiting = [  # processes: a thread that hangs would take the tests along
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for argv in (["cat", mount.root / cold], ["cat", mount.root / warm], ["ls", mount.root / listed])
+    ]
+    try:
+        answers = [each.communicate(timeout=_REPLACED_S - (time.monotonic() - started)) for each in waiting]
+    finally:
+        for each in waiting:
+            each.kill()
+    assert [said for _out, said in answers] == [b""] * 3
+    assert [out for out, _said in answers] == [
+        (source / cold).read_bytes(),
+        (source / warm).read_bytes(),
+        b"".join(f"{name}\n".encode() for name in sorted(os.listdir(source / listed))),
+    ]
+    eventually(lambda: not Path(f"/proc/{stopped}").exists(), 10, "it is ended")
+    assert mount.server_pid != stopped

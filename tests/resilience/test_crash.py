@@ -18,7 +18,7 @@ from tests.mounts import (
     fuse_mounts_below,
     is_mounted,
 )
-from tests.resilience.conftest import DIRECT, Web, errno_of_read, make_tree, mount_path, readers
+from tests.resilience.conftest import DIRECT, Web, errno_of_read, make_tree, mount_path, outlives_a_stop, readers
 
 KILLS = 4
 
@@ -107,6 +107,16 @@ def test_what_is_cached_is_read_while_no_server_is_there(mounts: Mounts, tmp_pat
     finally:
         os.close(held)
     assert errno_of_read(mount.root / "large") == 0
+
+
+@pytest.mark.parametrize("path", ["openless", "daemon"])
+def test_a_server_that_is_stopped_is_replaced(mounts: Mounts, tmp_path: Path, web_origin: Web, path: str) -> None:
+    source = make_tree(web_origin.root / "data", files=8)
+    mount = mount_path(mounts, path, f"{web_origin.url}data/", type="HTTP")
+    outlives_a_stop(mount, source, "d0/f000", "d1/f001", "d1")
+    assert mount.log().count("the server was ready, and has said nothing for 20 s") == 1
+    mount.kill_keeper()
+    outlives_a_stop(mount, source, "d2/f002", "d3/f003", "d3")  # a keeper that has adopted it watches it too
 
 
 def test_portable_session_is_mounted_again(mounts: Mounts, tmp_path: Path) -> None:

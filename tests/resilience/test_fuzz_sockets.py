@@ -24,7 +24,7 @@ from tests.resilience.conftest import make_tree
 EXAMPLES = 60
 OPERATIONS = {  # all but "mount", which does as it is told
     *("hello", "standby", "stale", "forked", "ended", "state", "hold", "restart", "ready", "failed", "finished"),
-    *("unmounted", "adopt", "look", "end", "unmount", "take"),
+    *("alive", "unmounted", "adopt", "look", "end", "unmount", "take"),
 }
 POSTS = {
     *("evict", "pin", "unpin", "verify", "resync", "apply", "delete", "warm", "clone", "credential", "checksums"),

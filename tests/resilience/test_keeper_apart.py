@@ -15,7 +15,7 @@ import pytest
 
 from tests.manifests import dataset, write_manifests
 from tests.mounts import DSFS, Mount, Mounts, clean_environment, dsfs, eventually, is_mounted, runtime_dir_of
-from tests.resilience.conftest import errno_of_read, make_tree, readers
+from tests.resilience.conftest import errno_of_read, make_tree, outlives_a_stop, readers
 from tests.servers.process import HOST, free_ports
 
 
@@ -222,6 +222,15 @@ def test_a_silent_server_that_no_signal_of_the_keeper_reaches(apart: Apart, tmp_
     assert first.poll() is None
     assert dsfs("unmount", apart.mount.mountpoint).returncode == 0
     keeper.kill()  # unshare takes no SIGTERM
+
+
+def test_a_server_that_is_stopped_is_replaced(apart: Apart) -> None:
+    apart.start_keeper()
+    served = apart.start_server()
+    apart.wait_healthy()
+    outlives_a_stop(apart.mount, apart.source, "d0/f000", "d1/f001", "d1")
+    assert apart.log().count("has said nothing") == 1
+    assert served.poll() is None
 
 
 def test_wrong_use(apart: Apart, mounts: Mounts) -> None:

@@ -128,7 +128,7 @@ def test_new_server_with_an_old_keeper(mounts: Mounts, tmp_path: Path, old_keepe
             server.wait()
     assert is_mounted(mountpoint)
     assert {message["op"] for message in old_keeper.heard} <= {"hello", "mount", "state", "hold", "ready"}
-    assert [message["version"] for message in old_keeper.heard if message["op"] == "hello"] == [2, 2]
+    assert [message["version"] for message in old_keeper.heard if message["op"] == "hello"] == [3, 3]
 
 
 def test_old_server_with_a_new_keeper(mounts: Mounts, tmp_path: Path) -> None:

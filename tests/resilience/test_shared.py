@@ -173,12 +173,14 @@ def test_holders_that_die_or_stall_are_overtaken(mounts: Mounts, tmp_path: Path,
     dies.destroy()  # all of the node, or its keeper would start another server
     held[0].kill()
     held[0].wait()
-    stopped = stalls.server_pid
-    os.kill(stopped, signal.SIGSTOP)
+    stopped = (stalls.server_pid, stalls.keeper_pid)  # it would end a server that says nothing
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
     try:
         finished(reading(reads, "large"))
     finally:
-        os.kill(stopped, signal.SIGCONT)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
         for each in gate:
             each.open()
     assert held[1].wait(40) == 0

@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 
+from daemon.keeping import silence
 from daemon.keeping import succession as module
 from daemon.keeping.conversation import Conversation
 from daemon.keeping.loop import Loop
 from daemon.keeping.peers import ANOTHER, Peer
 from daemon.keeping.refusal import Refusal
+from daemon.keeping.silence import LONGEST, TICK_S, Silence
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
 
@@ -238,6 +240,80 @@ def test_a_server_that_says_nothing_is_ended(keeping: Keeping, monkeypatch: pyte
     reached = time.monotonic() + 1.0
     keeping.run_until(lambda: time.monotonic() > reached)
     assert slow.status is None
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "TICK_S", 0.2)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_server_that_goes_silent_is_ended(keeping: Keeping) -> None:
+    server = keeping.server()
+    for _ in range(3 * LONGEST):
+        server.says(op="alive")
+        waited = time.monotonic() + silence.TICK_S
+        keeping.run_until(lambda waited=waited: time.monotonic() > waited)
+    assert server.status is None
+    keeping.run_until(lambda: keeping.owner.lost)
+    assert server.status == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_server_of_an_older_version_may_be_silent(keeping: Keeping) -> None:
+    server = keeping.server()
+    other = keeping.another()
+    other.says(op="alive")  # nobody who serves
+    waited = time.monotonic() + 2 * LONGEST * silence.TICK_S
+    keeping.run_until(lambda: time.monotonic() > waited)
+    assert server.status is None
+    assert other.status is None
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_silent_server_that_cannot_be_killed_keeps_the_others_out(
+    keeping: Keeping, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Stuck in the kernel, on a disk that is gone, it is told once; where no signal reaches it too."""
+    server = keeping.server()
+    signals = []
+    monkeypatch.setattr(Peer, "signal", lambda _self, number: signals.append(number) or killed)
+    server.says(op="alive")
+    keeping.run_until(lambda: signals)
+    waited = time.monotonic() + 2 * LONGEST * silence.TICK_S
+    keeping.run_until(lambda: time.monotonic() > waited)
+    assert signals == [signal.SIGKILL]
+    next_one = keeping.another()
+    next_one.says(op="hello", version=3)
+    keeping.run_until(lambda: next_one.is_told)
+    assert next_one.hears()["error"] == ANOTHER
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_server_that_has_finished_may_be_silent(keeping: Keeping) -> None:
+    server = keeping.server()
+    server.says(op="alive")
+    server.says(op="finished")
+    keeping.run_until(lambda: keeping.succession.server is None)
+    waited = time.monotonic() + 2 * LONGEST * silence.TICK_S
+    keeping.run_until(lambda: time.monotonic() > waited)
+    assert server.status is None
+
+
+def test_what_a_keeper_does_not_see_is_no_silence() -> None:
+    """A machine that slept, a keeper that was stopped, and one on which nobody gets any time."""
+    told = Silence(heard=7, ticked=0.0)
+    now = 0.0
+    for _ in range(LONGEST - 1):
+        now += TICK_S
+        assert not told.is_too_long(7, now)
+    for _ in range(10 * LONGEST):  # however often
+        now += 1000.0
+        assert not told.is_too_long(7, now)
+    assert not told.is_too_long(8, now + TICK_S)
+    ticks = [told.is_too_long(8, now + TICK_S * number) for number in range(2, LONGEST + 2)]
+    assert ticks == [False] * (LONGEST - 1) + [True]
 
 
 def test_the_server_that_is_ended_by_its_stand_by_is_the_one_that_was_meant(
