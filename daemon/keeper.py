@@ -77,7 +77,7 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        self._listen()
+        self._listen(self._listener)
         self._loop.watch(self._listener.fileno(), self._peers.accept)
         if adopt or self._alone:
             self._succession.told = True
@@ -113,14 +113,14 @@ class Keeper:
         os.ftruncate(fd, len(pid))
         return True
 
-    def _listen(self) -> None:
+    def _listen(self, listener: socket.socket) -> None:
         """In the place of a keeper that died, as the lock says; who finds the socket can connect to it."""
         made = f"{self._socket_path}+"
         if os.path.lexists(made):
             os.unlink(made)
-        self._listener.bind(made)
+        listener.bind(made)
         os.chmod(made, 0o600)
-        self._listener.listen(64)
+        listener.listen(64)
         os.rename(made, self._socket_path)
 
     def _on_signal(self, number: int, _frame: object) -> None:
@@ -161,6 +161,20 @@ class Keeper:
             detach(paths[0])  # the outermost: MNT_DETACH takes what is mounted below along
 
     # -- what the succession asks for -----------------------------------------------------------------------------
+
+    def be_found(self) -> None:
+        """Who is to serve connects to our socket: listen anew where somebody has removed it."""
+        if os.path.lexists(self._socket_path):
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._listen(listener)
+        except OSError as error:  # its directory is gone too, and with it all that a server needs
+            say(f"nobody can connect to {self._socket_path}: {error}")
+            listener.close()
+            return
+        say(f"{self._socket_path} was removed, and is made anew")
+        self._peers.listen_on(listener)
 
     def hand_out(self, server: Peer) -> None:
         """Everything, to a server that has said hello."""

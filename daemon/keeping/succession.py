@@ -28,6 +28,8 @@ _HEIR_S = 1.0  # how long the successor of a server that was finishing may take 
 class Owner(Protocol):
     """What the keeper does when this has decided."""
 
+    def be_found(self) -> None: ...
+
     def hand_out(self, server: Peer) -> None: ...
 
     def server_lost(self) -> None: ...
@@ -77,6 +79,7 @@ class Succession:
         if wait_s > 0:
             self._loop.after(wait_s, self.consider)
             return
+        self._owner.be_found()
         chosen = self._choose()
         if chosen is not None:
             self._take(chosen)
@@ -130,6 +133,7 @@ class Succession:
 
     def _have_a_standby(self) -> None:
         if self._starter.ours and not self.standbys.fresh and not self._starter.busy and not self.stopping:
+            self._owner.be_found()
             self._starter.start()
 
     @staticmethod

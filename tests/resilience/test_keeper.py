@@ -108,6 +108,20 @@ def test_stopped_keeper_is_not_replaced(mounts: Mounts, tmp_path: Path) -> None:
     assert leftovers(mount.mountpoint) == []
 
 
+def test_a_socket_that_was_removed_is_made_anew_for_the_next_server(mounts: Mounts, tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, "daemon", source)
+    runtime = runtime_dir_of(mount.mountpoint)
+    keeper, server = mount.keeper_pid, mount.server_pid
+    for name in ("keeper.sock", "control.sock"):
+        (runtime / name).unlink()
+    os.kill(server, signal.SIGKILL)
+    assert (mount.root / "large").read_bytes() == (source / "large").read_bytes()
+    assert mount.server_pid != server
+    assert mount.keeper_pid == keeper
+    assert mount.status()["healthy"] is True
+
+
 def test_foreground_stays_when_its_keeper_is_killed(mounts: Mounts, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", files=4)
     mountpoint, cache = mounts.place()

@@ -56,6 +56,9 @@ class Owner:
         self.lost = 0
         self.reasons: list[dict[str, Any]] = []
 
+    def be_found(self) -> None:
+        pass
+
     def hand_out(self, server: Peer) -> None:
         server.send({"version": server.version, "restarts": 0, "connections": 0, "held": 0})
 
