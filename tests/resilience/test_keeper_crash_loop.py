@@ -36,7 +36,7 @@ class Broken:
         site = directory / "site"
         site.mkdir()
         (site / "sitecustomize.py").write_text(_BREAK.format(flag=str(self._flag)))
-        self.env = {"PYTHONPATH": str(site)}
+        self.site = str(site)
 
     def how(self, what: str) -> None:
         self._flag.write_text(what)
@@ -48,12 +48,9 @@ def broken(tmp_path: Path) -> Broken:
 
 
 def mount_broken(mounts: Mounts, source: Path, broken: Broken, path: str = "daemon") -> Mount:
-    os.environ.update(broken.env)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", broken.site, prepend=os.pathsep)  # what is tested may be found there too
         return mount_path(mounts, path, source, "--read-timeout=2s")
-    finally:
-        for key in broken.env:
-            del os.environ[key]
 
 
 def test_crash_loop(mounts: Mounts, tmp_path: Path, broken: Broken) -> None:
