@@ -106,7 +106,8 @@ class Credentials:
             return False
         showing.credentials = now
         await showing.dataset.renew()
-        log.info("credentials changed", dataset=name)
+        if not showing.dataset.sources.unusable:  # which has been told
+            log.info("credentials changed", dataset=name)
         return True
 
     async def hand_over(self) -> None:

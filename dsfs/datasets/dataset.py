@@ -22,7 +22,6 @@ from dsfs.datasets.status import DatasetStatus, status_of
 from dsfs.datasets.store import DatasetStore, listed_s, note_listed, remove_catalog
 from dsfs.errors import (
     CatalogError,
-    ConfigError,
     DsfsError,
     SourceError,
     SourceMissing,
@@ -91,7 +90,6 @@ class Dataset:
         self._phase = Phase.PENDING
         self._message = ""
         self._of_these: Collection[str] | None = None  # catalogs whose numbers go with those that the kernel knows
-        self._unusable = ""  # what kept its source from being built anew, last
         self.rounds = Rounds()
         """Of listing the source: to be looked at."""
         self._names.on_refused = self.rounds.ask_for_refused
@@ -182,17 +180,9 @@ class Dataset:
         return True
 
     async def renew(self) -> None:
-        """Build the source anew: a Secret has come, or has changed. What is under way ends on the old one."""
-        try:
-            source = await self.sources.another()
-        except ConfigError as error:
-            self._message = self._unusable = str(error)
-            return
-        if self._message == self._unusable:
-            self._message = ""
-        self._keep_to_revision(source)
-        await self.sources.use(source)
-        if self.catalog.refused:
+        """Build the source anew: a Secret has come, has changed or is gone. What is under way ends on the old one."""
+        was_unusable = self.sources.unusable
+        if await self.sources.renew(self._keep_to_revision) and (was_unusable or self.catalog.refused):
             self.ask_for_resync()
 
     def _keep_to_revision(self, source: Source) -> None:
@@ -294,6 +284,7 @@ class Dataset:
             self.rounds.end(error if isinstance(error, DsfsError) else CatalogError(str(error)))
 
     async def _show_next(self) -> None:
+        before = self.origin.source
         source = await self.sources.another()
         directory = self._store.directory_of(self.manifest)
         try:
@@ -302,7 +293,10 @@ class Dataset:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await self._bridge.call(source.close)
             raise
-        await self.sources.use(source)
+        if self.origin.source is before:
+            await self.sources.use(source)
+        else:  # a Secret has changed since, or is gone
+            await self._bridge.call(source.close)
         if not found and self.catalog.sealed and source.revision in ("", self.catalog.revision):
             await trio.to_thread.run_sync(note_listed, self.catalog.file, file, limiter=CATALOG)
             return  # nothing has changed: what is shown is the next revision
@@ -312,7 +306,7 @@ class Dataset:
             remove_catalog(file)
             raise
         # No await between these lines: from here on the tree is the new one.
-        before, refused = self.catalog.file, self.catalog.refused
+        left, refused = self.catalog.file, self.catalog.refused
         if found:
             self._names.show_next(file)
         else:  # the same under another name: older ones stay, as many as before
@@ -326,7 +320,7 @@ class Dataset:
         await self.on_swap(found)
         await self.clean()
         if found:
-            self.on_left(before)
+            self.on_left(left)
 
     def _say(self, event: str) -> None:
         log.info(event, dataset=self.manifest.id, revision=self.catalog.revision, refused=self.catalog.refused)
@@ -352,18 +346,19 @@ class Dataset:
         return [catalog.name for catalog in self._names.known]
 
     async def status(self) -> DatasetStatus:
-        message = self._message
+        message = self.message
         if not message and self.origin.last_error is not None:
             message = str(self.origin.last_error.error)
-        return await status_of(self.catalog, self._phase, message)
+        return await status_of(self.catalog, self.phase, message)
 
     @property
     def phase(self) -> Phase:
-        return self._phase
+        """FAILED as long as its source cannot be used, whatever is shown."""
+        return Phase.FAILED if self.sources.unusable else self._phase
 
     @property
     def message(self) -> str:
-        return self._message
+        return self.sources.unusable or self._message
 
     async def list_directory(self, ino: int) -> None:
         """See ``Names``, as of all below."""

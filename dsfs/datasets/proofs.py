@@ -95,11 +95,10 @@ class ProofOfDataset:
         self._dataset = dataset
 
     def guarded(self, in_use: Callable[[], Reading]) -> Reading | None:
-        """What is in use; None when that cannot be known."""
+        """What is in use; None when that is nothing, which has been told with its reason."""
         try:
             return in_use()
-        except ConfigError as error:
-            self._cannot(error)
+        except ConfigError:
             return None
 
     async def recall(self, in_use: Callable[[], Reading]) -> bool:
@@ -126,7 +125,7 @@ class ProofOfDataset:
             self._cannot(error)
             return False
 
-    def _cannot(self, error: Exception) -> None:
+    def _cannot(self, error: OSError) -> None:
         log.warning("proof of entitlement cannot be kept", dataset=self._dataset, reason=str(error))
 
 

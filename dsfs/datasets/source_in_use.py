@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
+
 from dsfs.bridge import Bridge
+from dsfs.errors import ConfigError
 from dsfs.fetch.origin import Origin
 from dsfs.sources.base import Source
+from dsfs.sources.unusable import UnusableSource
+
+log = structlog.get_logger()
 
 
 class SourceInUse:
@@ -21,9 +27,28 @@ class SourceInUse:
         self.on_use: Callable[[Source], None] = _nobody_to_tell
         """Told of each that is read through from now on."""
 
+    @property
+    def unusable(self) -> str:
+        """Why nothing can be read; "" where there is a source."""
+        source = self._origin.source
+        return source.reason if isinstance(source, UnusableSource) else ""
+
     async def another(self) -> Source:
         """A source that is not in use yet. Raises ConfigError."""
         return await self._bridge.call(self._build)
+
+    async def renew(self, prepare: Callable[[Source], None]) -> bool:
+        """Read through one with the credentials of now, or, where there can be none, through none: then False."""
+        try:
+            source = await self.another()
+        except ConfigError as error:
+            if self.unusable != str(error):
+                log.warning("dataset cannot be used", dataset=self._origin.id, reason=str(error))
+                await self.use(UnusableSource(self._origin.source.uri, str(error)))
+            return False
+        prepare(source)
+        await self.use(source)
+        return True
 
     async def use(self, source: Source) -> None:
         """Read through another one from now on. Those before it are closed if nothing is under way on them any more."""

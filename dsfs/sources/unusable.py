@@ -18,21 +18,21 @@ class UnusableSource:
     def __init__(self, uri: str, reason: str) -> None:
         self.uri = uri
         self.identity = f"unusable:{uri}"
-        self._reason = reason
+        self.reason = reason
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
-        raise SourceUnsupported(self._reason)
+        raise SourceUnsupported(self.reason)
         yield ListingPage(())  # makes this an asynchronous generator
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        raise SourceUnsupported(self._reason)
+        raise SourceUnsupported(self.reason)
         yield ListingPage(())  # makes this an asynchronous generator
 
     async def stat(self, path: str) -> SourceObject | None:
-        raise SourceUnsupported(self._reason)
+        raise SourceUnsupported(self.reason)
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
-        raise SourceUnsupported(self._reason)
+        raise SourceUnsupported(self.reason)
 
     async def close(self) -> None:
         return

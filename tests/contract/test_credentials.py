@@ -190,3 +190,33 @@ def test_who_comes_to_a_secret_late_goes_through_the_shared_cache_too(
     mount.wait_phase("READY")
     read_all(mount.root)
     eventually(lambda: [path for path in shared.glob("private/team/**/*") if path.is_file()], 10, "it is shared")
+
+
+def test_a_secret_that_is_deleted_makes_its_dataset_failed_until_it_is_there_again(
+    mounts: Mounts, origin: Guarded, tmp_path: Path
+) -> None:
+    """What is promised is "a secretRef that is missing makes that dataset FAILED with its message": of what is cached
+    too, and for the next server."""
+    origin.allow("fake-token-here")
+    token = tmp_path / "secrets/team/web/token"
+    token.parent.mkdir(parents=True)
+    token.write_text("fake-token-here")
+    manifest = write_manifests(tmp_path / "m.yaml", web_dataset(origin, "one", "team", readPath="daemon"))
+    mount = mounts.mount("-f", manifest, f"--secrets={tmp_path}/secrets", dataset="team/one")
+    mount.expect_log("cannot be used|fetch failed")
+    mount.wait_phase("READY")
+    read_all(mount.root)
+    token.unlink()
+    token.parent.rmdir()
+    assert "secretRef 'web' is not there" in mount.wait_phase("FAILED")["message"]
+    assert sorted(os.listdir(mount.root)) == sorted(FILES)
+    assert errno_of(mount.root) == errno.EIO
+    assert dsfs("restart", mount.mountpoint).returncode == 0
+    assert "secretRef 'web' is not there" in mount.wait_phase("FAILED")["message"]
+    assert sorted(os.listdir(mount.root)) == sorted(FILES)
+    assert errno_of(mount.root) == errno.EIO
+    token.parent.mkdir()
+    token.write_text("fake-token-here")
+    mount.wait_phase("READY")
+    read_all(mount.root)
+    eventually(lambda: mount.dataset()["message"] == "", 10, "it is well again")

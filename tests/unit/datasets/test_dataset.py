@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -16,13 +17,14 @@ from dsfs import metrics
 from dsfs.bridge import Bridge, network_side
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.store import DatasetStore
-from dsfs.errors import SourceMissing, SourceRefused, SourceUnavailable
+from dsfs.errors import ConfigError, SourceMissing, SourceRefused, SourceUnavailable
 from dsfs.fetch.origin import Origin
 from dsfs.manifest.schema import Manifest, SourceSpec
-from dsfs.model import Kind, ListingPage, SourceObject
+from dsfs.model import Kind, ListingPage, Phase, SourceObject
 from dsfs.sources.base import Source
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource
+from dsfs.sources.unusable import UnusableSource
 
 
 class Branch:
@@ -105,6 +107,118 @@ def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branc
             with trio.fail_after(10):
                 assert await dataset.resync() == "b"
             assert tags(dataset) == {"b"}
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What ``Vault`` is built with; nothing can be once it is empty."""
+    monkeypatch.setattr(Branch, "head", "a")
+    monkeypatch.setattr(Branch, "failures", 0)
+    monkeypatch.setattr(Branch, "gone", frozenset())
+    monkeypatch.setattr(Vault, "secret", {"token": "made-up"})
+    return Vault.secret
+
+
+class Vault(Branch):
+    """Cannot be built without its Secret."""
+
+    secret: dict[str, str] = {}  # noqa: RUF012  # each test has its own
+
+    def __init__(self) -> None:
+        if not Vault.secret:
+            raise ConfigError("secretRef 'vault' is not there")
+        super().__init__()
+
+
+def test_a_secret_that_goes_takes_the_source_with_it_and_not_the_names(tmp_path: Path, secret: dict[str, str]) -> None:
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+            dataset = begun(bridge, tmp_path, Vault)
+            nursery.start_soon(dataset.run)
+            await dataset.resync()
+            kept = dict(secret)
+            secret.clear()
+            await dataset.renew()
+            await dataset.renew()
+            status = await dataset.status()
+            assert (dataset.phase, status.phase, status.message) == (Phase.FAILED, Phase.FAILED, dataset.message)
+            assert dataset.message == "secretRef 'vault' is not there"
+            assert isinstance(dataset.origin.source, UnusableSource)
+            assert tags(dataset) == {"a"}
+            with pytest.raises(ConfigError):
+                await dataset.resync()
+            assert dataset.message == "secretRef 'vault' is not there"
+            Branch.head = "b"
+            secret.update(kept)
+            await dataset.renew()
+            assert dataset.phase is Phase.READY
+            await dataset.swapped.wait()
+            assert tags(dataset) == {"b"}
+            await dataset.resync()
+            assert (dataset.phase, dataset.message) == (Phase.READY, "")
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs() as logs:
+        trio.run(main)
+    assert [log["reason"] for log in logs if log["event"] == "dataset cannot be used"] == [
+        "secretRef 'vault' is not there"
+    ]
+
+
+def test_a_server_that_begins_without_the_secret_says_so_over_what_was_listed(
+    tmp_path: Path, secret: dict[str, str]
+) -> None:
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+            dataset = begun(bridge, tmp_path, Vault)
+            first = trio.CancelScope()
+            nursery.start_soon(run_until, dataset, first)
+            await dataset.settled.wait()
+            first.cancel()
+            without = begun(bridge, tmp_path, lambda: UnusableSource("test://branch", "no Secret"), *dataset.shown())
+            assert (without.phase, without.message, tags(without)) == (Phase.FAILED, "no Secret", {"a"})
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+
+
+def test_a_listing_that_outlives_its_secret_does_not_bring_the_source_back(
+    tmp_path: Path, secret: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+
+    async def open_gate() -> None:
+        gate.set()
+
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+            reached = trio.Event()
+
+            async def held(source: Vault) -> AsyncIterator[ListingPage]:
+                bridge.soon(reached.set)
+                await gate.wait()
+                async for page in Branch.list_tree(source):
+                    yield page
+
+            dataset = begun(bridge, tmp_path, Vault)
+            nursery.start_soon(dataset.run)
+            await dataset.settled.wait()
+            Branch.head = "b"
+            monkeypatch.setattr(Vault, "list_tree", held)
+            dataset.ask_for_resync()
+            await reached.wait()
+            secret.clear()
+            await dataset.renew()
+            await bridge.call(open_gate)
+            await dataset.swapped.wait()
+            assert tags(dataset) == {"b"}
+            assert (dataset.phase, dataset.message) == (Phase.FAILED, "secretRef 'vault' is not there")
+            assert isinstance(dataset.origin.source, UnusableSource)
             nursery.cancel_scope.cancel()
 
     with structlog.testing.capture_logs():
