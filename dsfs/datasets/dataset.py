@@ -182,7 +182,9 @@ class Dataset:
     async def renew(self) -> None:
         """Build the source anew: a Secret has come, has changed or is gone. What is under way ends on the old one."""
         was_unusable = self.sources.unusable
-        if await self.sources.renew(self._keep_to_revision) and (was_unusable or self.catalog.refused):
+        if await self.sources.renew(self._keep_to_revision) and (
+            was_unusable or self.catalog.refused or self.rounds.failures
+        ):
             self.ask_for_resync()
 
     def _keep_to_revision(self, source: Source) -> None:

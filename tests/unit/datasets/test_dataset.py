@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -308,6 +309,30 @@ def test_a_listing_is_one_request_whatever_it_takes_and_is_not_timed(
     with structlog.testing.capture_logs():
         trio.run(main)
     assert metrics.ORIGIN_REQUEST_SECONDS.labels("vision", "counted")._sum.get() == 0
+
+
+def test_a_resync_that_was_refused_is_tried_again_with_the_next_credentials(
+    tmp_path: Path, secret: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+            dataset = begun(bridge, tmp_path, Vault)
+            nursery.start_soon(dataset.run)
+            await dataset.settled.wait()
+            Branch.head = "b"
+            with monkeypatch.context() as old:
+                old.setattr(Vault, "list_tree", refuse)
+                with pytest.raises(SourceRefused):
+                    await dataset.resync()
+            assert (dataset.rounds.failures, dataset.rounds.heals_within_s) == (1, math.inf)
+            await dataset.renew()
+            with trio.fail_after(10):
+                await dataset.swapped.wait()
+            assert tags(dataset) == {"b"}
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
 
 
 async def refuse(_source: Branch) -> AsyncIterator[ListingPage]:
