@@ -117,6 +117,11 @@ class Node:
         pinned = await self._pins.pin(dataset, glob)
         return {"pinned_bytes": pinned.bytes, "files": pinned.files}
 
+    async def pin_to_warm(self, selector: str) -> dict[str, int]:
+        """As ``pin``, of what is warmed next: where that is refused for want of room, no pin is left behind."""
+        await self._warming.check(*self._select(selector))
+        return await self.pin(selector)
+
     async def unpin(self, selector: str) -> dict[str, int]:
         """Let go of it again; what of it another pin still holds."""
         try:

@@ -25,7 +25,7 @@ from dsfs.cache.node import NodeTier
 from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.selection import CATALOG, Batches, Found, Totals, matching, measure
-from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, SourceChanged
+from dsfs.errors import CacheFull, ConfigError, DsfsError, MountError, PinRefused, SourceChanged
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.reader import Reader
@@ -171,6 +171,17 @@ class Warming:
         self._nursery.start_soon(self._run, job)
         return job
 
+    async def check(self, dataset: Dataset, glob: str) -> None:
+        """Whether a warm-up would be refused, once it is listed. Raises PinRefused."""
+        await dataset.settled.wait()
+        if not dataset.catalog.sealed:
+            raise PinRefused(f"{dataset.manifest.id}: is not listed: {dataset.message}")
+        found = partial(matching, dataset.catalog.file, glob)
+        try:
+            await check_room(self._tier, await self._measure(dataset, glob, found), found, dataset.origin)
+        except DsfsError as error:
+            raise PinRefused(f"{dataset.manifest.id}: {error}") from error
+
     def job(self, job_id: str) -> Job:
         """Raises ConfigError for one that is not known (any more)."""
         if job_id not in self._jobs:
@@ -250,10 +261,7 @@ class Warming:
             if isinstance(error, SourceChanged):
                 dataset.note_changed()
 
-        glob = job.asked.glob
-        job.totals = await trio.to_thread.run_sync(measure, found(), self._reader.block_bytes, limiter=CATALOG)
-        if glob and not job.totals.files:
-            raise ConfigError("; ".join(filter(None, (f"no file matches {glob}", dataset.catalog.refusal))))
+        job.totals = await self._measure(dataset, job.asked.glob, found)
         await check_room(self._tier, job.totals, found, dataset.origin)
         stays = job.what != COMPLETION
         job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error, stays=stays), State.WARMING
@@ -264,6 +272,13 @@ class Warming:
             batches.close()
         if stays and is_shown() and self._tier.evicted_bytes > evicted_bytes:
             await self._check_kept(job, Batches(found(), dataset.origin))
+
+    async def _measure(self, dataset: Dataset, glob: str, found: Callable[[], Found]) -> Totals:
+        """Of what was found by a glob. Raises ConfigError where that names nothing."""
+        totals = await trio.to_thread.run_sync(measure, found(), self._reader.block_bytes, limiter=CATALOG)
+        if glob and not totals.files:
+            raise ConfigError("; ".join(filter(None, (f"no file matches {glob}", dataset.catalog.refusal))))
+        return totals
 
     async def _check_kept(self, job: Job, batches: Batches) -> None:
         """What was brought may have gone again. Raises CacheFull with the numbers."""

@@ -49,7 +49,7 @@ def warm(
     bytes_per_s = None if rate is None else _parse_rate(rate)
     found, selector = asked_of(selector, mountpoint)
     if pin:
-        ask(found, "POST", "/api/v1/pin", {"selector": selector}, timeout_s=None)
+        ask(found, "POST", "/api/v1/pin", {"selector": selector, "warm": True}, timeout_s=None)
     wanted = {"selector": selector, "bytes_per_s": bytes_per_s}
     if no_wait:
         job = ask(found, "POST", "/api/v1/warm", wanted)

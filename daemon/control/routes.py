@@ -142,7 +142,9 @@ class Routes:
         return web.json_response(await self._bridge.await_on_file_side(self._node.pins))
 
     async def pin(self, request: web.Request) -> web.Response:
-        return await self._selected(request, self._node.pin)
+        """{"selector"}, and "warm": true where that is asked for next."""
+        to_warm = (await request.json()).get("warm")
+        return await self._selected(request, self._node.pin_to_warm if to_warm else self._node.pin)
 
     async def unpin(self, request: web.Request) -> web.Response:
         return await self._selected(request, self._node.unpin)

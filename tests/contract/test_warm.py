@@ -88,7 +88,10 @@ def test_a_glob_names_what_comes(mounts: Mounts, server: web.Hostile) -> None:
     assert warm(mount, "team/data/d/f00*")["files"] == 10
     assert set(gets(server)) == {f"d/f00{number}" for number in range(10)}
     assert warm(mount, "team/data/d")["fetched_bytes"] == 2 * 20_000
-    one_line_failure(dsfs("warm", "team/data/none*", "-m", mount.mountpoint), "team/data", "no file matches none*")
+    for flags in ((), ("--pin",)):
+        done = dsfs("warm", "team/data/none*", *flags, "-m", mount.mountpoint)
+        one_line_failure(done, "team/data", "no file matches none*")
+    assert pinned(mount) == []
     one_line_failure(dsfs("warm", "team/nosuch", "-m", mount.mountpoint), "team/nosuch")
 
 
@@ -173,8 +176,11 @@ def test_what_its_quota_has_no_room_for_is_refused(mounts: Mounts, server: web.H
     uri = put_tree(server, some_files(10, 100_000, "train") | some_files(10, 100_000, "val"))
     mount = mount_tree(mounts, uri, cache={"quota": "1500KiB"})
     assert warm(mount, "data/train")["files_done"] == 10
-    line = one_line_failure(dsfs("warm", "data/val", "-m", mount.mountpoint), "do not fit", "quota", "976.6 KiB")
-    assert "dsfs evict" in line
+    for flags in ((), ("--pin",), ("--pin", "--no-wait")):
+        done = dsfs("warm", "data/val", *flags, "-m", mount.mountpoint)
+        line = one_line_failure(done, "team/data", "do not fit", "quota", "976.6 KiB")
+        assert "dsfs evict" in line
+    assert pinned(mount) == []
     assert warm(mount, "data/train")["files_done"] == 10, "what is here takes no more room"
     assert set(gets(server)) == {f"train/f{number:03d}" for number in range(10)}
     assert dsfs("evict", "data/train", "-m", mount.mountpoint).returncode == 0
@@ -193,6 +199,11 @@ def test_what_pins_leave_no_room_for_is_refused(mounts: Mounts, server: web.Host
 def test_wrong_flags() -> None:
     wrong_usage(dsfs("warm", "data", "--rate", "fast"), "--rate fast", "is not a size")
     wrong_usage(dsfs("warm"), "DATASET")
+
+
+def pinned(mount: Mount) -> list[str]:
+    done = dsfs("pin", "--list", "--json", "-m", mount.mountpoint)
+    return [each["selector"] for each in json.loads(done.stdout)]
 
 
 def start_warm(mount: Mount, *argv: str) -> subprocess.Popen[str]:
@@ -322,3 +333,4 @@ def test_pinning_that_is_refused_warms_nothing(mounts: Mounts, server: web.Hosti
     mount = mount_tree(mounts, put_tree(server, {"large": os.urandom(9_000_000)}), "--cache-size=8MiB")
     one_line_failure(dsfs("warm", "data", "--pin", "-m", mount.mountpoint))
     assert not gets(server)
+    assert pinned(mount) == []
