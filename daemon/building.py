@@ -14,7 +14,7 @@ from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.client import is_below
 from dsfs.datasets.access import visible
 from dsfs.errors import ConfigError, SourceUnavailable
-from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceType
+from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceSpec, SourceType
 from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.directory import DirectorySource
 from dsfs.sources.prefixed import PrefixedSource
@@ -23,9 +23,30 @@ from dsfs.sources.registry import build_source, check_type
 from dsfs.sources.unusable import UnusableSource
 
 _CLAIMS = ("pvc://", MANUAL_URI)
-_LONGEST_CHAIN = 8  # of references to references
+LONGEST_CHAIN = 8  # of references to references
 _LOOK_S = 1.0
 _REST_S = 60.0
+
+
+def spec_to_build(manifest: Manifest) -> SourceSpec:
+    """Of a MANUAL dataset that names no claim, the claim has the dataset's name."""
+    spec = manifest.source
+    if spec.type is SourceType.MANUAL and "directory" not in spec.options and spec.uri == MANUAL_URI:
+        return spec.model_copy(update={"uri": f"{MANUAL_URI}{manifest.name}"})
+    return spec
+
+
+def not_shared(manifest: Manifest) -> ConfigError:
+    """What to raise for a REFERENCE to what is not there, or that its namespace may not see."""
+    return ConfigError(
+        f"{manifest.id}: {manifest.source.uri} is not there or not shared with namespace {manifest.namespace} "
+        "(its owner sets spec.share)"
+    )
+
+
+def refers_back(manifest: Manifest) -> ConfigError:
+    """What to raise for one of which the way has no end."""
+    return ConfigError(f"{manifest.id}: {manifest.source.uri} refers back to itself")
 
 
 class Builder:
@@ -54,12 +75,9 @@ class Builder:
         if manifest.source.type is SourceType.REFERENCE and self._many:
             source, reads_with = await self._build_reference(manifest, depth)
         else:
-            spec = manifest.source
-            if spec.type is SourceType.MANUAL and "directory" not in spec.options and spec.uri == MANUAL_URI:
-                spec = spec.model_copy(update={"uri": f"manual://{manifest.name}"})  # its claim has the dataset's name
             self._check_claim(manifest)
             source = build_source(
-                spec,
+                spec_to_build(manifest),
                 credentials,
                 pvc_root=self._settings.pvc_root,
                 namespace=manifest.namespace,
@@ -107,12 +125,9 @@ class Builder:
         target = self.known.get(f"{namespace}/{name}")
         # One answer for both: a team does not learn which datasets others have.
         if target is None or not visible(target, [manifest.namespace]):
-            raise ConfigError(
-                f"{manifest.id}: {manifest.source.uri} is not there or not shared with namespace {manifest.namespace} "
-                "(its owner sets spec.share)"
-            )
-        if depth >= _LONGEST_CHAIN:
-            raise ConfigError(f"{manifest.id}: {manifest.source.uri} refers back to itself")
+            raise not_shared(manifest)
+        if depth >= LONGEST_CHAIN:
+            raise refers_back(manifest)
         source = await self.build(target, depth + 1)
         return ReferenceSource(source, manifest.source.uri, path), self.built_with(source)
 
@@ -150,7 +165,7 @@ class Builder:
         """Id and path of each dataset that a REFERENCE goes through; the last one may not be there."""
         way: list[tuple[str, str]] = []
         target: Manifest | None = manifest
-        while target is not None and target.source.type is SourceType.REFERENCE and len(way) < _LONGEST_CHAIN:
+        while target is not None and target.source.type is SourceType.REFERENCE and len(way) < LONGEST_CHAIN:
             try:
                 namespace, name, path = parse_reference(target.source.uri)
             except ConfigError:  # ``build`` says so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -9,8 +10,9 @@ import typer
 from daemon import running
 from daemon.cli.credential import set_credential
 from daemon.cli.options import AsJson, DatasetName, Mountpoint, asked_of
-from daemon.cli.output import DATASET_COLUMNS, dataset_row, show_json, show_table
+from daemon.cli.output import DATASET_COLUMNS, LONGEST_LINE, dataset_row, say, show_json, show_table
 from daemon.control.client import ask
+from dsfs.errors import one_line
 
 app = typer.Typer(
     help="Look at datasets, and change which there are.",
@@ -73,10 +75,22 @@ def apply(
 def check(
     file: Annotated[list[str], typer.Option("-f", "--file", metavar="FILE_OR_DIR", help="Manifests; may be repeated.")],
 ) -> None:
-    """Read manifests as mount, serve and apply would, and nothing else: needs no mount, asks no source."""
+    """Read manifests as mount, serve and apply would, and their sources' options: needs no mount, asks no source."""
+    import structlog
+
+    from daemon import checking
     from dsfs.manifest.documents import load_documents
 
-    number = len(load_documents(file, none_yet=True).manifests)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # a server has a log
+    documents = load_documents(file, none_yet=True)
+    findings = checking.check(documents)
+    for line in findings.unknown:
+        say(f"dsfs: not known here: {one_line(line, LONGEST_LINE)}")
+    for line in findings.wrong:
+        say(f"dsfs: {one_line(line, LONGEST_LINE)}")
+    if findings.wrong:
+        raise typer.Exit(1)
+    number = len(documents.manifests)
     typer.echo("1 manifest is fine" if number == 1 else f"{number} manifests are fine")
 
 

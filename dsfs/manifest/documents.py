@@ -28,10 +28,12 @@ _OWN_KEYS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """What was read, in the order of the files. ``secrets`` maps (namespace, name) to keys and stripped values."""
+    """What was read, in the order of the files. ``secrets`` maps (namespace, name) to keys and stripped values;
+    ``places`` says where each dataset stands, by its id."""
 
     manifests: tuple[Manifest, ...] = ()
     secrets: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict, repr=False)
+    places: Mapping[str, Place] = field(default_factory=dict, repr=False, compare=False)
 
 
 def load_documents(paths: Sequence[str], *, none_yet: bool = False) -> Documents:
@@ -90,6 +92,7 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
     return Documents(
         manifests=tuple(manifest for manifest, _ in manifests.values()),
         secrets=MappingProxyType({key: values for key, (values, _) in secrets.items()}),
+        places=MappingProxyType({manifest.id: place for manifest, place in manifests.values()}),
     )
 
 

@@ -32,7 +32,7 @@ from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, walk
-from dsfs.sources.options import fingerprint
+from dsfs.sources.options import NotHere, fingerprint
 from dsfs.sources.threads import Threads
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
@@ -81,7 +81,7 @@ def fsspec_source(
             fsspec.get_filesystem_class(protocol)
         except ImportError as error:
             hint = known_implementations.get(protocol, {}).get("err") or "install the package of this protocol"
-            raise ConfigError(f"FSSPEC: {protocol}:// cannot be read here: {hint}") from error
+            raise NotHere(f"FSSPEC: {protocol}:// cannot be read here: {hint}") from error
         except ValueError as error:
             raise ConfigError(f"FSSPEC: fsspec knows no protocol {protocol!r}") from error
     account = None

@@ -26,7 +26,7 @@ from dsfs.errors import (
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.base import Sink, walk
-from dsfs.sources.options import fingerprint
+from dsfs.sources.options import NotHere, fingerprint
 from dsfs.sources.threads import Threads
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
@@ -51,13 +51,13 @@ def native_client(
     try:
         module: Any = import_module("hdfs_native")
     except ImportError:
-        raise ConfigError(
+        raise NotHere(
             "HADOOP: hdfs:// needs WebHDFS (option webhdfsPort=9870, or webhdfs=http://HOST:PORT), "
             "or the package hdfs-native (pip install hdfs-native)"
         ) from None
     if user is not None and environment.get("HADOOP_USER_NAME") != user:
         # The package looks nowhere else, and the environment is shared by all datasets of the daemon.
-        raise ConfigError(
+        raise NotHere(
             f"HADOOP: hdfs-native takes the user from the environment (start dsfs with HADOOP_USER_NAME={user}, "
             "or use WebHDFS: option webhdfsPort=9870)"
         )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from dsfs.errors import ConfigError
+from dsfs.sources.options import NotHere
 
 _SONAMES: Final = ("libnfs.so.14", "libnfs.so.13")
 _SYN_COUNT: Final = 2  # about 7 s until a host that does not answer is given up
@@ -108,13 +108,13 @@ class NfsServer:
 
 @cache
 def library() -> Any:
-    """libnfs with its functions declared. Raises ConfigError without it."""
+    """libnfs with its functions declared. Raises NotHere without it."""
     for name in _SONAMES:
         try:
             return _declared(ctypes.CDLL(name))
         except (OSError, AttributeError):  # not here, or one that lacks a function
             continue
-    raise ConfigError(
+    raise NotHere(
         "NFS: libnfs is not on this machine (apt install libnfs13, or libnfs14 on newer systems; "
         "or mount the export, and name the place with the option directory)"
     )

@@ -15,6 +15,10 @@ def fingerprint(said: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class NotHere(ConfigError):
+    """This machine lacks what it takes; whatever the manifest says of it may be read on another one."""
+
+
 class UnknownOption(ConfigError):
     """``key`` is an option that a source does not know; ``known`` are those that it does, with commas."""
 

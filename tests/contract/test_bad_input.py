@@ -250,6 +250,50 @@ def test_manifests_that_are_fine(source: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 manifests are fine\n", "")
 
 
+@pytest.mark.parametrize(
+    ("kind", "uri", "options", "words"),
+    [
+        ("S3", "s3://b", {"endpont": "http://h"}, ["spec.source.options.endpont", "endpoint"]),
+        ("S3", "s3://b", {"endpoint": "127.0.0.1:9000"}, ["spec.source", "option endpoint must be a URL"]),
+        ("S3", "s3://b", {"anonymous": "maybe"}, ["spec.source", "option anonymous", "true"]),
+        ("S3", "http://b", {}, ["spec.source", "names no bucket"]),
+        ("S3", "s3://", {}, ["spec.source", "names no bucket"]),
+        ("S3", "s3://b c", {}, ["spec.source", "is no bucket name"]),
+        ("PVC", "pvc://../x", {}, ["spec.source", "names no claim"]),
+        ("REFERENCE", "dataset://x", {}, ["spec.source.uri", "dataset://NAMESPACE/NAME"]),
+        ("REFERENCE", "dataset://other/closed", {}, ["spec.source.uri", "not shared with namespace team"]),
+        ("REFERENCE", "dataset://team/data", {}, ["spec.source.uri", "refers back to itself"]),
+        ("CONDA", "conda://x", {}, ["spec.source", "is built, not read"]),
+    ],
+)
+def test_sources_that_could_never_be_read(
+    tmp_path: Path, kind: str, uri: str, options: dict[str, str], words: list[str]
+) -> None:
+    """What would make a dataset FAILED at once is told by the check already."""
+    wrong = dataset("data", uri, "team", type=kind, source={"options": options}, secretRef="not-here")
+    file = write_manifests(tmp_path / "m.yaml", dataset("closed", "/tmp", "other"), wrong)
+    done = dsfs("dataset", "check", "-f", file)
+    one_line_failure(done, str(file), "document 2", *words)
+
+
+def test_what_only_another_machine_knows_is_not_wrong(tmp_path: Path) -> None:
+    """A Secret, a claim, what was applied before, a package."""
+    options = {"bandwidthLimit": "1M", "other": "x"}
+    theirs = dataset("theirs", "https://h/r.git", "team", type="GIT", source={"options": options})
+    file = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("claim", "pvc://claim/x", "team"),
+        dataset("by-hand", "manual://", "other", type="MANUAL"),
+        dataset("azure", "az://container/x", "team", type="FSSPEC", secretRef="account"),
+        dataset("lent", "dataset://other/there", "team", type="REFERENCE"),
+        {**theirs, "apiVersion": "dataset.baizeai.io/v1alpha1"},
+    )
+    done = dsfs("dataset", "check", "-f", file)
+    assert (done.returncode, done.stdout) == (0, "5 manifests are fine\n")
+    (line,) = done.stderr.splitlines()
+    assert "document 4: field spec.source.uri: dataset://other/there is none of these manifests" in line
+
+
 def test_manifest_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
     one_line_failure(try_mount("-f", tmp_path / "none.yaml"), str(tmp_path / "none.yaml"))
 
