@@ -37,6 +37,7 @@ from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
 from dsfs.manifest.durations import parse_duration
+from dsfs.manifest.names import check_namespace
 from dsfs.manifest.sizes import parse_size_or_percent
 
 PYTHON = [sys.executable, "-P", "-m"]  # -P: a folder named "daemon" in the current directory is not ours
@@ -195,6 +196,11 @@ def settings_of(
         raise typer.BadParameter("--option goes with SOURCE_URI; in a manifest it is spec.source.options")
     if namespace and not file:
         raise typer.BadParameter("--namespace goes with -f; a single dataset is seen by whoever mounts it")
+    for name in namespace or ():
+        try:
+            check_namespace(name)
+        except ValueError as error:
+            raise typer.BadParameter(f"--namespace {name}: {error}") from None
     for path in file or ():
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise typer.BadParameter(f"-f {path}: is neither a file nor a directory, so no later server could read it")

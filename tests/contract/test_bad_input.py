@@ -356,6 +356,13 @@ def test_wrong_usage(argv: list[str]) -> None:
     wrong_usage(dsfs(*argv), "Usage")
 
 
+@pytest.mark.parametrize("verb", [("mount",), ("serve", "--keeper=/tmp/none.sock")])
+@pytest.mark.parametrize("name", ["A B", "team/data", "", "Team", "a" * 64])
+def test_a_namespace_that_none_can_be_called(tmp_path: Path, verb: tuple[str, ...], name: str) -> None:
+    call = (*verb, "-f", tmp_path / "none.yaml", tmp_path, f"--cache-dir={tmp_path}/cache")
+    wrong_usage(dsfs(*call, "--namespace=team", f"--namespace={name}"), f"--namespace {name}: ")
+
+
 VERBS = {
     "": "mount unmount restart status warm hint evict pin unpin verify export top stats bench doctor probe dataset "
     "serve keeper",
