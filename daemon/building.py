@@ -13,7 +13,7 @@ from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.client import is_below
 from dsfs.datasets.access import visible
-from dsfs.errors import ConfigError, SourceUnavailable
+from dsfs.errors import ConfigError, NotShared, SourceUnavailable
 from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceSpec, SourceType
 from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.directory import DirectorySource
@@ -36,9 +36,9 @@ def spec_to_build(manifest: Manifest) -> SourceSpec:
     return spec
 
 
-def not_shared(manifest: Manifest) -> ConfigError:
+def not_shared(manifest: Manifest) -> NotShared:
     """What to raise for a REFERENCE to what is not there, or that its namespace may not see."""
-    return ConfigError(
+    return NotShared(
         f"{manifest.id}: {manifest.source.uri} is not there or not shared with namespace {manifest.namespace} "
         "(its owner sets spec.share)"
     )

@@ -85,7 +85,8 @@ class Changes:
         try:
             documents = await trio.to_thread.run_sync(written_down, self._settings)
             if HANDED_OVER in texts:  # else this one has just read them
-                self._builder.secrets.drop({(namespace, name) for namespace, name in before.get("secrets", ())})
+                gone = {(namespace, name) for namespace, name in before.get("secrets", ())}
+                self._builder.secrets.drop(gone - documents.secrets.keys())
                 await self._follow(documents, before["datasets"], delete)
         except DsfsError as error:
             self.files.note_not_followed(error)

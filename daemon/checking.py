@@ -56,7 +56,7 @@ def _field(manifest: Manifest, error: ConfigError) -> str:
 def _check_reference(manifest: Manifest, known: Mapping[str, Manifest]) -> None:
     """All of the way, as far as it is known. What is wrong with its end is told there. Raises ConfigError."""
     reader = manifest
-    for _step in range(LONGEST_CHAIN + 1):
+    for _step in range(LONGEST_CHAIN):
         namespace, name, _path = parse_reference(reader.source.uri)
         target = known.get(f"{namespace}/{name}")
         if target is None:

@@ -106,7 +106,9 @@ class Credentials:
             return False
         showing.credentials = now
         await showing.dataset.renew()
-        if not showing.dataset.sources.unusable:  # which has been told
+        if showing.dataset.sources.unusable:  # which has been told; it may have been read while it was written
+            showing.credentials = None
+        else:
             log.info("credentials changed", dataset=name)
         return True
 

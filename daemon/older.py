@@ -11,7 +11,6 @@ from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.store import DatasetStore
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.whole import WholeTree
-from dsfs.manifest.schema import SourceType
 from dsfs.sources.unusable import UnusableSource
 
 
@@ -77,4 +76,5 @@ class OlderRevisions:
 
 def _is_taken_away(dataset: Dataset) -> bool:
     """Whether what it had may not be seen any more: a REFERENCE whose dataset is not shared with it, or is gone."""
-    return dataset.manifest.source.type is SourceType.REFERENCE and isinstance(dataset.origin.source, UnusableSource)
+    source = dataset.origin.source
+    return isinstance(source, UnusableSource) and source.is_taken_away

@@ -145,7 +145,7 @@ class Shown:
             if self._tree is None:
                 raise
             log.warning("dataset cannot be used", dataset=manifest.id, reason=str(error))
-            source = UnusableSource(manifest.source.uri, str(error))
+            source = UnusableSource(manifest.source.uri, error)
         except Exception as error:  # a bug in one source must not keep the others from being shown
             if self._tree is None:
                 raise
@@ -228,6 +228,8 @@ class Shown:
     async def _recount(self, dataset: Dataset) -> None:
         """As ``_left``, of whatever a server before this one has shown under this name."""
         shown = partial(marked, dataset.catalog.file, dataset.origin)
+        if dataset.sources.unusable:  # what it has here is not known
+            return
         try:
             await self._reader.owners.count_only(dataset.manifest.id, shown)
         except (CatalogError, sqlite3.Error) as error:  # only the count is off

@@ -11,6 +11,10 @@ class ConfigError(DsfsError):
     """What the user wrote cannot be used: a manifest, a URI, an option."""
 
 
+class NotShared(ConfigError):
+    """A dataset refers to one that is not there, or that its namespace may not see."""
+
+
 class CacheDirectoryError(DsfsError):
     """The cache directory cannot be used: not writable, of an unknown layout, or in use by another server."""
 

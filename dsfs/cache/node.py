@@ -43,6 +43,7 @@ log = structlog.get_logger()
 
 BLOCK_BYTES = 1 * MiB
 OPEN_OBJECTS = 512
+_BUSY_S = 0.005  # and what was chosen to go, but was just being made or written, may go
 DESCRIPTORS_EACH = 3  # of an open object: two, and one more when blocks were written past the page cache
 
 
@@ -201,9 +202,11 @@ class NodeTier:
             self.index.use(key, owner)
         return obj.complete
 
-    def create(self, key: str, size_bytes: int) -> BlockMap:
-        """A new, empty object. Raises OSError when the disk refuses."""
+    def create(self, key: str, size_bytes: int, first: Callable[[], None] = lambda: None) -> BlockMap:
+        """A new, empty object; ``first`` is called when nobody drops the one before it any more. Raises OSError when
+        the disk refuses."""
         with self._making.making(key):
+            first()
             obj = BlockMap.create(self.layout.object_path(key), key, size_bytes, self.block_bytes, self._boot)
             self._heard_of.note(key)
             self._opened.keep(obj)
@@ -273,8 +276,9 @@ class NodeTier:
         try:
             return self._publish(obj, block, data, owner)
         except DamagedObject as damage:
-            self._drop_damaged(obj.key, damage)
-            self.on_bad(obj.key)
+            if not obj.unlinked:  # else another may have its name by now
+                self._drop_damaged(obj.key, damage)
+                self.on_bad(obj.key)
             return 0
 
     def _publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> int:
@@ -327,6 +331,7 @@ class NodeTier:
         ``key`` is the object that they are for: a large one is not evicted so that more of it can be kept, and takes
         only the places of what is used less. Raises CacheFull when nothing else is left that may go.
         """
+        looks = 2
         with self._evicting:
             self._look_at_disk()
             while not self.reserve(size_bytes):  # again where others were quicker to take what became free
@@ -334,14 +339,21 @@ class NodeTier:
                 # a little more than asked for, or every block of a full cache would pay for an eviction of its own
                 more = min(int(limit * ROOM_SHARE), LARGEST_ROOM_BYTES)
                 need = self.used_bytes + self._allowance.reserved_bytes + size_bytes - limit + more
-                if size_bytes > limit or not self._evict_some(need, key):
+                freed = None if size_bytes > limit else self._evict_some(need, key)
+                looks -= freed == 0
+                if freed is None or not looks:
                     raise CacheFull(f"{size_bytes} bytes do not fit: {self.used_bytes} of {limit} are in use")
+                if freed == 0:
+                    time.sleep(_BUSY_S)
 
-    def _evict_some(self, need_bytes: int, key: str) -> int:
-        """Evict until so much is free, as far as that may be; the bytes that were freed."""
+    def _evict_some(self, need_bytes: int, key: str) -> int | None:
+        """Evict until so much is free, as far as that may be; the bytes that were freed. None: nothing may go."""
         before_bytes = self.evicted_bytes
         self._flush_index()
-        for victim in self.index.choose_victims(need_bytes, key):
+        victims = self.index.choose_victims(need_bytes, key)
+        if not victims:
+            return None
+        for victim in victims:
             if not self.index.pinned(victim.key):  # nor since it was chosen
                 freed = self.evict(victim.key)
                 self.evicted_bytes += freed
@@ -398,6 +410,8 @@ class NodeTier:
         kernel would be told that the file ends there."""
         if os.fstat(obj.fd).st_size == obj.size_bytes:
             return False
+        if obj.unlinked:
+            return True
         self._drop_damaged(obj.key, DamagedObject(f"data of {obj.key} was cut off"))
         self.on_bad(obj.key)
         return True

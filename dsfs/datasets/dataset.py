@@ -186,6 +186,7 @@ class Dataset:
             was_unusable or self.catalog.refused or self.rounds.failures
         ):
             self.ask_for_resync()
+            self.on_listed()  # nothing of it could be pinned meanwhile
 
     def _keep_to_revision(self, source: Source) -> None:
         """A listing that has begun goes on with the revision that it began with, or it would be one of two."""

@@ -132,6 +132,8 @@ class Pins:
 
     async def _follow(self, dataset: Dataset) -> None:
         name = dataset.manifest.id
+        if dataset.sources.unusable:  # what it has here is not known, and is looked up once it is
+            return
         globs, catalog = self.of(name), dataset.catalog
         state = json.dumps([catalog.file if catalog.sealed else time.time(), catalog.sealed, *globs])
         if globs and self._tier.index.pins_done(name) != state:

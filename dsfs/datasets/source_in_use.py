@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
+import trio
 
 from dsfs.bridge import Bridge
 from dsfs.errors import ConfigError
@@ -24,6 +25,7 @@ class SourceInUse:
         self._origin = origin
         self._build = build
         self._replaced: list[Source] = []
+        self._renewing = trio.Lock()
         self.on_use: Callable[[Source], None] = _nobody_to_tell
         """Told of each that is read through from now on."""
 
@@ -39,12 +41,16 @@ class SourceInUse:
 
     async def renew(self, prepare: Callable[[Source], None]) -> bool:
         """Read through one with the credentials of now, or, where there can be none, through none: then False."""
+        async with self._renewing:  # the last one to look is the last one to say
+            return await self._renew(prepare)
+
+    async def _renew(self, prepare: Callable[[Source], None]) -> bool:
         try:
             source = await self.another()
         except ConfigError as error:
             if self.unusable != str(error):
                 log.warning("dataset cannot be used", dataset=self._origin.id, reason=str(error))
-                await self.use(UnusableSource(self._origin.source.uri, str(error)))
+                await self.use(UnusableSource(self._origin.source.uri, error, self._origin.source))
             return False
         prepare(source)
         await self.use(source)

@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from dsfs.errors import CacheFull, DsfsError, SourceError, SourceRefused, SourceUnavailable, one_line
+from dsfs.errors import CacheFull, DsfsError, SourceError, SourceRefused, SourceUnavailable, SourceUnsupported, one_line
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.fetch.flights import LONGEST_RUN_BLOCKS
@@ -180,7 +180,7 @@ class WarmUp:
             if len(self._errors) < TOLD_ERRORS:
                 self._errors.append(one_line(f"{wanted.file.obj.path}: {error}", TOLD_CHARACTERS))
             self._on_error(wanted.file, error)
-        if isinstance(error, SourceUnavailable | SourceRefused | CacheFull):
+        if isinstance(error, SourceUnavailable | SourceRefused | SourceUnsupported | CacheFull):
             self._in_a_row += 1
             if self._in_a_row >= HOPELESS:
                 raise error

@@ -172,7 +172,9 @@ class DatasetFiles:
             row = self._row(nodeid)
             if row.kind != Kind.FILE or row.size is None:
                 raise OSError(errno.EISDIR if row.kind == Kind.DIRECTORY else errno.EINVAL, "not a file")
-            known = self._files[nodeid] = self.dataset.remote_file(row)
+            known = self.dataset.remote_file(row)
+            if not self.dataset.sources.unusable:  # it may be known under another key then
+                self._files[nodeid] = known
         return known
 
     def opened(self, nodeid: int) -> None:
