@@ -219,4 +219,5 @@ def test_a_secret_that_is_deleted_makes_its_dataset_failed_until_it_is_there_aga
     token.write_text("fake-token-here")
     mount.wait_phase("READY")
     read_all(mount.root)
+    assert mount.sum_of("dsfs_origin_read_bytes_total") <= len(FILES), "a byte proves it, and the rest is here"
     eventually(lambda: mount.dataset()["message"] == "", 10, "it is well again")
