@@ -71,7 +71,8 @@ class Changes:
         anything is."""
         if not self._shown.is_many:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
-        return await self._take_in(parse_documents(text, "applied manifest"))
+        # In a thread: many thousands take longer than the keeper waits for a word of this server.
+        return await self._take_in(await trio.to_thread.run_sync(parse_documents, text, "applied manifest"))
 
     async def follow_files(self, delete: Callable[[str], Awaitable[object]]) -> None:
         """Show what the manifests say that ``dsfs serve`` was started with, where a server before it has read others.
