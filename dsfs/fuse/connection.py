@@ -51,6 +51,7 @@ _MAX_BACKGROUND = 512
 """Read-ahead requests that the kernel keeps in flight: with fewer, those of cold files hold up the cached ones."""
 _LOOK_AGAIN_S = 0.5  # whether who was interrupted is to end by now
 _DRAIN = 64  # requests that are answered before the loop lets others have their turn
+_DRAIN_S = 0.05  # and no others are begun after: each may look at a disk that is slow
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
 
 
@@ -141,11 +142,14 @@ class Connection:
         return False
 
     def _drain(self) -> None:
+        until_s = time.perf_counter() + _DRAIN_S
         for _ in range(_DRAIN):
             request = self.device.receive()
             if request is None:
                 return
             self._handle(request)
+            if time.perf_counter() > until_s:
+                return  # what is left makes the descriptor readable
 
     def _handle(self, request: memoryview) -> None:
         if len(request) < IN_HEADER.size:  # names no request that could be answered
