@@ -166,12 +166,15 @@ class Keeper:
         """Who is to serve connects to our socket: listen anew where somebody has removed it."""
         if os.path.lexists(self._socket_path):
             return
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._listen(listener)
-        except OSError as error:  # its directory is gone too, and with it all that a server needs
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                self._listen(listener)
+            except OSError:
+                listener.close()
+                raise
+        except OSError as error:  # no descriptor is left, or its directory is gone too, with all that a server needs
             say(f"nobody can connect to {self._socket_path}: {error}")
-            listener.close()
             return
         say(f"{self._socket_path} was removed, and is made anew")
         self._peers.listen_on(listener)

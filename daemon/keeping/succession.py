@@ -86,6 +86,10 @@ class Succession:
         elif self._starter.ours and not self._starter.busy:
             self._starter.start()
 
+    def be_found(self) -> None:
+        """See ``Owner``: before anybody is started."""
+        self._owner.be_found()
+
     def begin_anew(self) -> None:
         """What has failed so far counts no more."""
         self.failures, self.not_before = 0, 0.0

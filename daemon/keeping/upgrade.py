@@ -30,6 +30,8 @@ class Serving(Protocol):
 
     def consider(self) -> None: ...
 
+    def be_found(self) -> None: ...
+
     def begin_anew(self) -> None: ...
 
     def kill(self, server: Peer) -> None: ...
@@ -91,6 +93,7 @@ class Upgrade:
             self._standbys.dismiss_all()
             self._serving.begin_anew()
         self._starter.kill()  # of what was installed before
+        self._serving.be_found()
         self._starter.start()
 
         def look() -> None:
