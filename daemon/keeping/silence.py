@@ -14,6 +14,7 @@ from daemon.keeping.peers import Peer
 
 TICK_S = 5.0
 LONGEST = 4  # ticks: longer than a debugger stops a process to look at it
+LONGEST_OF_ITS_OWN = 12  # of a server whose mount is its own: every file that is open is lost with it
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class Silence:
 
     heard: int  # messages
     ticked: float  # monotonic s
+    longest: int = LONGEST
     ticks: int = 0
 
     def is_too_long(self, heard: int, now: float) -> bool:
@@ -30,7 +32,7 @@ class Silence:
         late = now - self.ticked >= 2 * TICK_S
         self.ticks = 0 if heard != self.heard else self.ticks + (not late)
         self.heard, self.ticked = heard, now
-        return self.ticks >= LONGEST
+        return self.ticks >= self.longest
 
 
 class Watch:
@@ -41,20 +43,27 @@ class Watch:
         self._serves = serves
         self._end = end
         self._watched: Peer | None = None
+        self.longest = LONGEST
 
     def alive(self, server: Peer) -> None:
         """It has said so, and goes on with that; older ones never do, and are not watched."""
         if self._watched is not server and self._serves(server):
             self._watched = server
-            self._listen(server, Silence(server.heard, time.monotonic()))
+            self._listen(server, Silence(server.heard, time.monotonic(), self.longest))
 
     def _listen(self, server: Peer, silence: Silence) -> None:
         def tick() -> None:
             if not self._serves(server) or server.closed:  # one that has hung up ends, or looks for another keeper
-                return
-            if silence.is_too_long(server.heard, time.monotonic()) and not server.has_spoken():
-                self._end(server, f"the server was ready, and has said nothing for {LONGEST * TICK_S:g} s")
-                return
-            self._listen(server, silence)
+                self._forget(server)
+            elif silence.is_too_long(server.heard, time.monotonic()) and not server.has_spoken():
+                self._forget(server)
+                self._end(server, f"the server was ready, and has said nothing for {silence.longest * TICK_S:g} s")
+            else:
+                self._listen(server, silence)
 
         self._loop.after(TICK_S, tick)
+
+    def _forget(self, server: Peer) -> None:
+        """Until it says again that it is alive, should nothing have ended it; by then it may be another that serves."""
+        if self._watched is server:
+            self._watched = None

@@ -24,7 +24,7 @@ from daemon.keeping.conversation import Conversation
 from daemon.keeping.loop import Loop
 from daemon.keeping.peers import ANOTHER, Peer
 from daemon.keeping.refusal import Refusal
-from daemon.keeping.silence import LONGEST, TICK_S, Silence
+from daemon.keeping.silence import LONGEST, LONGEST_OF_ITS_OWN, TICK_S, Silence
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
 
@@ -278,7 +278,7 @@ def test_a_server_of_an_older_version_may_be_silent(keeping: Keeping) -> None:
 def test_a_silent_server_that_cannot_be_killed_keeps_the_others_out(
     keeping: Keeping, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    """Stuck in the kernel, on a disk that is gone, it is told once; where no signal reaches it too."""
+    """Stuck in the kernel, on a disk that is gone, it is told once; where no signal reaches it too, until it lives."""
     server = keeping.server()
     signals = []
     monkeypatch.setattr(Peer, "signal", lambda _self, number: signals.append(number) or killed)
