@@ -250,10 +250,10 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silence, "TICK_S", 0.2)
 
 
-@pytest.mark.usefixtures("fast")
-def test_a_server_that_goes_silent_is_ended(keeping: Keeping) -> None:
+def test_a_server_that_goes_silent_is_ended(keeping: Keeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "TICK_S", 0.5)  # which one that lives gets to speak in, on a busy machine too
     server = keeping.server()
-    for _ in range(3 * LONGEST):
+    for _ in range(LONGEST + 2):
         server.says(op="alive")
         waited = time.monotonic() + silence.TICK_S
         keeping.run_until(lambda waited=waited: time.monotonic() > waited)
@@ -291,6 +291,21 @@ def test_a_silent_server_that_cannot_be_killed_keeps_the_others_out(
     next_one.says(op="hello", version=3)
     keeping.run_until(lambda: next_one.is_told)
     assert next_one.hears()["error"] == ANOTHER
+    server.says(op="alive")
+    keeping.run_until(lambda: len(signals) == 2)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_server_whose_mount_is_its_own_may_be_silent_for_longer(
+    keeping: Keeping, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keeping.succession.watch.longest = LONGEST_OF_ITS_OWN
+    server = keeping.server()
+    began = time.monotonic()
+    server.says(op="alive")
+    keeping.run_until(lambda: keeping.owner.lost)
+    assert time.monotonic() - began >= LONGEST_OF_ITS_OWN * silence.TICK_S
+    assert f"nothing for {LONGEST_OF_ITS_OWN * silence.TICK_S:g} s" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("fast")
