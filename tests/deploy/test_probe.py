@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,19 +53,28 @@ def test_a_node_that_reads_passes(mount: Mount) -> None:
     assert after["read"] > before["read"]
 
 
-def test_a_server_that_hangs_is_told_within_the_bound(mount: Mount) -> None:
+@contextlib.contextmanager
+def stopped_server(mount: Mount) -> Iterator[None]:
+    """For no longer than one verb takes: the keeper ends a server that is silent."""
     server = mount.server_pid
     os.kill(server, signal.SIGSTOP)
     try:
-        done = dsfs("probe", mount.mountpoint, "--within", "1s")
-        assert done.returncode == 1
-        assert "no answer within 1 s" in done.stderr
-        assert str(mount.mountpoint) in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        message = mount.status()["message"]
-        assert "its server does not answer" in message
+        yield
     finally:
-        os.kill(server, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGCONT)
+
+
+def test_a_server_that_hangs_is_told_within_the_bound(mount: Mount) -> None:
+    with stopped_server(mount):
+        done = dsfs("probe", mount.mountpoint, "--within", "1s")
+    assert done.returncode == 1
+    assert "no answer within 1 s" in done.stderr
+    assert str(mount.mountpoint) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    with stopped_server(mount):
+        message = mount.status()["message"]
+    assert "its server does not answer" in message
     assert dsfs("probe", mount.mountpoint).returncode == 0
 
 
