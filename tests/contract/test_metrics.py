@@ -179,6 +179,7 @@ def test_bytes_agree_with_an_outside_count(mounts: Mounts, tmp_path: Path, path:
         assert near(mount.sum_of("dsfs_read_bytes_total", **labels), read)
         eventually(lambda: mount.dataset()["cached_bytes"] == len(LARGE), 10, "all of it is here")
         assert near(mount.sum_of("dsfs_origin_read_bytes_total", **labels), server.sent_bytes["/file"] - listed_bytes)
+        eventually(lambda: any(asked.method == "HEAD" for asked in server.asked[listed:]), 10, "its hash is asked for")
         requests = sum(asked.method == "GET" for asked in server.asked[listed:])
         eventually(
             lambda: (
