@@ -26,6 +26,10 @@ _REMEDY: Final = "give token in a Secret, or set NASDAQ_DATA_LINK_API_KEY; premi
 _WAIT_S: Final = 10.0  # what Nasdaq's own client waits for an export that is being made is 30
 
 
+class _KeyRefused(SourceRefused):
+    """For each table."""
+
+
 class NasdaqSource:
     """``TABLE.csv`` for each table. A size is known once the table was exported, for which it is fetched whole."""
 
@@ -45,7 +49,7 @@ class NasdaqSource:
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``. What was named; whether it is there its ``stat`` says. An API that is silent, or refuses the
-        key, has no listing all the same: a mount of it would have files, and EIO for each."""
+        key or each table, has no listing all the same: a mount of it would have files, and EIO for each."""
         if directory:
             raise SourceMissing(f"{self.uri} has no directory {directory!r}")
         await self._knock()
@@ -72,10 +76,20 @@ class NasdaqSource:
         await self._client.close()
 
     async def _knock(self) -> None:
-        table = next(iter(self._tables.values()))
-        # What it tells of a table, as that has no export made. One that is not there is told by its ``stat``.
-        with contextlib.suppress(SourceMissing):
-            await self._get(f"{self._base}/{table}/metadata.json", f"{self.uri}/{table}", EXPORT_BYTES_MAX)
+        """Until a table answers: a subscription may be missing for some of them, and their ``stat`` tells so."""
+        refusal: SourceRefused | None = None
+        for table in self._tables.values():
+            try:
+                # What it tells of a table, as that has no export made. One that is not there is told by its ``stat``.
+                with contextlib.suppress(SourceMissing):
+                    await self._get(f"{self._base}/{table}/metadata.json", f"{self.uri}/{table}", EXPORT_BYTES_MAX)
+                return
+            except _KeyRefused:
+                raise
+            except SourceRefused as error:
+                refusal = refusal or error
+        if refusal is not None:
+            raise refusal
 
     async def _fetch(self, path: str) -> bytes:
         table = self._tables.get(path)
@@ -93,8 +107,8 @@ class NasdaqSource:
             if answer.status in (400, 401):
                 # Codes QEA…: the key is missing or not known; told with 400 (docs.data.nasdaq.com, error codes).
                 text = await body_up_to(answer, 64 * KiB, what)
-                if b"QEA" in text:
-                    raise SourceRefused(f"{what}: HTTP {answer.status}, the key was refused ({_REMEDY})")
+                if answer.status == 401 or b"QEA" in text:
+                    raise _KeyRefused(f"{what}: HTTP {answer.status}, the key was refused ({_REMEDY})")
             raise_for(answer, what, remedy=_REMEDY)
             check_not_compressed(answer, what)
             try:

@@ -30,6 +30,7 @@ class TablesServer:
     sql: dict[str, bytes] = field(default_factory=dict)
     tables: dict[str, bytes] = field(default_factory=dict)
     series: dict[str, bytes] = field(default_factory=dict)
+    premium: set[str] = field(default_factory=set)  # tables that the key has no subscription for
     status: str = "fresh"  # of an export
     etags: bool = True  # whether files have them
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -82,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _nasdaq(self, path: str, query: Mapping[str, list[str]]) -> None:
         state = self.state
+        if state.premium.intersection(re.split(r"[/.]", path)):
+            return send(self, 403, b'{"quandl_error": {"code": "QEPx04"}}')
         if path.endswith("/metadata.json"):
             kind, _vendor, name, _ = path.split("/")
             there = name in (state.tables if kind == "datatables" else state.series)

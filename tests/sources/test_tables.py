@@ -185,6 +185,29 @@ def test_nasdaq_out_of_reach_has_no_listing(server: TablesServer, series: str) -
     using(build(server, "nasdaq://ACME/A", "wr0ng", series=series), refuses)
 
 
+def test_nasdaq_tables_of_which_some_are_refused(server: TablesServer) -> None:
+    server.tables = {"A": CSV, "B": CSV}
+
+    async def use(source: Source) -> None:
+        server.premium = {"A"}
+        assert set(await names_in(source, "")) == {"A.csv", "B.csv"}
+        with pytest.raises(SourceRefused):
+            await source.stat("A.csv")
+        assert await source.stat("B.csv") is not None
+        server.premium = {"A", "B"}
+        with pytest.raises(SourceRefused, match="ACME/A"):
+            await names_in(source, "")
+
+    async def refuses(source: Source) -> None:
+        before = len(server.asked)
+        with pytest.raises(SourceRefused):
+            await names_in(source, "")
+        assert len(server.asked) == before + 1  # the key is another's for each table
+
+    using(build(server, "nasdaq://ACME?tables=A,B"), use)
+    using(build(server, "nasdaq://ACME?tables=A,B", "wr0ng"), refuses)
+
+
 def test_what_is_held_is_bounded(server: TablesServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables_export, "HELD_BYTES_MAX", 1000)
     server.tables = {name: name.encode() * 400 for name in ("A", "B", "C")}
