@@ -269,6 +269,11 @@ def chunked_and_longer(asked: Asked, data: bytes, answer: Answer) -> Answer:
     return chunked(asked, data, replace(answer, body=answer.body + b"more"))
 
 
+def chunked_and_longer_than_said(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """More bytes than the Content-Range and a Content-Length say, which chunks overrule (RFC 9112, 6.3)."""
+    return chunked_and_longer(asked, data, answer).with_headers(Content_Length=str(len(answer.body)))
+
+
 def compressed_on_its_way(asked: Asked, data: bytes, answer: Answer) -> Answer:
     packed = replace(answer, body=gzip.compress(answer.body, 0))
     return chunked(asked, data, packed).with_headers(Transfer_Encoding="gzip, chunked")

@@ -55,6 +55,7 @@ CASES: Final = [
     (h.short_length, SourceUnavailable, SourceUnavailable),
     (h.chunked, RIGHT, RIGHT),
     (h.chunked_and_longer, SourceUnavailable, SourceUnavailable),
+    (h.chunked_and_longer_than_said, SourceUnavailable, SourceUnavailable),
     (h.compressed_on_its_way, SourceUnavailable, SourceUnavailable),
     (h.reset_midway, SourceUnavailable, SourceUnavailable),
     (h.stall_midway, SourceTimeout, SourceTimeout),
