@@ -41,6 +41,7 @@ class Heads:
         self._proven = False
         self._not_before_s = 0.0
         self._closed = False
+        self._making: set[asyncio.Task[_Connection]] = set()  # the loop itself holds them weakly
 
     @property
     def _usable(self) -> bool:
@@ -90,6 +91,13 @@ class Heads:
         return None
 
     async def _connect(self) -> _Connection:
+        # Whoever asked may go: asyncio loses the socket of a connection that is given up in the moment it is made.
+        making = asyncio.create_task(self._make())
+        self._making.add(making)
+        making.add_done_callback(self._made)
+        return await asyncio.shield(making)
+
+    async def _make(self) -> _Connection:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         async with asyncio.timeout(_PATIENCE_S):
@@ -98,7 +106,14 @@ class Heads:
             )
         made.round_trip_s = loop.time() - began_s
         self._connections.append(made)
+        if self._closed:
+            made.close()
         return made
+
+    def _made(self, making: asyncio.Task[_Connection]) -> None:
+        self._making.discard(making)
+        if not making.cancelled():
+            making.exception()  # told to who asked, who may have gone
 
     def close(self) -> None:
         """Give back the connections."""
