@@ -122,6 +122,16 @@ def test_a_socket_that_was_removed_is_made_anew_for_the_next_server(mounts: Moun
     assert mount.status()["healthy"] is True
 
 
+def test_a_socket_that_was_removed_is_made_anew_for_an_upgrade(mounts: Mounts, tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", files=4)
+    mount = mount_path(mounts, "daemon", source)
+    keeper, server = mount.keeper_pid, mount.server_pid
+    (runtime_dir_of(mount.mountpoint) / "keeper.sock").unlink()
+    os.kill(keeper, signal.SIGHUP)  # `dsfs restart` would ask at that socket
+    eventually(lambda: mount.server_pid != server, 30, "another one serves")
+    assert mount.keeper_pid == keeper
+
+
 def test_foreground_stays_when_its_keeper_is_killed(mounts: Mounts, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", files=4)
     mountpoint, cache = mounts.place()
