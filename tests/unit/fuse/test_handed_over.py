@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ import trio
 from dsfs.fetch.disk_read import DiskRead
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.tree import Directories
+from dsfs.fuse import connection
 from dsfs.fuse.connection import Channel
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.reading_connection import ReadingConnection
@@ -195,6 +197,27 @@ def test_a_thread_that_answers_after_the_end_meets_no_other_descriptor(scene: Sc
         disk.comes.set()
         assert done.wait(10), "the one thread has answered, and come to what was next"
         assert other.read_bytes() == b""
+
+
+def test_a_batch_that_takes_long_gives_others_their_turn(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that each wait for a slow disk: the loop has deadlines to keep between them, and forgets none."""
+    monkeypatch.setattr(connection, "_DRAIN_S", 0.0)
+    for number in range(1, 21):
+        scene.kernel.send(IN_HEADER.pack(IN_HEADER.size, Opcode.IOCTL, number, 1, 0, 0, NOBODY, 0, 0))
+    scene._drain()
+    assert scene.hears() == (1, errno.ENOTTY)
+    assert scene.hears_nothing_more()
+    scene.kernel.settimeout(10)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(scene.run, resume=False))
+            for number in range(2, 21):
+                await trio.lowlevel.wait_readable(scene.kernel)
+                assert scene.hears() == (number, errno.ENOTTY)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def test_the_kernel_is_told_nothing_after_the_end(scene: Scene, tmp_path: Path) -> None:
