@@ -50,8 +50,7 @@ PAGE = 4096
 _MAX_BACKGROUND = 512
 """Read-ahead requests that the kernel keeps in flight: with fewer, those of cold files hold up the cached ones."""
 _LOOK_AGAIN_S = 0.5  # whether who was interrupted is to end by now
-_DRAIN = 64  # requests that are answered before the loop lets others have their turn
-_DRAIN_S = 0.05  # and no others are begun after: each may look at a disk that is slow
+_DRAIN, _DRAIN_S = 64, 0.05  # requests and s until others have their turn: each may look at a disk that is slow
 _QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
 
 
