@@ -31,7 +31,8 @@ from daemon.warming import Warming
 from dsfs import metrics
 from dsfs.bridge import Bridge, network_side
 from dsfs.cache.layout import Layout, open_layout, trust_id
-from dsfs.cache.node import DESCRIPTORS_EACH, OPEN_OBJECTS, NodeTier
+from dsfs.cache.node import NodeTier
+from dsfs.cache.objects import DESCRIPTORS_EACH, OPEN_OBJECTS
 from dsfs.cache.open_index import open_index
 from dsfs.datasets.pins import Pins
 from dsfs.datasets.store import DatasetStore
