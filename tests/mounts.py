@@ -290,6 +290,9 @@ class Mounts:
         http = f"{HOST}:{free_ports(1)[0]}"
         mount = self.adopt(mountpoint or fresh_mountpoint, cache_dir or fresh_cache, http)
         argv = ["mount", *map(os.fspath, what), str(mount.mountpoint), f"--cache-dir={mount.cache_dir}"]
+        on_the_machines_disk = mount.cache_dir.parent.stat().st_dev == self.directory.stat().st_dev
+        if on_the_machines_disk and not any(str(each).startswith("--min-free=") for each in what):
+            argv.append("--min-free=0")  # however full that disk may be
         started = time.monotonic()
         done = dsfs(*argv, f"--session={session}", f"--http={http}", env=env)
         mount.mount_seconds = time.monotonic() - started
