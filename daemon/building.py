@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
-from daemon.settings import Settings, credential_environment
+from daemon.settings import Settings
 from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.client import is_below
@@ -19,7 +19,7 @@ from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.directory import DirectorySource
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource, parse_reference
-from dsfs.sources.registry import build_source, check_type
+from dsfs.sources.registry import build_source, check_type, credential_environment
 from dsfs.sources.unusable import UnusableSource
 
 _CLAIMS = ("pvc://", MANUAL_URI)
@@ -71,7 +71,7 @@ class Builder:
                 f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
                 "(add the Secret to the manifests, or its directory with --secrets)"
             )
-        reads_with = credentials or credential_environment()
+        reads_with = credentials or credential_environment(manifest.source.type, os.environ)
         if manifest.source.type is SourceType.REFERENCE and self._many:
             source, reads_with = await self._build_reference(manifest, depth)
         else:
@@ -183,7 +183,8 @@ class Builder:
     def reads_with(self, manifest: Manifest) -> Mapping[str, str]:
         """The credentials that a dataset's source has: of a REFERENCE, those of the dataset that it ends at; without a
         Secret, what the environment gives. Reads files; raises ConfigError."""
-        return self.credentials(self.shown_of(manifest)) or credential_environment()
+        shown = self.shown_of(manifest)
+        return self.credentials(shown) or credential_environment(shown.source.type, os.environ)
 
     async def _place_of(self, source: DirectorySource) -> str:
         """Its root without links, as a mount point is told; as it was given where nothing answers there, and for a

@@ -9,11 +9,11 @@ from importlib.metadata import packages_distributions
 
 from daemon import running
 from daemon.dead import DeadMount, dead_mounts
-from daemon.settings import DEFAULT_MIN_FREE, DEFAULT_READ_TIMEOUT_S, Settings, default_cache_dir
+from daemon.settings import DEFAULT_READ_TIMEOUT_S, Settings, default_cache_dir, least_free
 from dsfs.errors import ConfigError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import TAKE_OVER_S, kernel_patience_s, within_patience
-from dsfs.manifest.sizes import Percent
+from dsfs.manifest.sizes import size_text
 from dsfs.sources.nfs_library import library
 
 
@@ -115,12 +115,9 @@ def _cache_directory() -> Check:
     if not os.access(there, os.W_OK):
         return Check("cache directory", False, f"{path} cannot be written", "choose another with --cache-dir")
     disk = os.statvfs(there)
-    free, whole = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    least = Percent(float(DEFAULT_MIN_FREE.rstrip("%"))).of(whole)
+    free, least = disk.f_bavail * disk.f_frsize, least_free(there)
     ok = free > least
-    result = (
-        f"{path}, {free / 2**30:.0f} GiB free, {least / 2**30:.0f} of it left alone (--min-free {DEFAULT_MIN_FREE})"
-    )
+    result = f"{path}, {size_text(free)} free, {size_text(least)} of it left alone (--min-free)"
     return Check(
         "cache directory",
         ok,

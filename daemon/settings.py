@@ -1,4 +1,4 @@
-"""Flags, environment and defaults become frozen settings; the only reader of os.environ.
+"""Flags and defaults become frozen settings.
 
 The command line makes them and writes them into the mount's runtime directory; every server of that mount reads them
 there. Credentials are not among them: a server inherits the environment, and reads Secrets where they lie.
@@ -17,18 +17,15 @@ from dsfs.errors import ConfigError
 from dsfs.manifest.sizes import Percent, parse_size_or_percent
 
 DEFAULT_CACHE_SIZE = "80%"
-DEFAULT_MIN_FREE = "5%"
+DEFAULT_MIN_FREE = "auto"
+"""5 %, and no more than 2 GiB: on a large disk that others fill the cache would keep nothing while much is free."""
 DEFAULT_READ_TIMEOUT_S = 30.0
 DEFAULT_SCRUB_EVERY = "7d"
 DEFAULT_SCRUB_EVERY_S = 7 * 86400.0
 LOG_FORMATS = ("console", "json")
 _MEMORY_SHARE = 1 / 16
+_MIN_FREE, _MOST_MIN_FREE = "5%", 2 << 30
 _LEAST_MEMORY, _MOST_MEMORY = 64 << 20, 512 << 20
-
-_CREDENTIAL_PREFIXES = (
-    "AWS_", "AZURE_", "BOTO_", "DW_", "GIT_", "GOOGLE_", "HADOOP_", "HF_", "KRB5", "MODELSCOPE_", "NASDAQ_", "NETRC",
-    "QUANDL_", "SSH_",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,11 @@ class Settings:
 
     def least_free(self) -> int:
         """Bytes that shall stay free on the file system of the cache, whoever fills it."""
-        return 0 if self.min_free == "0" else _bytes_of(self.min_free, self.cache_dir)
+        if self.min_free == "0":
+            return 0
+        if self.min_free == DEFAULT_MIN_FREE:
+            return least_free(self.cache_dir)
+        return _bytes_of(self.min_free, self.cache_dir)
 
     def shared_cache_limit(self, root: str) -> int:
         """As ``cache_limit``, for the shared cache at ``root``; waits for its file system."""
@@ -121,6 +122,11 @@ def _bytes_of(text: str, directory: str) -> int:
         disk = os.statvfs(directory)
         return size.of(disk.f_blocks * disk.f_frsize)
     return size
+
+
+def least_free(directory: str) -> int:
+    """As ``Settings.least_free`` of a cache in ``directory``, unless told otherwise."""
+    return min(_bytes_of(_MIN_FREE, directory), _MOST_MIN_FREE)
 
 
 def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:
@@ -173,11 +179,6 @@ def readers_memory_bytes(settings: Settings) -> int:
 def _machine_memory_bytes() -> int:
     with open("/proc/meminfo", encoding="ascii") as meminfo:
         return int(meminfo.readline().split()[1]) * 1024
-
-
-def credential_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a source that is given no Secret may take its credentials from."""
-    return {name: value for name, value in environ.items() if name.startswith(_CREDENTIAL_PREFIXES)}
 
 
 def fetch_memory_bytes() -> int:

@@ -12,13 +12,17 @@ from daemon.manifest_files import ManifestFiles
 from daemon.settings import Settings
 from daemon.shown import Shown
 from dsfs import metrics
-from dsfs.cache.node import NodeTier
+from dsfs.cache.node import NodeStatistics, NodeTier
 from dsfs.datasets.dataset import Dataset
 from dsfs.errors import one_line
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.schema import Manifest, SourceType
+from dsfs.manifest.sizes import size_text
+
+_LITTLE = 0.1
+"""Of what the cache may use: to have less than that is worth a word."""
 
 
 class MountStatus:
@@ -58,7 +62,8 @@ class MountStatus:
         trouble = f"the cache directory is in trouble: {tier.trouble}" if tier.trouble else ""
         if not self._keeper.is_ready:
             trouble = "a server is starting"
-        message = "; ".join(filter(None, (trouble, self._files.trouble)))  # readers do not feel the latter
+        told = (trouble, _crowded(tier), self._files.trouble)  # readers do not feel the latter two
+        message = "; ".join(filter(None, told))
         shared = {} if self._shared is None else {"shared_cache": _shared_status(self._shared)}
         return {
             "mountpoint": self._settings.mountpoint,
@@ -134,6 +139,15 @@ class MountStatus:
             metrics.DATASET_INFO.remove(*labels)
             for gauge in metrics.GAUGES_OF_DATASETS:
                 gauge.remove(*labels[:2])
+
+
+def _crowded(tier: NodeStatistics) -> str:
+    if tier.limit_bytes >= tier.size_bytes * _LITTLE:
+        return ""
+    return (
+        f"others fill the disk of the cache: it may use {size_text(tier.limit_bytes)} of {size_text(tier.size_bytes)} "
+        "(make room there, or --min-free less)"
+    )
 
 
 def _of_content(dataset: Dataset) -> str:

@@ -22,11 +22,13 @@ async def check_room(tier: NodeTier, totals: Totals, found: Callable[[], Found],
     ``found`` gives what ``totals`` was measured of. Raises CacheFull with the numbers.
     """
     need, quota = totals.space_bytes, origin.quota_bytes
-    limit, room, pinned = tier.statistics().limit_bytes, tier.room_bytes, tier.index.pinned_whole_bytes
+    statistics = tier.statistics()
+    limit, room, pinned = statistics.limit_bytes, tier.room_bytes, tier.index.pinned_whole_bytes
+    raise_it = "raise --cache-size" if limit == statistics.size_bytes else "make room on its disk, or --min-free less"
     what = f"{size_text(need)} in {totals.files} files do not fit"
     if need > room:
         own = f", {size_text(limit - room)} of which it needs itself" if need <= limit else ""
-        raise CacheFull(f"{what} into a cache of {size_text(limit)}{own} (name less of it, or raise --cache-size)")
+        raise CacheFull(f"{what} into a cache of {size_text(limit)}{own} (name less of it, or {raise_it})")
     if quota is not None and need > quota:
         raise CacheFull(f"{what} into its quota of {size_text(quota)} (name less of it, or raise spec.cache.quota)")
     try:
@@ -42,7 +44,7 @@ async def check_room(tier: NodeTier, totals: Totals, found: Callable[[], Found],
             if more and more > room - pinned:
                 raise CacheFull(
                     f"{what} beside what is pinned: that takes {size_text(pinned)} of {size_text(room)} that the "
-                    "cache has for files (name less of it, dsfs unpin something, or raise --cache-size)"
+                    f"cache has for files (name less of it, dsfs unpin something, or {raise_it})"
                 )
     except OSError as error:
         raise CacheFull(f"the cache's index cannot be read: {error.strerror or error}") from error

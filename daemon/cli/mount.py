@@ -64,7 +64,10 @@ SharedCacheSize = Annotated[
 ]
 MinFree = Annotated[
     str,
-    typer.Option(metavar="SIZE", help="How much of its disk the cache leaves free, such as 5% or 20GiB; 0: none."),
+    typer.Option(
+        metavar="SIZE",
+        help="How much of its disk the cache leaves free, such as 5% or 20GiB; 0: none; auto: 5%, 2GiB at most.",
+    ),
 ]
 ScrubEvery = Annotated[
     str,
@@ -185,7 +188,7 @@ def settings_of(
     _usage("--shared-cache-size", parse_size_or_percent, shared_cache_size)
     if shared_cache_size != DEFAULT_CACHE_SIZE and shared_cache is None:
         raise typer.BadParameter("--shared-cache-size goes with --shared-cache DIR")
-    if min_free != "0":
+    if min_free not in ("0", DEFAULT_MIN_FREE):
         _usage("--min-free", parse_size_or_percent, min_free)
     scrub_every_s = 0.0 if scrub_every == "0" else _usage("--scrub-every", parse_duration, scrub_every)
     if log_format not in LOG_FORMATS:

@@ -17,10 +17,12 @@ from dsfs.sources.options import UnknownOption
 
 @dataclass(frozen=True, slots=True)
 class SourceKind:
-    """``builder`` is ``module:function``; ``why_not`` says why a type has none."""
+    """``builder`` is ``module:function``; ``why_not`` says why a type has none. ``environment``: how the variables
+    begin that it takes credentials from where it is given none."""
 
     builder: str = ""
     why_not: str = ""
+    environment: tuple[str, ...] = ()
 
 
 log = structlog.get_logger()
@@ -28,18 +30,23 @@ log = structlog.get_logger()
 COPY_LIMIT: Final = "bandwidthLimit"
 """An option of BaizeAI/dataset for the job that copies a dataset into a volume; in most of their samples."""
 
+_FSSPEC_ENVIRONMENT: Final = (
+    "AWS_", "AZURE_", "BOTO_", "DW_", "GIT_", "GOOGLE_", "HADOOP_", "HF_", "KRB5", "NASDAQ_", "NETRC", "QUANDL_",
+    "SSH_AUTH_SOCK",
+)  # fmt: skip
+
 _BUILT: Final = SourceKind(why_not="is built, not read (build it, and name the directory as type PVC)")
 
 SOURCES: Final[Mapping[SourceType, SourceKind]] = {
-    SourceType.S3: SourceKind("dsfs.sources.s3:s3_source"),
-    SourceType.HTTP: SourceKind("dsfs.sources.http:http_source"),
+    SourceType.S3: SourceKind("dsfs.sources.s3:s3_source", environment=("AWS_", "BOTO_")),
+    SourceType.HTTP: SourceKind("dsfs.sources.http:http_source", environment=("NETRC",)),
     SourceType.NFS: SourceKind("dsfs.sources.nfs:nfs_source"),
     SourceType.PVC: SourceKind("dsfs.sources.directory:directory_source"),
-    SourceType.FSSPEC: SourceKind("dsfs.sources.object_stores:by_scheme"),
-    SourceType.GIT: SourceKind("dsfs.sources.git:git_source"),
-    SourceType.HADOOP: SourceKind("dsfs.sources.hadoop:hadoop_source"),
-    SourceType.HUGGING_FACE: SourceKind("dsfs.sources.huggingface:huggingface_source"),
-    SourceType.MODEL_SCOPE: SourceKind("dsfs.sources.modelscope:modelscope_source"),
+    SourceType.FSSPEC: SourceKind("dsfs.sources.object_stores:by_scheme", environment=_FSSPEC_ENVIRONMENT),
+    SourceType.GIT: SourceKind("dsfs.sources.git:git_source", environment=("GIT_", "NETRC", "SSH_AUTH_SOCK")),
+    SourceType.HADOOP: SourceKind("dsfs.sources.hadoop:hadoop_source", environment=("HADOOP_", "KRB5")),
+    SourceType.HUGGING_FACE: SourceKind("dsfs.sources.huggingface:huggingface_source", environment=("HF_",)),
+    SourceType.MODEL_SCOPE: SourceKind("dsfs.sources.modelscope:modelscope_source", environment=("MODELSCOPE_",)),
     SourceType.REFERENCE: SourceKind(
         why_not="needs the dataset that it refers to (mount both from manifests, with -f)"
     ),
@@ -53,6 +60,13 @@ def check_type(kind: SourceType) -> None:
     """Raises ConfigError for a type that is never read, whatever else its manifest says."""
     if SOURCES[kind] is _BUILT:
         raise ConfigError(f"source type {kind} {_BUILT.why_not}")
+
+
+def credential_environment(kind: SourceType, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a source of this type that is given no Secret may take its credentials from. What changes with each login,
+    and is nothing to it, would lose its dataset the right to what is cached."""
+    begins = SOURCES[kind].environment
+    return {name: value for name, value in environ.items() if begins and name.startswith(begins)}
 
 
 def build_source(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import Mounts, eventually
+from tests.mounts import Mounts, dsfs, eventually
 from tests.pages import drop_pages
 from tests.resilience.conftest import MIB, make_tree, mount_path
 
@@ -61,3 +61,19 @@ def test_others_get_their_room_and_give_it_back(mounts: Mounts, tmp_path: Path, 
     read_all()
     eventually(lambda: mount.look()["cache_used"] > kept + 10 * MIB, 30, "the cache uses what is free again")
     assert free_mib(disk) >= FREE_MIB - FLIGHT_MIB
+
+
+def test_a_disk_that_others_fill_is_told_of(mounts: Mounts, tmp_path: Path, disk: Path) -> None:
+    """Nothing is kept, everything is read, and whoever looks or warms is told why."""
+    source = make_tree(tmp_path / "source", files=2, large_mib=1)
+    mount = mount_path(mounts, "daemon", source, f"--min-free={DISK_MIB}MiB", cache_dir=disk / "c")
+    for file in source.rglob("*"):
+        if file.is_file():
+            assert (mount.root / file.relative_to(source)).read_bytes() == file.read_bytes()
+    told = mount.look()
+    assert "others fill the disk of the cache" in told["message"]
+    assert "--min-free" in told["message"]
+    assert told["healthy"]
+    done = dsfs("warm", "data", "-m", mount.mountpoint)
+    assert done.returncode == 1
+    assert "--min-free" in done.stderr

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,3 +37,15 @@ def test_pages_are_of_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Settings("/mnt", "/run/x", "/cache")
     assert settings.readers_memory_bytes(own) == 1
     assert settings.readers_memory_bytes(replace(own, keeper="/run/keeper.sock")) > 1 << 20
+
+
+@pytest.mark.parametrize(("size_gib", "free_mib"), [(10, 512), (40, 2048), (4096, 2048)])
+def test_what_stays_free_of_a_large_disk_is_no_share_of_it(
+    monkeypatch: pytest.MonkeyPatch, size_gib: int, free_mib: int
+) -> None:
+    """A large disk that others have filled to 96 % has room for much, and a cache there kept nothing."""
+    monkeypatch.setattr("os.statvfs", lambda _path: SimpleNamespace(f_blocks=size_gib << 18, f_frsize=4096))
+    mount = Settings("/mnt", "/run/x", "/cache")
+    assert mount.least_free() == free_mib << 20
+    assert replace(mount, min_free="10%").least_free() == (size_gib << 30) // 10
+    assert replace(mount, min_free="0").least_free() == 0

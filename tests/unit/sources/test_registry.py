@@ -6,7 +6,7 @@ import pytest
 
 from dsfs.errors import ConfigError
 from dsfs.manifest.schema import SourceSpec, SourceType
-from dsfs.sources.registry import SOURCES, build_source
+from dsfs.sources.registry import SOURCES, build_source, credential_environment
 
 URIS = {
     SourceType.S3: "s3://bucket/prefix",
@@ -62,3 +62,21 @@ def test_two_datasets_of_one_origin_share_their_cache_and_others_do_not() -> Non
     assert identity("s3://b/p") == identity("s3://b/p/")
     assert len({identity("s3://b/p"), identity("s3://b/q"), identity("s3://c/p"), identity("s3://b")}) == 4
     assert identity("s3://b/p") != identity("s3://b/p", endpoint="http://127.0.0.1:1")
+
+
+def test_another_login_is_no_other_access() -> None:
+    """A source reads with the variables of its own convention: others would cost it its right to what is cached."""
+    first = {
+        "AWS_PROFILE": "a",
+        "HF_TOKEN": "b",
+        "GIT_SSH_COMMAND": "ssh",
+        "SSH_AUTH_SOCK": "/s",
+        "SSH_CONNECTION": "1",
+    }
+    assert credential_environment(SourceType.S3, first) == {"AWS_PROFILE": "a"}
+    assert credential_environment(SourceType.HUGGING_FACE, first) == {"HF_TOKEN": "b"}
+    assert credential_environment(SourceType.GIT, first) == {"GIT_SSH_COMMAND": "ssh", "SSH_AUTH_SOCK": "/s"}
+    assert credential_environment(SourceType.PVC, first) == {}
+    for kind in SourceType:
+        second = first | {"SSH_CONNECTION": "2", "SSH_CLIENT": "2", "SSH_TTY": "/dev/pts/2"}
+        assert credential_environment(kind, first) == credential_environment(kind, second)
