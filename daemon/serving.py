@@ -29,6 +29,9 @@ from dsfs.model import Phase
 
 log = structlog.get_logger()
 
+_ONE_ANSWER_S = 15.0
+"""How long a mount of one dataset waits for its source at least: longer than most sources wait for theirs, so that what
+does not answer fails the mount however short reads are to wait."""
 _FIRST_ANSWERS_S = 0.5  # how long a mount of many datasets waits for their sources before it says "ready"
 _SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "ready" means it
 _BAD_PAGES_S = 1.0
@@ -114,7 +117,7 @@ class Serving:
             await _optional("following of the manifests", partial(rooms.changes.follow_files, rooms.node.delete))
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()
-            await _first_answers(datasets, settings.read_timeout_s if single else _FIRST_ANSWERS_S)
+            await _first_answers(datasets, max(settings.read_timeout_s, _ONE_ANSWER_S) if single else _FIRST_ANSWERS_S)
             if single and rooms.keeper.restarts == 0:
                 for dataset in datasets:
                     if dataset.phase is Phase.FAILED and not dataset.catalog.is_listed(ROOT_INO):

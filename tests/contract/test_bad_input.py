@@ -191,6 +191,13 @@ def test_cache_directory_in_use(mounts: Mounts, try_mount: Try, source: Path, tm
     one_line_failure(done, str(mount.cache_dir), "another dsfs server", str(mount.status()["server_pid"]))
 
 
+def test_a_source_that_takes_connections_and_answers_nothing(try_mount: Try) -> None:
+    """However short reads are to wait, the mount ends with what the source is waited for."""
+    with socket.create_server((HOST, 0)) as silent:
+        uri = f"http://{HOST}:{silent.getsockname()[1]}/data/"
+        one_line_failure(try_mount(uri, "--read-timeout=2s"), uri, "nothing answered in time")
+
+
 # -- manifests --------------------------------------------------------------------------------------------------------
 
 GOOD = """\
