@@ -59,7 +59,6 @@ class Table:
             if self.made and not self.connections:
                 self._make(path)
             fd = mount_fuse(path, source)
-            os.set_inheritable(fd, False)
             return self.add(name, fd, path, device_of(fd, path), {})
 
     def _clear(self, path: str, source: str) -> None:

@@ -69,7 +69,7 @@ class Dataset:
         self.settled = trio.Event()
         """Set once the revision is sealed, or the first crawl has failed."""
         self.on_swap: Callable[[Changes | ManyChanges], Awaitable[None]] = _nobody_to_wait_for
-        """Told what another revision changed, None for "a lot", once it is shown."""
+        """Told what another revision changed, or that it was a lot, once it is shown."""
         self.on_listed: Callable[[], None] = _nobody_to_tell
         """Called whenever another revision is shown, or the one that is has become whole."""
         self.on_first_listed: Callable[[Sequence[int]], Awaitable[None]] = _nobody_to_wait_for

@@ -86,7 +86,7 @@ class Ahead:
         if self._neighbours.follows(ino) is None and self._neighbours.worth_beginning():
             row = self._dataset.row(ino)
             if row is not None:
-                self._neighbours.begin(row.parent, ino, self._behind(ino, LOOK_FILES))
+                self._neighbours.begin(row.parent, self._behind(ino, LOOK_FILES))
                 self._count("neighbours")
         due = self._samples.missed(catalog.directories_above(ino))
         if catalog.sealed:
@@ -138,7 +138,7 @@ class Ahead:
         self._read_lately.pop(ino, None)
         if streams is not None:
             for unread in streams.end():
-                self._withdraw(file, unread, "sequential")
+                self._withdraw(file, unread)
             self._count("sequential")
         self._end_strides(ino)
 
@@ -183,9 +183,9 @@ class Ahead:
         size = min(missing * self._reader.block_bytes, wanted.length)
         metrics.PREFETCH_BYTES.labels(file.origin.namespace, file.origin.dataset, policy).inc(size)
 
-    def _withdraw(self, file: RemoteFile, unread: ByteRange, policy: str) -> None:
+    def _withdraw(self, file: RemoteFile, unread: ByteRange) -> None:
         size = self._reader.withdraw(file, unread)
-        self._worth[policy].take_back(size)
+        self._worth["sequential"].take_back(size)
 
     def _count(self, policy: str) -> None:
         wasted = self._worth[policy].wasted_total

@@ -103,7 +103,7 @@ class FilesConnection(ReadingConnection):
             or path is ReadPath.DAEMON
             or self._files.file(nodeid).size_bytes == 0
         ):
-            return self._open_as(unique, nodeid, ReadPath.DAEMON if path is ReadPath.DAEMON else path, None)
+            return self._open_as(unique, nodeid, path, None)
         obj = self._files.complete(nodeid)
         if obj is None:
             flight = self._files.begin_small(nodeid)

@@ -113,7 +113,6 @@ class OpenFlag(IntFlag):
     """fuse_open_out.open_flags"""
 
     KEEP_CACHE = 1 << 1
-    CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
     PASSTHROUGH = 1 << 7
 

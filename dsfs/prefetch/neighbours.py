@@ -69,7 +69,7 @@ class Neighbours:
         """The walk that comes to this file with its next step, if any."""
         return self._where.get(ino)
 
-    def begin(self, directory: int, ino: int, behind: Sequence[Neighbour]) -> None:
+    def begin(self, directory: int, behind: Sequence[Neighbour]) -> None:
         """A file was read that was not here and that no walk has come to; ``behind`` it are these."""
         known = self._walks.get(directory)
         if known is not None and any(self._where.get(each.ino) is known for each in behind):

@@ -37,7 +37,7 @@ class Member:
     encrypted: bool = False
 
     def listed(self, archive: SourceObject) -> SourceObject:
-        """The member as a source lists it. The model has no executable bit: ``mountOptions.mode`` gives it to all."""
+        """The member as a source lists it. Its mode is ``mountOptions.mode``: what the archive has is its packer's."""
         if self.kind is not Kind.FILE:
             return SourceObject(self.path, self.kind, 0, self.mtime_ns, target=self.target)
         return SourceObject(self.path, Kind.FILE, self.size, self.mtime_ns, self.tag(archive))

@@ -32,8 +32,8 @@ class Source(Protocol):
 
     Runs on asyncio. Every method may be cancelled at any await and leaves nothing behind. Failures are the
     ``SourceError`` family, raised with the library's exception as their cause, and their text names the URL without
-    any secret. A source sets its own connect and idle timeouts, so that no call hangs for ever; it does not retry
-    (``sources.retry`` does).
+    any secret. A source sets its own connect and idle timeouts, so that no call hangs for ever; it retries
+    nothing but one page of a long listing (``sources.retry``).
     """
 
     identity: str

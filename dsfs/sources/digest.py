@@ -26,7 +26,9 @@ class Hasher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """``algorithm`` is one of ``ALGORITHMS``, ``hex`` in lower case. ``git_blob``: with Git's header before it.
+    """``algorithm`` is md5, sha1, sha256, sha512, crc32, crc32c or crc64nvme, ``hex`` in lower case.
+
+    ``git_blob``: with Git's header before it.
 
     ``disown`` is there when the source does not say that this is a hash of the content, and only uses to be one:
     whoever finds that it is not calls it, and gets no more of these from the source.
@@ -62,7 +64,6 @@ _CRCS: Final[dict[str, tuple[Callable[[memoryview, int], int], int]]] = {
     "crc32c": (crc32c, 8),
     "crc64nvme": (lambda data, before: int(_CRC64NVME.calc(data, before)), 16),
 }
-ALGORITHMS: Final = {"md5", "sha1", "sha256", "sha512", *_CRCS}
 
 
 class _Crc:

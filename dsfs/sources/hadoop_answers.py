@@ -72,7 +72,7 @@ def object_of(status: Mapping[str, Any], path: str) -> SourceObject | None:
     return None
 
 
-def listed(body: object, directory: str, what: str) -> tuple[list[Mapping[str, Any]], int]:
+def listed(body: object, what: str) -> tuple[list[Mapping[str, Any]], int]:
     """The entries of LISTSTATUS or LISTSTATUS_BATCH, and how many are still to come."""
     remaining = 0
     if isinstance(body, dict) and isinstance(batch := body.get("DirectoryListing"), dict):

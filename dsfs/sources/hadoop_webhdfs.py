@@ -131,12 +131,12 @@ class WebHdfsSource:
         if self._batches:
             try:
                 parameters = {"op": "LISTSTATUS_BATCH"} | ({"startAfter": after} if after else {})
-                return listed(await self._client.ask(full, parameters), directory, what)
+                return listed(await self._client.ask(full, parameters), what)
             except SourceUnsupported:
                 if after:
                     raise
                 self._batches = False
-        return listed(await self._client.ask(full, {"op": "LISTSTATUS"}), directory, what)
+        return listed(await self._client.ask(full, {"op": "LISTSTATUS"}), what)
 
     async def _status(self, path: str, full: str) -> SourceObject | None:
         body = await self._client.ask(full, {"op": "GETFILESTATUS"})

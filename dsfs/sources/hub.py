@@ -54,8 +54,8 @@ Credentials = Mapping[str, str] | Callable[[], Mapping[str, str]]
 def environment(name: str) -> str:
     """A variable of the hubs' own convention (HF_TOKEN, HF_ENDPOINT, MODELSCOPE_…); "" when it is not set.
 
-    The only place in this room that reads the environment: DESIGN section 7 wants each source's own convention, and
-    for the hubs there is no library below us that would do it, as botocore does for S3.
+    DESIGN section 7 wants each source's own convention, and for the hubs there is no library below us that would do
+    it, as botocore does for S3.
     """
     return os.environ.get(name, "").strip()
 
