@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from dsfs.catalog.lookup import IMPOSSIBLE, REFUSED, ROOT_INO, SUM_OF_SIZES
@@ -88,13 +89,8 @@ class ManyChanges:
 
     def names(self) -> Iterator[tuple[int, bytes]]:
         """(directory, name) of each. Blocks on the disk; raises CatalogError."""
-        db = _open_both(self.new_file, self.shown_file)
-        try:
+        with _both(self.new_file, self.shown_file) as db:
             yield from db.execute(_DIFFERENT)
-        except sqlite3.Error as error:
-            raise CatalogError(f"{self.new_file}: cannot be compared with {self.shown_file}: {error}") from error
-        finally:
-            db.close()
 
 
 def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
@@ -102,8 +98,7 @@ def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
 
     ``next_ino`` is the first number that was never given; returns the next one after this.
     """
-    db = _open_both(new_file, shown_file)
-    try:
+    with _both(new_file, shown_file, "cannot be numbered after") as db:
         db.execute("BEGIN IMMEDIATE")
         db.execute("CREATE TEMP TABLE number (ino INTEGER PRIMARY KEY, given INTEGER NOT NULL)")
         db.execute("CREATE TEMP TABLE level (ino INTEGER PRIMARY KEY, given INTEGER NOT NULL)")
@@ -150,23 +145,14 @@ def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
         )
         db.execute("INSERT OR REPLACE INTO main.meta VALUES ('next_ino', ?)", (next_ino,))
         db.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise CatalogError(f"{new_file}: cannot be numbered after {shown_file}: {error}") from error
-    finally:
-        db.close()
     return next_ino
 
 
 def changes(new_file: str, shown_file: str, at_most: int) -> Changes | ManyChanges:
     """What differs between two catalogs with common numbers; at most so many names are held in memory."""
-    db = _open_both(new_file, shown_file)
-    try:
+    with _both(new_file, shown_file) as db:
         names = db.execute(f"{_DIFFERENT} LIMIT ?", (at_most + 1,)).fetchall()
         (refused,) = db.execute(_REFUSED_DIFFER).fetchone()
-    except sqlite3.Error as error:
-        raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
-    finally:
-        db.close()
     if len(names) > at_most:
         return ManyChanges(new_file, shown_file)
     directories = tuple(sorted({parent for parent, _name in names}))
@@ -176,35 +162,24 @@ def changes(new_file: str, shown_file: str, at_most: int) -> Changes | ManyChang
 def keep_below_refused(new_file: str, shown_file: str) -> None:
     """Take over what somebody has found in directories that the source refuses to list, before and now, from the
     revision that is shown. Blocks on the disk."""
-    db = _open_both(new_file, shown_file)
-    try:
+    with _both(new_file, shown_file, "cannot take over from") as db:
         db.execute("BEGIN IMMEDIATE")
         if db.execute(_KEEP_BELOW_REFUSED).rowcount:
             db.execute(_COUNT)
         db.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise CatalogError(f"{new_file}: cannot take over from {shown_file}: {error}") from error
-    finally:
-        db.close()
 
 
 def newly_refused(new_file: str, shown_file: str) -> int | None:
     """The number, in the new one of two catalogs with common numbers, of something that its source refused and that
     the other one has. Blocks on the disk."""
-    db = _open_both(new_file, shown_file)
-    try:
+    with _both(new_file, shown_file) as db:
         found = db.execute(_NEWLY_REFUSED).fetchone()
-    except sqlite3.Error as error:
-        raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
-    finally:
-        db.close()
     return None if found is None else int(found[0])
 
 
 def left(new_file: str, shown_file: str) -> Iterator[int]:
     """Numbers of the first revision's files that the next one does not have. Blocks on the disk."""
-    db = _open_both(new_file, shown_file)
-    try:
+    with _both(new_file, shown_file) as db:
         yield from (
             ino
             for (ino,) in db.execute(
@@ -214,17 +189,15 @@ def left(new_file: str, shown_file: str) -> Iterator[int]:
                 """
             )
         )
-    except sqlite3.Error as error:
-        raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
-    finally:
-        db.close()
 
 
-def _open_both(new_file: str, shown_file: str) -> sqlite3.Connection:
+@contextmanager
+def _both(new_file: str, shown_file: str, undone: str = "cannot be compared with") -> Iterator[sqlite3.Connection]:
+    """The new catalog, with the other one beside it. Raises CatalogError, also for what is done with them inside."""
     try:
-        db = sqlite3.connect(new_file, isolation_level=None)
-        db.execute("ATTACH DATABASE ? AS shown", (shown_file,))
-        db.execute("PRAGMA cache_size = -16384")
+        with closing(sqlite3.connect(new_file, isolation_level=None)) as db:
+            db.execute("ATTACH DATABASE ? AS shown", (shown_file,))
+            db.execute("PRAGMA cache_size = -16384")
+            yield db
     except sqlite3.Error as error:
-        raise CatalogError(f"{new_file}: cannot be compared with {shown_file}: {error}") from error
-    return db
+        raise CatalogError(f"{new_file}: {undone} {shown_file}: {error}") from error

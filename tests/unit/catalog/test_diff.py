@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, keep_below_refused, newly_refused
 from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.catalog.writer import CatalogWriter
+from dsfs.errors import CatalogError
 from dsfs.model import Kind, ListingPage, SourceObject
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
@@ -46,6 +48,13 @@ def rows(file: str) -> dict[str, tuple[int, int, str]]:
                 waiting.append((path, row.ino))
     catalog.close()
     return found
+
+
+def test_a_catalog_that_cannot_be_compared_is_not_left_open(tmp_path: Path) -> None:
+    new = sealed(tmp_path, {"a": 1})
+    with pytest.raises(CatalogError, match="cannot be compared with") as caught:
+        changes(new, f"{tmp_path}/nowhere/shown.sqlite", 10)
+    assert new not in {os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}, caught
 
 
 @settings(max_examples=150, deadline=None)
