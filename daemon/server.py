@@ -29,7 +29,7 @@ from daemon.preload import preload
 from daemon.rooms import open_rooms
 from daemon.serving import Serving
 from daemon.settings import Settings
-from dsfs.errors import AnotherServes, DsfsError
+from dsfs.errors import AnotherServes, DsfsError, first_of
 from dsfs.fuse.keeper_client import connect
 from dsfs.fuse.patience import kernel_patience_s, within_patience
 
@@ -50,9 +50,8 @@ async def serve(settings: Settings) -> None:
                 await keeper.failed(str(error))
                 raise
             except BaseExceptionGroup as group:
-                expected = group.subgroup(DsfsError)
-                if expected is not None:
-                    await keeper.failed(str(_first(expected)))
+                if (expected := first_of(group, DsfsError)) is not None:
+                    await keeper.failed(str(expected))
                 raise
 
 
@@ -70,13 +69,6 @@ def _keeper_starter(settings: Settings) -> Callable[[], Awaitable[None]] | None:
             raise OSError(f"a keeper cannot be started (status {error.returncode}, see above)") from error
 
     return start
-
-
-def _first(group: BaseExceptionGroup[DsfsError]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def main(runtime_dir: str, *flags: str) -> int:
@@ -112,10 +104,10 @@ def run(runtime_dir: str) -> int:
         log.error("server failed", reason=str(error))
         return 1
     except BaseExceptionGroup as group:
-        expected, rest = group.split(DsfsError)
+        _expected, rest = group.split(DsfsError)
         if rest is not None:
             raise
-        log.error("server failed", reason=str(_first(expected)) if expected else "")
+        log.error("server failed", reason=str(first_of(group, DsfsError)))
         return 1
     return 0
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+_E = TypeVar("_E", bound=BaseException)
+
 
 class DsfsError(Exception):
     """Base of all expected failures. The text is one line for a person: what, why, what to do. No secrets."""
@@ -85,6 +89,15 @@ class PinRefused(DsfsError):
 
 class CatalogError(DsfsError):
     """A catalog on disk is damaged or of an unknown layout."""
+
+
+def first_of(group: BaseExceptionGroup[BaseException], kind: type[_E]) -> _E | None:
+    """The first failure of a kind in a group, however deep in it; None where there is none."""
+    for failure in group.exceptions:
+        found = first_of(failure, kind) if isinstance(failure, BaseExceptionGroup) else failure
+        if isinstance(found, kind):
+            return found
+    return None
 
 
 def one_line(text: str, limit: int = 200) -> str:

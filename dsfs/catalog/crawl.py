@@ -11,7 +11,7 @@ import structlog
 
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceTimeout, SourceUnavailable
+from dsfs.errors import DsfsError, SourceError, SourceMissing, SourceRefused, SourceTimeout, SourceUnavailable, first_of
 from dsfs.model import ListingPage, SourceObject
 from dsfs.sources.base import Source, closing, walk
 from dsfs.sources.retry import one_of_many
@@ -179,7 +179,8 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
             for path in paths:
                 group.create_task(one(path))
     except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures  # callers know SourceError and CatalogError, and no groups of them
+        # Callers know SourceError and CatalogError, and no groups of them.
+        raise first_of(failures, DsfsError) or failures.exceptions[0] from failures
     if unexpected:
         path, error = unexpected[0]
         log.error("a name failed unexpectedly", source=source.uri, path=ascii(path), of=len(unexpected), exc_info=error)

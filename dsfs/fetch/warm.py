@@ -13,7 +13,16 @@ from functools import partial
 
 import trio
 
-from dsfs.errors import CacheFull, DsfsError, SourceError, SourceRefused, SourceUnavailable, SourceUnsupported, one_line
+from dsfs.errors import (
+    CacheFull,
+    DsfsError,
+    SourceError,
+    SourceRefused,
+    SourceUnavailable,
+    SourceUnsupported,
+    first_of,
+    one_line,
+)
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.fetch.flights import LONGEST_RUN_BLOCKS
@@ -113,13 +122,10 @@ class WarmUp:
                     while batch := await next_batch():
                         await self._hand_out(batch, send)
         except BaseExceptionGroup as group:
-            expected = group.subgroup(DsfsError)
+            expected = first_of(group, DsfsError)
             if expected is None:
                 raise
-            error: BaseException = expected
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from group
+            raise expected from group
 
     async def _hand_out(self, batch: Sequence[RemoteFile], send: trio.MemorySendChannel[tuple[_File, range]]) -> None:
         absent = await trio.to_thread.run_sync(partial(self._reader.incomplete, batch), limiter=DISK)

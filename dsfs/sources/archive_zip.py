@@ -9,7 +9,7 @@ from calendar import timegm
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from dsfs.errors import SourceError, SourceUnavailable, SourceUnsupported
+from dsfs.errors import SourceError, SourceUnavailable, SourceUnsupported, first_of
 from dsfs.model import Kind, SourceObject
 from dsfs.ranges import ByteRange, KiB, MiB
 from dsfs.sources.archive_inflate import small_member
@@ -182,10 +182,10 @@ async def _with_targets(
             async with asyncio.TaskGroup() as tasks:
                 reads = [tasks.create_task(small_member(source, archive, link)) for link in group]
         except BaseExceptionGroup as errors:
-            ours = errors.subgroup(SourceError)
+            ours = first_of(errors, SourceError)
             if ours is None:
                 raise
-            raise ours.exceptions[0] from ours.exceptions[0].__cause__  # one is enough: the others were cancelled
+            raise ours from ours.__cause__  # one is enough: the others were cancelled
         for link, read in zip(group, reads, strict=True):
             text = read.result().decode("utf-8", "surrogateescape")
             found[link.path] = Member(link.path, Kind.SYMLINK, link.mtime_ns, text)

@@ -21,7 +21,15 @@ from urllib.parse import quote
 import aiohttp
 from cachetools import LRUCache
 
-from dsfs.errors import RetryLater, SourceChanged, SourceMissing, SourceRefused, SourceUnavailable
+from dsfs.errors import (
+    RetryLater,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceUnavailable,
+    first_of,
+)
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
@@ -257,7 +265,8 @@ class HuggingFaceSource:
                 async with asyncio.TaskGroup() as group:
                     asked = [group.create_task(self._has(commit, obj)) for commit in some]
             except ExceptionGroup as failures:
-                raise failures.exceptions[0] from failures  # callers know SourceError, and no groups of them
+                # Callers know SourceError, and no groups of them.
+                raise first_of(failures, SourceError) or failures.exceptions[0] from failures
             if found := [commit for commit, task in zip(some, asked, strict=True) if task.result()]:
                 return found[0]
         return ""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from dsfs.errors import SourceError
+from dsfs.errors import SourceError, first_of
 from dsfs.model import Kind, SourceObject
 
 
@@ -21,8 +21,8 @@ async def prefix_or_key(
         async with asyncio.TaskGroup() as group:
             inside, object_ = group.create_task(has_keys), group.create_task(head)
     except BaseExceptionGroup as errors:
-        ours = errors.subgroup(SourceError)
+        ours = first_of(errors, SourceError)
         if ours is None:
             raise
-        raise ours.exceptions[0] from ours.exceptions[0].__cause__  # one is enough: the other was cancelled
+        raise ours from ours.__cause__  # one is enough: the other was cancelled
     return SourceObject(path, Kind.DIRECTORY) if inside.result() else object_.result()

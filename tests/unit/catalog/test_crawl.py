@@ -12,7 +12,15 @@ import pytest
 from dsfs.catalog import crawl
 from dsfs.catalog.lookup import ROOT_INO
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import RetryLater, SourceError, SourceMissing, SourceRefused, SourceUnavailable, SourceUnsupported
+from dsfs.errors import (
+    RetryLater,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+)
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink, Source, closing, walk
@@ -213,6 +221,27 @@ def test_a_name_that_fails_unexpectedly_does_not_end_the_others() -> None:
         unknown = {path for path, row in everything(catalog).items() if row.size is None and row.kind == Kind.FILE}
         assert unknown == {"a/000", "a/002", "b/150", "b/199"}
         assert not catalog.sealed
+
+
+def test_a_failure_of_the_source_is_told_before_a_bug_that_came_first() -> None:
+    """It is worth another try."""
+
+    class Silent(Unsized):
+        async def stat(self, path: str) -> SourceObject | None:
+            if path == "a/000":
+                return SourceObject(path, size=7)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise SourceTimeout(f"{path}: nothing answered in time")
+
+    def broken(_found: object) -> None:
+        raise ZeroDivisionError
+
+    with new_catalog() as (writer, _catalog):
+        writer.add_found = broken  # type: ignore[method-assign]  # the bug
+        with pytest.raises(SourceTimeout):
+            asyncio.run(crawl.resolve(Silent(), writer, ["a/000", "a/001"]))
 
 
 def test_files_that_cannot_be_do_not_keep_the_others() -> None:
