@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import VALID_BUCKET, VALID_S3_ARN
 from botocore.parsers import ResponseParserError
+from botocore.utils import is_valid_uri
 from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, SourceError, SourceMissing, SourceUnavailable, one_line
@@ -34,6 +36,7 @@ from dsfs.sources.wire_request import WireRequest
 
 _FAILURES: Final = (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError)
 NO_OPTIONS: Final = S3Options()
+_HOST_ALONE: Final = re.compile(r"(\[[^]/@]+\]|[^][:/@?#]+)(:\d+)?/?")
 _ACCEPTED_OPTIONS: Final = "endpoint, region, anonymous, revision, requesterPays, provider, syncMode"
 
 
@@ -69,14 +72,21 @@ def _options(given: Mapping[str, str]) -> S3Options:
             raise UnknownOption("S3", key, _ACCEPTED_OPTIONS) from None
         raise ConfigError(f"S3: option {key}: {first['msg']}") from None
     if options.endpoint is not None:
-        try:
-            url = urlsplit(options.endpoint)
-            usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ConfigError("S3: option endpoint must be a URL (such as http://127.0.0.1:9000)")
+        return options.model_copy(update={"endpoint": _endpoint(options.endpoint)})
     return options
+
+
+def _endpoint(text: str) -> str:
+    """The whole URL: a host alone, as rclone takes it, is asked over TLS. Raises ConfigError for what names no host."""
+    whole = f"https://{text}" if _HOST_ALONE.fullmatch(text) else text
+    try:
+        url = urlsplit(whole)
+        usable = url.scheme in ("http", "https") and (url.port or 1) > 0 and is_valid_uri(whole)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError("S3: option endpoint must be a URL (such as http://127.0.0.1:9000) or a host (over https)")
+    return whole
 
 
 class S3Source:

@@ -154,7 +154,14 @@ def test_the_prefix_is_a_directory_and_not_a_beginning(server: S3Server) -> None
         ("s3://", {}, {}, "names no bucket"),
         ("s3://b", {"endpiont": "x"}, {}, "endpiont.*known are endpoint, region"),
         ("s3://b", {"anonymous": "yes"}, {}, "anonymous"),
-        ("s3://b", {"endpoint": "127.0.0.1:9000"}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": "minio at 9000"}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": "127.0.0.1:9000/b"}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": "minio:port"}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": "minio:99999"}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": "http:/minio:9000"}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": "ftp://minio"}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": ".."}, {}, "must be a URL"),
+        ("s3://b", {"endpoint": "https://"}, {}, "must be a URL"),
         ("s3://b", {}, {"access-key": "k"}, "no secret-key"),
         ("s3://b", {}, {"secret-key": "k"}, "no access-key"),
     ],
@@ -162,6 +169,15 @@ def test_the_prefix_is_a_directory_and_not_a_beginning(server: S3Server) -> None
 def test_what_cannot_be_built(uri: str, options: dict[str, str], secret: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build_source(SourceSpec(type=SourceType.S3, uri=uri, options=options), secret)
+
+
+@pytest.mark.parametrize("host", ["s3.wasabisys.com", "minio:9000", "127.0.0.1:9000", "[::1]:9000", "localhost"])
+def test_an_endpoint_may_be_a_host_over_https(host: str) -> None:
+    def identity(endpoint: str) -> str:
+        spec = SourceSpec(type=SourceType.S3, uri="s3://bucket/a", options={"endpoint": endpoint})
+        return build_source(spec, {}).identity
+
+    assert identity(host) == identity(f"https://{host}") == f"s3:https://{host}:bucket/a/"
 
 
 def test_requester_pays_agrees_on_every_request() -> None:
