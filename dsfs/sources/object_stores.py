@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, Final, TypeVar
@@ -40,7 +41,7 @@ from dsfs.sources.answers import copy_body
 from dsfs.sources.base import Buffer, Sink, Source
 from dsfs.sources.flat_tree import FlatTree
 from dsfs.sources.options import UnknownOption
-from dsfs.sources.prefix_or_key import prefix_or_key
+from dsfs.sources.prefix_or_key import Root, prefix_or_key
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 T = TypeVar("T")
@@ -82,8 +83,8 @@ class ObjectStoreSource:
         self, store: Any, uri: str, prefix: str, identity: str, remedy: str, timeouts: Timeouts = DEFAULT_TIMEOUTS
     ) -> None:
         """``uri`` and ``identity`` are without the prefix; ``remedy`` says which credentials there could be."""
-        inside = prefix.strip("/")
-        self._prefix = f"{inside}/" if inside else ""
+        self._root = Root(prefix.lstrip("/"), self._has_keys, self._head)
+        self._prefix = self._root.prefix
         self._store = store
         self._remedy = remedy
         self._limit_s = timeouts.connect_s + timeouts.idle_s
@@ -102,7 +103,11 @@ class ObjectStoreSource:
         ]
         objects += [self._object(item) for item in answer["objects"] if f"{item['path']}/" != prefix]
         if not objects and not answer["objects"] and prefix:
-            raise SourceMissing(f"{what}: there is nothing under this prefix")
+            if directory:
+                raise SourceMissing(f"{what}: there is nothing under this prefix")
+            yield await self._single()
+            return
+        self._root.holds_keys()
         for start in range(0, len(objects), PAGE_NAMES):
             yield ListingPage(tuple(objects[start : start + PAGE_NAMES]))
         yield ListingPage((), (directory,))
@@ -123,10 +128,19 @@ class ObjectStoreSource:
                     run.add(self._object(item))
             yield run.take_page()
         if not found and self._prefix:
-            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+            yield await self._single()
+            return
+        self._root.holds_keys()
         run.end()
         yield run.take_page()
         yield tree.finish()
+
+    async def _single(self) -> ListingPage:
+        """All there is where nothing is under the prefix. Raises SourceMissing."""
+        file = await self._root.file()
+        if file is None:
+            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+        return ListingPage((file,), ("",))
 
     async def stat(self, path: str) -> SourceObject | None:
         """See ``Source``. Both questions at once: is it a prefix, is it a key."""
@@ -134,7 +148,8 @@ class ObjectStoreSource:
             return SourceObject("", Kind.DIRECTORY)
         if path_parts(path) is None or _CONTROL.search(path):
             return None  # no listing of obstore has it
-        return await prefix_or_key(path, self._has_keys(f"{self._key(path)}/"), self._head(path))
+        key = await self._root.key(path)
+        return await prefix_or_key(path, self._has_keys(f"{self._key(path)}/"), self._head(path, key))
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``."""
@@ -142,7 +157,8 @@ class ObjectStoreSource:
         options: dict[str, Any] = {"range": (wanted.start, wanted.stop)}
         if "@" not in obj.version_tag:
             options["if_match"] = f'"{obj.version_tag}"'
-        asked = obstore.get_async(self._store, self._key(obj.path), options=options)  # type: ignore[arg-type]  # a TypedDict that exists in stubs only
+        key = await self._root.key(obj.path)
+        asked = obstore.get_async(self._store, key, options=options)  # type: ignore[arg-type]  # a TypedDict that exists in stubs only
         result = await self._call(asked, what, reading=True)
         now = self._object(result.meta)
         # Not every server minds If-Match (fake-gcs-server does not), so what came is looked at too.
@@ -158,11 +174,12 @@ class ObjectStoreSource:
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    async def _head(self, path: str) -> SourceObject | None:
+    async def _head(self, path: str, key: str) -> SourceObject | None:
         try:
-            return self._object(await self._call(obstore.head_async(self._store, self._key(path)), f"{self.uri}{path}"))
+            meta = await self._call(obstore.head_async(self._store, key), f"{self.uri}{path}")
         except SourceMissing:
             return None  # the listing beside it tells a missing bucket
+        return replace(self._object(meta), path=path)
 
     async def _has_keys(self, prefix: str) -> bool:
         stream = obstore.list(self._store, prefix, chunk_size=1).__aiter__()

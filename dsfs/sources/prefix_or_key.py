@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dsfs.errors import SourceError, first_of
-from dsfs.model import Kind, SourceObject
+from dsfs.model import Kind, SourceObject, is_name
 
 
 async def prefix_or_key(
@@ -26,3 +26,50 @@ async def prefix_or_key(
             raise
         raise ours from ours.__cause__  # one is enough: the other was cancelled
     return SourceObject(path, Kind.DIRECTORY) if inside.result() else object_.result()
+
+
+class Root:
+    """What a URI names: a prefix of keys; or, where there are none and no "/" is at its end, one key, which is shown as
+    one file by its last part."""
+
+    def __init__(
+        self,
+        named: str,
+        has_keys: Callable[[str], Coroutine[Any, Any, bool]],
+        head: Callable[[str, str], Coroutine[Any, Any, SourceObject | None]],
+    ) -> None:
+        """``named``: what is behind bucket and "/". ``has_keys`` is asked of a prefix, ``head`` of a path and its
+        key."""
+        self.prefix = f"{named.rstrip('/')}/" if named.strip("/") else ""
+        last = named.rpartition("/")[2]
+        self._key = named
+        self._name = last if is_name(last) else ""
+        self._has_keys = has_keys
+        self._head = head
+        self._single: bool | None = None if self._name else False  # None: not known yet
+
+    def holds_keys(self) -> None:
+        """A listing has found some below the prefix."""
+        self._single = False
+
+    async def file(self) -> SourceObject | None:
+        """The one file, where a listing has found nothing below the prefix."""
+        if not self._name:
+            return None
+        found = await self._head(self._name, self._key)
+        self._single = True if found is not None else None  # it may come yet
+        return found
+
+    def known_key(self, path: str) -> str | None:
+        """Of a file that was listed; None if only ``key`` can tell."""
+        if path != self._name or self._single is False:
+            return self.prefix + path
+        return self._key if self._single else None
+
+    async def key(self, path: str) -> str:
+        """Of a file that was listed. Raises SourceError."""
+        if path == self._name and self._single is None:
+            found = await prefix_or_key(path, self._has_keys(self.prefix), self._head(path, self._key))
+            # Where there is neither, either may come yet.
+            self._single = None if found is None else found.kind is Kind.FILE
+        return self.known_key(path) or self.prefix + path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -25,7 +26,7 @@ from dsfs.sources.digest import Digest
 from dsfs.sources.flat_tree import FlatTree
 from dsfs.sources.key_ranges import KeyPage, KeyRanges
 from dsfs.sources.options import UnknownOption
-from dsfs.sources.prefix_or_key import prefix_or_key
+from dsfs.sources.prefix_or_key import Root, prefix_or_key
 from dsfs.sources.s3_client import Opened, S3Connection, S3Options, translated
 from dsfs.sources.s3_read import S3Reader, etag_in, tag_of, version_in
 from dsfs.sources.s3_versions import pages_at
@@ -106,7 +107,8 @@ class S3Source:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self._bucket = bucket
-        self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+        self._root = Root(prefix, self._has_keys, self._head)
+        self._prefix = self._root.prefix
         self._connection = S3Connection(bucket, options, credentials or {}, timeouts)
         self._told = ToldDigests()
         self._reader = S3Reader(self._connection, self._told)
@@ -132,9 +134,13 @@ class S3Source:
                     objects.append(self._object(item))
             found = found or bool(objects)
             yield ListingPage(tuple(objects))
-        if not found and prefix:
+        if found or not prefix:
+            self._root.holds_keys()
+            yield ListingPage((), (directory,))
+        elif not directory:
+            yield await self._single()
+        else:
             raise SourceMissing(f"s3://{self._bucket}/{prefix}: there is nothing under this prefix")
-        yield ListingPage((), (directory,))
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
         """See ``Source``. Flat: a request for a thousand keys, not one for each directory."""
@@ -145,9 +151,11 @@ class S3Source:
         ranges = KeyRanges(self._keys, self._prefix)
         async with aclosing(ranges.pages()) as pages:
             async for listed in pages:
-                yield listed
+                if ranges.found or not self._prefix:
+                    self._root.holds_keys()
+                    yield listed
         if not ranges.found and self._prefix:
-            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+            yield await self._single()
 
     async def _tree_at(self) -> AsyncIterator[ListingPage]:
         tree = FlatTree()
@@ -159,10 +167,19 @@ class S3Source:
                     run.add(self._object(item))
             yield run.take_page()
         if not found and self._prefix:
-            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+            yield await self._single()
+            return
+        self._root.holds_keys()
         run.end()
         yield run.take_page()
         yield tree.finish()
+
+    async def _single(self) -> ListingPage:
+        """All there is where nothing is under the prefix. Raises SourceMissing."""
+        file = await self._root.file()
+        if file is None:
+            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
+        return ListingPage((file,), ("",))
 
     async def _keys(self, after: str, token: str, limit: int) -> KeyPage:
         """See ``AskPage``."""
@@ -183,11 +200,12 @@ class S3Source:
         """See ``Source``. Both questions at once: is it a prefix, is it a key."""
         if not path:
             return SourceObject("", Kind.DIRECTORY)
-        return await prefix_or_key(path, self._has_keys(f"{self._key(path)}/"), self._head(path))
+        key = await self._root.key(path)
+        return await prefix_or_key(path, self._has_keys(f"{self._key(path)}/"), self._head(path, key))
 
     async def read(self, obj: SourceObject, wanted: ByteRange, sink: Sink) -> None:
         """See ``Source``."""
-        await self._reader.read(self._key(obj.path), obj, wanted, sink)
+        await self._reader.read(await self._root.key(obj.path), obj, wanted, sink)
 
     def at_once(self) -> int | None:
         """See ``WireSource``."""
@@ -195,7 +213,8 @@ class S3Source:
 
     def asking(self, obj: SourceObject, wanted: ByteRange) -> WireRequest | None:
         """See ``WireSource``."""
-        return self._reader.asking(self._key(obj.path), obj, wanted)
+        key = self._root.known_key(obj.path)
+        return None if key is None else self._reader.asking(key, obj, wanted)
 
     def digest_of(self, obj: SourceObject) -> Digest | None:
         """See ``DigestSource``: what an answer has told, else what the ETag may be."""
@@ -207,7 +226,8 @@ class S3Source:
 
     async def ask_digest(self, obj: SourceObject) -> Digest | None:
         """See ``AskedDigestSource``. A HEAD, as ranges are answered without the checksum of the whole."""
-        asked: dict[str, Any] = {"Key": self._key(obj.path), "ChecksumMode": "ENABLED", **self._connection.sse}
+        key = await self._root.key(obj.path)
+        asked: dict[str, Any] = {"Key": key, "ChecksumMode": "ENABLED", **self._connection.sse}
         etag, version = etag_in(obj.version_tag), version_in(obj.version_tag)
         if etag is not None:
             asked["IfMatch"] = f'"{etag}"'
@@ -278,12 +298,11 @@ class S3Source:
             raise SourceUnavailable(f"{what}: the answer is no listing (check the endpoint)")
         return page
 
-    async def _head(self, path: str) -> SourceObject | None:
-        key = self._key(path)
+    async def _head(self, path: str, key: str) -> SourceObject | None:
         if self._at is not None:
             async for page in self._pages(Prefix=key):
                 for item in page["Contents"]:  # in the order of keys: it is the first, or was not there
-                    return self._object(item) if item["Key"] == key else None
+                    return replace(self._object(item), path=path) if item["Key"] == key else None
             return None
         try:
             item = await self._call("head_object", f"s3://{self._bucket}/{key}", Key=key, **self._connection.sse)

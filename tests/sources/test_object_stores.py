@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dsfs.errors import ConfigError, SourceChanged, SourceError, SourceMissing, SourceRefused, SourceUnavailable
+from dsfs.errors import (
+    ConfigError,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceUnavailable,
+)
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind
 from dsfs.ranges import MiB
@@ -125,6 +132,32 @@ def test_tree_bytes_and_ranges(store: GcsServer | AzureServer) -> None:
 
     using(build(store, folder), use)
     using(build(store, f"{folder}-nothing"), _nothing)
+
+
+def test_a_uri_may_name_one_key(store: GcsServer | AzureServer) -> None:
+    folder = f"case-{next(_folders)}"
+    store.put(f"{folder}/one.file", b"content")
+    store.put(f"{folder}/one.file-beside", b"not of this dataset")
+
+    async def use(source: Source) -> None:
+        file = (await tree_of(source))["one.file"]
+        assert await names_in(source, "") == {"one.file": Kind.FILE}
+        assert await source.stat("one.file") == file
+        assert await source.stat("another") is None
+        assert await read_range(source, file, 1, 4) == b"ont"
+
+    using(build(store, f"{folder}/one.file"), use)
+
+    async def later(source: Source) -> None:
+        file = await source.stat("one.file")
+        assert file is not None
+        assert await read_range(source, file, 0, 7) == b"content"
+        store.put(f"{folder}/one.file", b"changed")
+        with pytest.raises(SourceChanged):
+            await read_range(source, file, 0, 7)
+
+    using(build(store, f"{folder}/one.file"), later)
+    using(build(store, f"{folder}/one.file/"), _nothing)
 
 
 async def _nothing(source: Source) -> None:

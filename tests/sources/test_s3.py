@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from dsfs.errors import ConfigError, SourceChanged, SourceError, SourceMissing, SourceRefused, SourceUnavailable
 from dsfs.manifest.schema import SourceSpec, SourceType
 from dsfs.model import Kind, SourceObject
+from dsfs.ranges import ByteRange
 from dsfs.sources.base import Source
+from dsfs.sources.digest import Digest
 from dsfs.sources.registry import build_source
+from dsfs.sources.s3 import S3Source
 from tests.servers.hostile import etag_of, hostile
 from tests.servers.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, credentials, seaweedfs
 from tests.sources.sinks import names_in, read_range, tree_of
@@ -178,6 +182,48 @@ def test_an_endpoint_may_be_a_host_over_https(host: str) -> None:
         return build_source(spec, {}).identity
 
     assert identity(host) == identity(f"https://{host}") == f"s3:https://{host}:bucket/a/"
+
+
+def test_a_uri_may_name_one_key(server: S3Server) -> None:
+    server.put("single/one.file", b"content")
+    server.put("single/one.file-beside", b"not of this dataset")
+
+    async def use(source: Source) -> None:
+        file = (await tree_of(source))["one.file"]
+        assert await names_in(source, "") == {"one.file": Kind.FILE}
+        assert await source.stat("one.file") == file
+        assert await source.stat("another") is None
+        assert await read_range(source, file, 1, 4) == b"ont"
+        assert isinstance(source, S3Source)
+        assert source.asking(file, ByteRange(0, 7)) is not None
+        assert source.digest_of(file) == Digest("md5", hashlib.md5(b"content").hexdigest())
+        await source.ask_digest(file)
+
+    using(build(server, "s3://bucket/single/one.file", credentials()), use)
+
+    async def later(source: Source) -> None:
+        """As by a server that has not listed it."""
+        assert isinstance(source, S3Source)
+        obj = SourceObject("one.file", size=7, version_tag=hashlib.md5(b"content").hexdigest())
+        assert source.asking(obj, ByteRange(0, 7)) is None
+        assert await read_range(source, obj, 0, 7) == b"content"
+        server.put("single/one.file", b"changed")
+        with pytest.raises(SourceChanged):
+            await read_range(source, obj, 0, 7)
+        server.delete("single/one.file")
+        server.put("single/one.file/one.file", b"content")
+        assert set(await tree_of(source)) == {"one.file"}
+        assert await read_range(source, obj, 0, 7) == b"content"
+
+    using(build(server, "s3://bucket/single/one.file", credentials()), later)
+
+    async def none(source: Source) -> None:
+        for listing in (tree_of(source), names_in(source, "")):
+            with pytest.raises(SourceMissing, match="nothing under this prefix"):
+                await listing
+
+    using(build(server, "s3://bucket/single/one.file-beside/", credentials()), none)
+    using(build(server, "s3://bucket/single/two.file", credentials()), none)
 
 
 def test_requester_pays_agrees_on_every_request() -> None:

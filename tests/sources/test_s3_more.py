@@ -181,10 +181,16 @@ def test_versions_as_of_a_time(server: S3Server) -> None:
         lambda source: shows(source, {"a": "third a", "c": "first c"}),
     )
 
+    using(
+        build(server, "s3://versions/set/a", credentials(), revision=after.isoformat()),
+        lambda source: shows(source, {"a": "second a, longer"}),
+    )
+
     async def nothing(source: Source) -> None:
         with pytest.raises(SourceMissing):
             await tree_of(source)
 
+    using(build(server, "s3://versions/set/c", credentials(), revision=before.isoformat()), nothing)
     using(build(server, "s3://versions/set", credentials(), revision="2001-01-01T00:00:00Z"), nothing)
     with pytest.raises(ConfigError, match="revision"):
         build(server, "s3://versions/set", credentials(), revision="yesterday")
