@@ -1,20 +1,23 @@
 """Google Cloud Storage (``gs://``) and Azure Blob Storage (``az://``, ``abfs://``), both through obstore.
 
-Version tag: the ETag, else size and time. Keys that obstore tidies (``a//b``, ``./a``) cannot be listed by it: a
-listing that meets one fails.
+Version tag: the ETag, else size and time. Keys that obstore refuses (``a//b``, ``a/./b``, control characters) end a
+listing of it: their directory is told as refused, and where that is the root all fails. Slashes around a key it drops:
+an empty ``x/`` is found to be a directory's marker, one with content is taken for a file that is not there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, TypeVar
 
 import obstore
+import structlog
 from obstore.exceptions import (
     BaseError,
     InvalidPathError,
@@ -22,6 +25,7 @@ from obstore.exceptions import (
     PreconditionError,
     UnauthenticatedError,
 )
+from obstore.store import AzureStore
 
 from dsfs.errors import (
     ConfigError,
@@ -33,23 +37,29 @@ from dsfs.errors import (
     SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
+    first_of,
+    one_line,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.answers import copy_body
-from dsfs.sources.base import Buffer, Sink, Source
+from dsfs.sources.base import Buffer, Sink, Source, closing, walk
 from dsfs.sources.flat_tree import FlatTree
 from dsfs.sources.options import UnknownOption
 from dsfs.sources.prefix_or_key import Root, prefix_or_key
+from dsfs.sources.retry import one_of_many
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
+log = structlog.get_logger()
 T = TypeVar("T")
 
 PAGE_NAMES: Final = 1000
 PIECE_BYTES: Final = 1 * MiB  # as in ``s3_read``: one hop between the runtimes a MiB
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what stands for bytes that are no text
 _STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
+_REFUSED_KEY: Final = re.compile(r'Path "(.*?)"(?:: Encountered| contained) ', re.DOTALL)
+_HEADS_IN_FLIGHT: Final = 32  # as many as names that are looked at for their sizes
 _FAILURES: Final = (BaseError, OSError, ValueError)
 
 # What reads which scheme of type FSSPEC; any other one, and "fsspec+" before these, is fsspec's.
@@ -74,6 +84,10 @@ def by_scheme(spec: SourceSpec, credentials: Mapping[str, str], **more: object) 
     return source
 
 
+class _ImpossibleKey(SourceUnsupported):
+    """obstore takes no such key, and gives nothing of the page of a listing that has one."""
+
+
 class ObjectStoreSource:
     """Objects under a prefix of one bucket or container, whichever store of obstore it is."""
 
@@ -93,27 +107,57 @@ class ObjectStoreSource:
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         """See ``Source``. obstore gathers all pages of one directory before it answers."""
-        prefix = self._key(f"{directory}/" if directory else "")
-        what = f"{self.uri}{directory}"
-        answer = await self._call(obstore.list_with_delimiter_async(self._store, prefix or None), what, limited=False)
-        objects = [
-            SourceObject(self._path(found.rstrip("/")), Kind.DIRECTORY)
-            for found in answer["common_prefixes"]
-            if found.rstrip("/") != prefix.rstrip("/")
-        ]
-        objects += [self._object(item) for item in answer["objects"] if f"{item['path']}/" != prefix]
-        if not objects and not answer["objects"] and prefix:
-            if directory:
-                raise SourceMissing(f"{what}: there is nothing under this prefix")
-            yield await self._single()
-            return
+        prefix, directories, items = await self._directly_in(directory)
+        if not directories and not items and prefix:
+            if not directory:
+                yield await self._single()
+                return
+            if not await self._is_marked(directory):
+                raise SourceMissing(f"{self.uri}{directory}: there is nothing under this prefix")
+        objects = [SourceObject(path, Kind.DIRECTORY) for path in directories]
+        objects += [self._object(item) for item in items if f"{item['path']}/" != prefix]
         self._root.holds_keys()
         for start in range(0, len(objects), PAGE_NAMES):
             yield ListingPage(tuple(objects[start : start + PAGE_NAMES]))
         yield ListingPage((), (directory,))
 
+    async def _directly_in(self, directory: str) -> tuple[str, list[str], Sequence[Mapping[str, Any]]]:
+        """The prefix that was listed, the paths of directories below it, and what is said of objects.
+
+        Raises SourceRefused for a directory below the root that obstore cannot list.
+        """
+        prefix = self._key(f"{directory}/" if directory else "")
+        asked = obstore.list_with_delimiter_async(self._store, prefix or None)
+        try:
+            answer = await self._call(asked, f"{self.uri}{directory}", limited=False)
+        except _ImpossibleKey as error:
+            if not directory:
+                raise
+            raise SourceRefused(str(error)) from error
+        found = [each.rstrip("/") for each in answer["common_prefixes"]]
+        return prefix, [self._path(each) for each in found if each != prefix.rstrip("/")], answer["objects"]
+
+    async def _is_marked(self, directory: str) -> bool:
+        """Whether an empty directory has a marker: one of Azure's, obstore shows to the directory above alone."""
+        if not isinstance(self._store, AzureStore):
+            return False
+        _prefix, beside, _items = await self._directly_in(directory.rpartition("/")[0])
+        return directory in beside
+
     async def list_tree(self) -> AsyncIterator[ListingPage]:
-        """See ``Source``. One flat listing."""
+        """See ``Source``. One flat listing; one of each directory if obstore refuses a key, as it ends there."""
+        try:
+            async with closing(self._flat()) as pages:
+                async for page in pages:
+                    yield page
+            return
+        except _ImpossibleKey as refusal:
+            log.info("listing one directory after another", source=self.uri, reason=str(refusal))
+        async with closing(walk(self.list_directory)) as pages:
+            async for page in pages:
+                yield page
+
+    async def _flat(self) -> AsyncIterator[ListingPage]:
         tree = FlatTree()
         run, found = tree.run(), False
         stream = obstore.list(self._store, self._prefix or None, chunk_size=PAGE_NAMES).__aiter__()
@@ -122,10 +166,10 @@ class ObjectStoreSource:
                 chunk = await self._call(stream.__anext__(), self.uri)
             except StopAsyncIteration:
                 break
-            for item in chunk:
-                found = True
-                if f"{item['path']}/" != self._prefix:  # the marker of the directory itself
-                    run.add(self._object(item))
+            found = found or bool(chunk)
+            # Without the marker of the directory itself.
+            for obj in await self._told_apart([self._object(i) for i in chunk if f"{i['path']}/" != self._prefix]):
+                run.add(obj)
             yield run.take_page()
         if not found and self._prefix:
             yield await self._single()
@@ -135,6 +179,42 @@ class ObjectStoreSource:
         yield run.take_page()
         yield tree.finish()
 
+    async def _told_apart(self, objects: list[SourceObject]) -> list[SourceObject]:
+        """With directories for their markers: obstore lists a key ``x/`` as ``x``, and finds none of that name."""
+        empty = [at for at, obj in enumerate(objects) if not obj.size]
+        unclear = []
+        for at in empty:
+            if at + 1 < len(objects) and objects[at + 1].path.startswith(f"{objects[at].path}/"):
+                objects[at] = SourceObject(objects[at].path, Kind.DIRECTORY)  # it is one in any case
+            else:
+                unclear.append(at)
+        gate = asyncio.Semaphore(_HEADS_IN_FLIGHT)
+
+        async def look(at: int) -> None:
+            async with gate:
+                if not await self._is_there(objects[at].path):
+                    objects[at] = SourceObject(objects[at].path, Kind.DIRECTORY)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for at in unclear:
+                    group.create_task(look(at))
+        except BaseExceptionGroup as errors:
+            ours = first_of(errors, SourceError)
+            if ours is None:
+                raise
+            raise ours from ours.__cause__  # one is enough: the others were cancelled
+        return objects
+
+    async def _is_there(self, path: str) -> bool:
+        def is_quick(error: SourceError, _delay_s: float) -> bool:
+            return not isinstance(error, SourceTimeout)
+
+        try:
+            return await one_of_many(partial(self._head, path, self._key(path)), is_quick) is not None
+        except SourceRefused:
+            return True  # who may list is told when there is none
+
     async def _single(self) -> ListingPage:
         """All there is where nothing is under the prefix. Raises SourceMissing."""
         file = await self._root.file()
@@ -143,7 +223,11 @@ class ObjectStoreSource:
         return ListingPage((file,), ("",))
 
     async def stat(self, path: str) -> SourceObject | None:
-        """See ``Source``. Both questions at once: is it a prefix, is it a key."""
+        """See ``Source``. Both questions at once: is it a prefix, is it a key.
+
+        Of Azure an empty directory that only a marker stands for is not found: a listing has it (``_is_marked``), and
+        one of all that is beside each name that is not there would take too long.
+        """
         if not path:
             return SourceObject("", Kind.DIRECTORY)
         if path_parts(path) is None or _CONTROL.search(path):
@@ -221,7 +305,9 @@ class ObjectStoreSource:
         if status in (429, 503):
             return RetryLater(f"{what}: HTTP {status}, the server asks for patience")
         if isinstance(error, (InvalidPathError, ValueError)):
-            return SourceUnsupported(f"{what}: a key is no path that can be read here (such as a//b)")
+            key = _REFUSED_KEY.search(str(error))
+            shown = one_line(key[1]) if key else "such as a//b"
+            return _ImpossibleKey(f"{what}: a key is no path that can be read here ({shown})")
         if "kind: Timeout" in str(error) or "TimedOut" in str(error):
             return SourceTimeout(f"{what}: nothing answered in time")
         shown = f"HTTP {status}" if status else "it cannot be reached, or no credentials were found"

@@ -40,6 +40,8 @@ class GcsServer:
     def put(self, path: str, data: bytes) -> None:
         self._ask("POST", f"/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quote(path, safe='')}", data)
 
+    put_exactly = put
+
     def delete(self, path: str) -> None:
         self._ask("DELETE", f"/storage/v1/b/{BUCKET}/o/{quote(path, safe='')}")
 

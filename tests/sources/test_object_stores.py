@@ -18,9 +18,10 @@ from dsfs.errors import (
     SourceMissing,
     SourceRefused,
     SourceUnavailable,
+    SourceUnsupported,
 )
 from dsfs.manifest.schema import SourceSpec, SourceType
-from dsfs.model import Kind
+from dsfs.model import Kind, SourceObject
 from dsfs.ranges import MiB
 from dsfs.sources.base import Source
 from dsfs.sources.generic import FsspecSource
@@ -132,6 +133,64 @@ def test_tree_bytes_and_ranges(store: GcsServer | AzureServer) -> None:
 
     using(build(store, folder), use)
     using(build(store, f"{folder}-nothing"), _nothing)
+
+
+def test_markers_and_files_beside_prefixes(store: GcsServer | AzureServer) -> None:
+    folder = f"case-{next(_folders)}"
+    keys = ("", "a-b", "beside", "beside/f", "empty/", "empty-not", "full/", "full/f", "full/inner/", "zero")
+    for key in keys:
+        store.put_exactly(f"{folder}/{key}", b"x" if key.endswith(("b", "f", "t")) else b"")
+
+    async def use(source: Source) -> None:
+        found: dict[str, set[Kind]] = {}
+        async for page in source.list_tree():
+            for obj in page.objects:
+                found.setdefault(obj.path, set()).add(obj.kind)
+        beside = found.pop("beside")
+        assert Kind.DIRECTORY in beside, "which the catalog shows then"
+        top = {"a-b": Kind.FILE, "empty": Kind.DIRECTORY, "empty-not": Kind.FILE, "full": Kind.DIRECTORY}
+        top["zero"] = Kind.FILE
+        below = {"beside/f": Kind.FILE, "full/f": Kind.FILE, "full/inner": Kind.DIRECTORY}
+        assert found == {path: {kind} for path, kind in (top | below).items()}
+        names = [obj async for page in source.list_directory("") for obj in page.objects]
+        assert SourceObject("beside", Kind.DIRECTORY) in names
+        assert {obj.path: obj.kind for obj in names if obj.path != "beside"} == top
+        assert await names_in(source, "full") == {"full/f": Kind.FILE, "full/inner": Kind.DIRECTORY}
+        assert await names_in(source, "empty") == {}
+        for directory in ("beside", *(() if isinstance(store, AzureServer) else ("empty", "full/inner"))):
+            told = await source.stat(directory)
+            assert told is not None
+            assert told.kind is Kind.DIRECTORY
+
+    using(build(store, folder), use)
+
+
+def test_a_key_that_is_no_path_costs_its_directory_alone(store: GcsServer | AzureServer) -> None:
+    folder = f"case-{next(_folders)}"
+    for key in ("a/b/c", "p/q//r", "p/q/s", "p/t", "z"):
+        store.put_exactly(f"{folder}/{key}", b"content")
+
+    async def use(source: Source) -> None:
+        pages = [page async for page in source.list_tree()]
+        assert {obj.path for page in pages for obj in page.objects} == {"a", "a/b", "a/b/c", "p", "p/q", "p/t", "z"}
+        ((refused, why),) = [one for page in pages for one in page.refused]
+        assert refused == "p/q"
+        assert f"no path that can be read here ({folder}/p/q//)" in why
+        assert {path for page in pages for path in page.complete} == {"", "a", "a/b", "p"}
+        with pytest.raises(SourceRefused, match="no path"):
+            await names_in(source, "p/q")
+        found = await source.stat("p/q/s")
+        assert found is not None
+        assert await read_range(source, found, 0, 7) == b"content"
+
+    using(build(store, folder), use)
+    store.put_exactly(f"{folder}/p//x", b"content")
+
+    async def cannot(source: Source) -> None:
+        with pytest.raises(SourceUnsupported, match="no path"):
+            await tree_of(source)
+
+    using(build(store, f"{folder}/p"), cannot)
 
 
 def test_a_uri_may_name_one_key(store: GcsServer | AzureServer) -> None:
