@@ -9,6 +9,7 @@ too high, which keeps an inode in its mode for longer, and never too low, which 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 
@@ -58,9 +59,14 @@ class OpenJournal:
         os.close(self._fd)
 
     def remove(self) -> None:
-        """Its connection has ended: nobody will ask again."""
+        """Its connection has ended: nobody will ask again.
+
+        By now another may have its name, as the kernel gives the next connection the lowest device number that is free.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+                os.unlink(self._path)
         self.close()
-        os.unlink(self._path)
 
     def mode(self, nodeid: int) -> InodeMode | None:
         """The mode of an inode's open handles; None when it has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -94,3 +95,25 @@ class JournalMachine(RuleBasedStateMachine):
 
 TestJournal = JournalMachine.TestCase
 TestJournal.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_only_its_own_file_is_removed(tmp_path: Path) -> None:
+    """The next connection of a dataset may have the device number, and so the name, of one that is still ending."""
+    path = str(tmp_path / "default@files.0-42")
+    before = OpenJournal(path)
+    os.unlink(path)
+    now = OpenJournal(path)
+    now.opened(2, 77, 5)
+    before.remove()
+    now.close()
+    again = OpenJournal(path)
+    assert again.backing_id(77) == 5
+    again.remove()
+    assert not os.path.exists(path)
+
+
+def test_a_file_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    path = str(tmp_path / "default@files.0-42")
+    journal = OpenJournal(path)
+    os.unlink(path)
+    journal.remove()
