@@ -18,7 +18,7 @@ from dsfs.cache.complete import (
     open_known_complete,
     open_object,
 )
-from dsfs.cache.damage import NO_DESCRIPTORS, DamagedObject
+from dsfs.cache.damage import NO_DESCRIPTORS, DamagedObject, is_of_the_object
 from dsfs.cache.direct import DirectWrites
 from dsfs.cache.heard_of import HeardOf
 from dsfs.cache.index import Index
@@ -88,7 +88,7 @@ class Objects:
             except FileNotFoundError:
                 return None
             except DamagedObject as damage:
-                self._drop_damaged(key, damage)
+                self.drop_damaged(key, damage)
                 return None
             except OSError as error:
                 self.note_trouble(error)
@@ -218,9 +218,7 @@ class Objects:
         try:
             return self._publish(obj, block, data, owner)
         except DamagedObject as damage:
-            if not obj.unlinked:  # else another may have its name by now
-                self._drop_damaged(obj.key, damage)
-                self.on_bad(obj.key)
+            self.drop_unreadable(obj, damage)
             return 0
 
     def _publish(self, obj: BlockMap, block: int, data: bytes | bytearray | memoryview, owner: str) -> int:
@@ -292,16 +290,26 @@ class Objects:
         kernel would be told that the file ends there."""
         if os.fstat(obj.fd).st_size == obj.size_bytes:
             return False
-        if obj.unlinked:
-            return True
-        self._drop_damaged(obj.key, DamagedObject(f"data of {obj.key} was cut off"))
-        self.on_bad(obj.key)
+        self.drop_unreadable(obj, DamagedObject(f"data of {obj.key} was cut off"))
         return True
 
-    def _drop_damaged(self, key: str, damage: DamagedObject) -> None:
-        log.warning("cached object dropped", reason=str(damage))
-        metrics.CORRUPT_BLOCKS.inc()
+    def drop_unreadable(self, obj: CachedObject, error: DamagedObject | OSError) -> None:
+        """An open object cannot be read: it is dropped, where that is its fault. Any thread; blocks on the disk."""
+        if isinstance(error, OSError):
+            self.note_trouble(error)
+        if is_of_the_object(error) and not obj.unlinked:  # else another may have its name by now
+            self.drop_damaged(obj.key, error)
+            self.on_bad(obj.key)
+
+    def drop_damaged(self, key: str, error: DamagedObject | OSError) -> None:
+        """Drop what lies under a key, as it cannot be used. Blocks on the disk."""
+        self.note_damaged(key, error)
         self.drop(key)
+
+    def note_damaged(self, key: str, error: DamagedObject | OSError) -> None:
+        """Log and count an object that is going to be dropped, as it cannot be used."""
+        log.warning("cached object dropped", key=key, reason=str(error))
+        metrics.CORRUPT_BLOCKS.inc()
 
     def drop_bad_block(self, obj: CachedObject, block: int) -> None:
         """A block did not match its checksum: take it back, or the whole object if it is complete."""

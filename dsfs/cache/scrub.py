@@ -116,7 +116,6 @@ class Scrub:
             return 0
         except (DamagedObject, OSError) as error:
             drop_damaged(self._tier, key, error)
-            metrics.CORRUPT_BLOCKS.inc()
             self._done_with(key)
             return 0
         looked_at = 0

@@ -64,12 +64,7 @@ def drop_damaged(tier: NodeTier, key: str, error: DamagedObject | OSError) -> No
     """Drop an object that could not be opened. Raises the error if that is no fault of the object's."""
     if not is_of_the_object(error):
         raise error
-    _say_damaged(key, error)
-    tier.drop(key)
-
-
-def _say_damaged(key: str, error: DamagedObject | OSError) -> None:
-    log.warning("cached object dropped", key=key, reason=str(error))
+    tier.drop_damaged(key, error)
 
 
 def is_right(obj: BlockMap, block: int, read: ReadRange | None = None) -> bool:
@@ -135,7 +130,7 @@ def _note(tier: NodeTier, key: str, boot: bytes) -> None:
         if isinstance(error, OSError) and not is_of_the_object(error):
             tier.note_trouble(error)  # who reads it finds it again
             return
-        _say_damaged(key, error)
+        tier.note_damaged(key, error)
         tier.drop_cleared(key)
         return
     if obj.present_bytes():

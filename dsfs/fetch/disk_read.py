@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from dsfs.cache.complete import CachedObject
-from dsfs.cache.damage import DamagedObject, is_of_the_object
+from dsfs.cache.damage import DamagedObject
 from dsfs.cache.node import NodeTier
 from dsfs.fetch.disk import DISK
 from dsfs.fetch.origin import RemoteFile
@@ -31,15 +31,15 @@ def read_now(tier: NodeTier, obj: CachedObject, wanted: ByteRange, into: memoryv
 
 async def read_waiting(tier: NodeTier, obj: CachedObject, wanted: ByteRange, into: memoryview) -> bool:
     """``obj.read``, by a thread that waits. What cannot be read is dropped: then False, as for what is not here."""
+    return await trio.to_thread.run_sync(_read_or_drop, tier, obj, wanted, into, limiter=DISK)
+
+
+def _read_or_drop(tier: NodeTier, obj: CachedObject, wanted: ByteRange, into: memoryview) -> bool:
     try:
-        return await trio.to_thread.run_sync(obj.read, wanted, into, limiter=DISK)
-    except DamagedObject:
-        tier.drop(obj.key)
-    except OSError as error:
-        tier.note_trouble(error)
-        if is_of_the_object(error):
-            tier.drop(obj.key)  # a block that cannot be read is a block that is not here
-    return False
+        return obj.read(wanted, into)
+    except (DamagedObject, OSError) as error:
+        tier.drop_unreadable(obj, error)  # a block that cannot be read is a block that is not here
+        return False
 
 
 class DiskRead:

@@ -111,6 +111,23 @@ def test_a_bad_object_goes_and_others_stay(tier: NodeTier) -> None:
     assert metrics.CORRUPT_BLOCKS._value.get() == before + 1
 
 
+@pytest.mark.parametrize("way", ["scrub", "verify", "rebuild", "open"])
+def test_an_object_that_is_torn_is_counted_whoever_finds_it(tier: NodeTier, way: str) -> None:
+    put(tier, 2)
+    os.truncate(tier.layout.map_path(key_of(2)), 40)
+    tier.index.remove(key_of(2))
+    before = metrics.CORRUPT_BLOCKS._value.get()
+    work: dict[str, Callable[[], object]] = {
+        "scrub": partial(whole_round, Scrub(tier, BOOT), 1 << 20),
+        "verify": partial(verify, tier, BOOT),
+        "rebuild": partial(rebuild_index, tier, BOOT),
+        "open": partial(tier.open, key_of(2), len(data_of(2)), "a/one"),
+    }
+    work[way]()
+    assert not os.path.exists(tier.layout.object_path(key_of(2)))
+    assert metrics.CORRUPT_BLOCKS._value.get() == before + 1
+
+
 def test_a_bad_block_of_what_is_being_written_goes_alone_and_is_counted_once(tier: NodeTier) -> None:
     size = 6 * BLOCK
     obj = tier.create(key_of(5), size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.cache.verify import is_right
 from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceUnavailable
+from dsfs.fetch.disk_read import read_waiting
 from dsfs.fetch.flights import Flights
 from dsfs.fetch.origin import Origin
 from dsfs.fetch.queue import FetchQueue, Limits, Priority
@@ -288,6 +290,59 @@ def test_a_stream_finds_a_cached_block_cut_off(run: Callable[..., None], tmp_pat
         with pytest.raises(SourceUnavailable, match="was dropped"):
             await there.flights.streams.bring(file, [0], obj, lambda _block, _data: None)
         await there.read(LARGE, 0, BLOCK)
+
+    run(test)
+
+
+def test_a_stream_drops_nothing_for_want_of_memory(
+    run: Callable[..., None],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_args: object) -> bool:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    async def test(there: World) -> None:
+        await there.read(LARGE, 0, BLOCK)
+        await there.idle()
+        file, obj = there.file(LARGE), in_cache(there)
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockMap, "read", no_memory)
+            with pytest.raises(SourceUnavailable, match=r"cannot be read$"):
+                await there.flights.streams.bring(file, [0], obj, lambda _block, _data: None)
+        assert there.tier.in_trouble
+        assert there.reader.has(file, range(1))
+
+    run(test)
+
+
+def test_what_is_found_cut_off_is_counted_and_told_of(run: Callable[..., None]) -> None:  # noqa: F811
+    """The kernel may have pages of it. Dropping it waits for the disk, so the loop does not do it."""
+    told: list[tuple[str, bool]] = []
+
+    async def test(there: World) -> None:
+        await there.read(LARGE, 0, BLOCK)
+        await there.idle()
+        obj, before = in_cache(there), metrics.CORRUPT_BLOCKS._value.get()
+        there.tier.on_bad = lambda key: told.append((key, threading.current_thread() is threading.main_thread()))
+        os.ftruncate(obj.fd, 0)
+        await there.read(LARGE, 0, BLOCK)
+        assert told == [(obj.key, False)]
+        assert metrics.CORRUPT_BLOCKS._value.get() == before + 1
+
+    run(test)
+
+
+def test_what_was_evicted_and_cannot_be_read_leaves_its_successor_alone(run: Callable[..., None]) -> None:  # noqa: F811
+    async def test(there: World) -> None:
+        await there.read(LARGE, 0, BLOCK)
+        await there.idle()
+        held = in_cache(there)
+        there.tier.drop(held.key)
+        os.ftruncate(held.fd, 0)
+        await there.read(LARGE, 0, BLOCK)
+        await there.idle()
+        assert not await read_waiting(there.tier, held, ByteRange(0, BLOCK), memoryview(bytearray(BLOCK)))
+        assert there.reader.has(there.file(LARGE), range(1))
 
     run(test)
 
