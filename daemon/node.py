@@ -49,7 +49,6 @@ class Node:
         settings: Settings,
         keeper: KeeperClient,
         tier: NodeTier,
-        boot: bytes,
         shown: Shown,
         changes: Changes,
         warming: Warming,
@@ -60,7 +59,6 @@ class Node:
     ) -> None:
         self.status = MountStatus(settings, keeper, tier, shown, changes.files, shared)
         self._tier = tier
-        self._boot = boot
         self._shown = shown
         self._changes = changes
         self._warming = warming
@@ -276,7 +274,7 @@ class Node:
         try:
             row = catalog.find(path)
             if row is not None:
-                verify_one(self._tier, dataset.origin.key_of(path, row.tag), self._boot)
+                verify_one(self._tier, dataset.origin.key_of(path, row.tag))
         finally:
             catalog.close()
 
@@ -286,7 +284,7 @@ class Node:
         def go_on(_found: Verified) -> None:
             trio.from_thread.check_cancelled()
 
-        found = await trio.to_thread.run_sync(verify, self._tier, self._boot, go_on, limiter=_VERIFYING)
+        found = await trio.to_thread.run_sync(verify, self._tier, go_on, limiter=_VERIFYING)
         await self._bad_pages.forget()
         return found
 

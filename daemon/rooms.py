@@ -69,7 +69,6 @@ class Rooms:
     bridge: Bridge
     background: trio.Nursery
     tier: NodeTier
-    boot: bytes
     shared_tier: SharedTier | None
     flights: Flights
     reader: Reader
@@ -89,7 +88,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     metrics.BUILD.info({"version": version("dsfs"), "session": settings.session})
     bridge = await stack.enter_async_context(network_side())
     wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts)
-    tier, boot = await stack.enter_async_context(_node_tier(settings, takes_over=keeper.restarts > 0))
+    tier = await stack.enter_async_context(_node_tier(settings, takes_over=keeper.restarts > 0))
     background = await stack.enter_async_context(trio.open_nursery())
     stack.callback(background.cancel_scope.cancel)
     queue = FetchQueue(Limits(fetch_memory_bytes()))
@@ -122,7 +121,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
         lambda dataset: settings.mountpoint if wanted.single else f"{settings.mountpoint}/{dataset.manifest.id}",
     )
     bad_pages = BadPages(tier, session)
-    node = Node(settings, keeper, tier, boot, shown, changes, warming, pins, hints, bad_pages, disk)
+    node = Node(settings, keeper, tier, shown, changes, warming, pins, hints, bad_pages, disk)
     return Rooms(
         settings=settings,
         wanted=wanted,
@@ -130,7 +129,6 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
         bridge=bridge,
         background=background,
         tier=tier,
-        boot=boot,
         shared_tier=shared_tier,
         flights=flights,
         reader=reader,
@@ -154,7 +152,7 @@ def _session(settings: Settings, keeper: KeeperClient, tree: WholeTree | None) -
 
 
 @asynccontextmanager
-async def _node_tier(settings: Settings, *, takes_over: bool) -> AsyncIterator[tuple[NodeTier, bytes]]:
+async def _node_tier(settings: Settings, *, takes_over: bool) -> AsyncIterator[NodeTier]:
     layout = await _locked_layout(settings.cache_dir, read_only=takes_over)
     try:
         index = open_index(layout.index)
@@ -168,7 +166,7 @@ async def _node_tier(settings: Settings, *, takes_over: bool) -> AsyncIterator[t
         except OSError as error:
             tier.note_trouble(error)
         try:
-            yield tier, boot
+            yield tier
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await trio.to_thread.run_sync(index.close, time.time(), limiter=DISK)

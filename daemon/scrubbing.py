@@ -18,9 +18,9 @@ _YIELD_PAUSES = 4  # while fetches are under way it rests up to so many times lo
 _LOOK_S = 0.1
 
 
-async def scrub_in_background(tier: NodeTier, boot: bytes, every_s: float, busy: Callable[[], bool]) -> None:
+async def scrub_in_background(tier: NodeTier, every_s: float, busy: Callable[[], bool]) -> None:
     """Check everything in the node tier once in ``every_s``, again and again. ``busy``: whether somebody fetches."""
-    scrub = await trio.to_thread.run_sync(Scrub, tier, boot, limiter=_SCRUB)
+    scrub = await trio.to_thread.run_sync(Scrub, tier, limiter=_SCRUB)
     saved_s = trio.current_time()
     try:
         while True:

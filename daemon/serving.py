@@ -85,7 +85,7 @@ class Serving:
         begin(rooms.node.keep_pins)
         every_s = rooms.settings.scrub_every_s
         if every_s:
-            scrub = partial(scrub_in_background, rooms.tier, rooms.boot, every_s, lambda: rooms.flights.under_way > 0)
+            scrub = partial(scrub_in_background, rooms.tier, every_s, lambda: rooms.flights.under_way > 0)
             begin(_optional, "background check of the cache", scrub)
             if rooms.shared_tier is not None:
                 begin(_optional, "background check of the shared cache", partial(rooms.shared_tier.scrub, every_s))
@@ -94,7 +94,7 @@ class Serving:
         if not rooms.tier.index.was_clean:
             # what is not in the index is found again by whoever reads it
             go_on = trio.from_thread.check_cancelled  # minutes, which a next server would wait for
-            rebuild = partial(trio.to_thread.run_sync, _rebuild, rooms.tier, rooms.boot, go_on, limiter=CATALOG)
+            rebuild = partial(trio.to_thread.run_sync, _rebuild, rooms.tier, go_on, limiter=CATALOG)
             begin(_optional, "rebuilding of the cache's index", rebuild)
 
     async def _show(self, serving: trio.Nursery) -> None:
@@ -177,8 +177,8 @@ async def _optional(what: str, work: Callable[[], Awaitable[None]]) -> None:
         log.exception("background work failed", work=what)
 
 
-def _rebuild(tier: NodeTier, boot: bytes, go_on: Callable[[], None]) -> None:
-    rebuild_index(tier, boot, go_on)
+def _rebuild(tier: NodeTier, go_on: Callable[[], None]) -> None:
+    rebuild_index(tier, go_on)
     tier.index.is_whole = True
 
 

@@ -135,8 +135,7 @@ def _verify_unmounted(directory: str) -> dict[str, int]:
     try:
         index = open_index(layout.index)
         index.is_whole = index.was_clean  # else the next server has to rebuild it
-        boot = trust_id(layout.root)
-        found = verify_tier(NodeTier(layout, index, lambda: 0, boot), boot)
+        found = verify_tier(NodeTier(layout, index, lambda: 0, trust_id(layout.root)))
         index.close(time.time())
     finally:
         layout.release()

@@ -53,9 +53,8 @@ class Place:
 class Scrub:
     """One thread at a time calls ``step`` and ``save``."""
 
-    def __init__(self, tier: NodeTier, boot: bytes) -> None:
+    def __init__(self, tier: NodeTier) -> None:
         self._tier = tier
-        self._boot = boot
         self._disk = PastCache()
         self._file = tier.layout.scrub
         self.place = self._saved = _load(self._file)
@@ -110,7 +109,7 @@ class Scrub:
         """Check more of an object, as far as the budget goes; the bytes that were looked at."""
         first = self.place.blocks if key == self.place.after else 0
         try:
-            obj = open_by_key(self._tier, key, self._boot)
+            obj = open_by_key(self._tier, key)
         except FileNotFoundError:
             self._done_with(key)  # evicted meanwhile
             return 0

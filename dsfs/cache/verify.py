@@ -28,7 +28,7 @@ class Verified:
     bad: int = 0
 
 
-def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = lambda _: None) -> Verified:
+def verify(tier: NodeTier, progress: Callable[[Verified], None] = lambda _: None) -> Verified:
     """Compare every cached block with its checksum; drop what is wrong. Blocks on the disk; hours for terabytes.
 
     Raises OSError of what says nothing about the cache: no descriptors, no memory.
@@ -37,7 +37,7 @@ def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = l
     for key in keys_on_disk(tier.layout.objects):
         found.objects += 1
         try:
-            obj = open_by_key(tier, key, boot)
+            obj = open_by_key(tier, key)
         except FileNotFoundError:
             found.objects -= 1  # evicted while we came here
             continue
@@ -50,10 +50,10 @@ def verify(tier: NodeTier, boot: bytes, progress: Callable[[Verified], None] = l
     return found
 
 
-def verify_one(tier: NodeTier, key: str, boot: bytes) -> None:
+def verify_one(tier: NodeTier, key: str) -> None:
     """As ``verify``, of one object that may be there."""
     try:
-        _verify_object(tier, open_by_key(tier, key, boot), Verified())
+        _verify_object(tier, open_by_key(tier, key), Verified())
     except FileNotFoundError:
         return
     except (DamagedObject, OSError) as error:
@@ -92,7 +92,7 @@ def _verify_object(tier: NodeTier, obj: BlockMap, found: Verified) -> None:
             return  # dropped as a whole
 
 
-def rebuild_index(tier: NodeTier, boot: bytes, go_on: Callable[[], None] = lambda: None) -> None:
+def rebuild_index(tier: NodeTier, go_on: Callable[[], None] = lambda: None) -> None:
     """Note in the index what lies in objects/ and is not in it, or not all of it; remove data that lost its map. Blocks
     on the disk.
 
@@ -103,7 +103,7 @@ def rebuild_index(tier: NodeTier, boot: bytes, go_on: Callable[[], None] = lambd
         go_on()
         with tier.clearing(key) as nobodys:
             if nobodys:
-                _note(tier, key, boot)
+                _note(tier, key)
         if not nobodys:
             tier.recount(key)
     for directory, _names, files in os.walk(tier.layout.objects):
@@ -118,12 +118,12 @@ def rebuild_index(tier: NodeTier, boot: bytes, go_on: Callable[[], None] = lambd
                     _remove(f"{directory}/{name}")
 
 
-def _note(tier: NodeTier, key: str, boot: bytes) -> None:
+def _note(tier: NodeTier, key: str) -> None:
     known_bytes, _content_bytes = tier.index.known(key)  # outside: what goes wrong there is no fault of the object's
     try:
         if known_bytes == tier.layout.object_space_bytes(key):
             return
-        obj = open_by_key(tier, key, boot)  # it has grown, or shrunk, since the index was written last
+        obj = open_by_key(tier, key)  # it has grown, or shrunk, since the index was written last
     except FileNotFoundError:
         return
     except (DamagedObject, OSError) as error:
@@ -151,7 +151,7 @@ def keys_on_disk(objects: str) -> Iterator[str]:
                 yield name[:-4]
 
 
-def open_by_key(tier: NodeTier, key: str, boot: bytes) -> BlockMap:
+def open_by_key(tier: NodeTier, key: str) -> BlockMap:
     """Open an object of which only the key is known: its header says the rest."""
     with open(tier.layout.map_path(key), "rb") as file:
         header = file.read(HEADER.size)
@@ -160,7 +160,7 @@ def open_by_key(tier: NodeTier, key: str, boot: bytes) -> BlockMap:
     _magic, _generation, size_bytes, block_bytes, _crc, _boot, _key = HEADER.unpack(header)
     if not 0 < block_bytes <= 1 << 30 or size_bytes > 1 << 60:
         raise DamagedObject(f"map of {key} has an impossible size")
-    return BlockMap.open(tier.layout.object_path(key), key, size_bytes, block_bytes, boot)
+    return BlockMap.open(tier.layout.object_path(key), key, size_bytes, block_bytes, tier.boot)
 
 
 def _remove(path: str) -> None:

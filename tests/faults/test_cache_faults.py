@@ -175,8 +175,8 @@ def absent_or_right(tier: NodeTier) -> bytes:
 def check(where: str) -> bytes:
     tier = open_tier(where)
     found = absent_or_right(tier)
-    assert verify(tier, BOOT).bad == 0
-    rebuild_index(tier, BOOT)
+    assert verify(tier).bad == 0
+    rebuild_index(tier)
     leftovers = {name for _directory, _names, files in os.walk(f"{where}/objects") for name in files}
     assert leftovers <= {KEY, f"{KEY}.map"}, "a rebuild leaves nothing that nobody needs"
     if KEY in leftovers and f"{KEY}.map" not in leftovers:

@@ -303,7 +303,7 @@ class NodeTierMachine(RuleBasedStateMachine):
             whole = False
         else:
             doubtful = bool(self.unchecked.get(key))
-            found = verify(self.tier, self.boot_id)
+            found = verify(self.tier)
             assert found.bad == 1
             assert found.objects >= len([key for key, blocks in self.model.items() if blocks])
             # a complete object may be in a kernel's hands: it goes as a whole
@@ -351,7 +351,7 @@ class NodeTierMachine(RuleBasedStateMachine):
 
     @rule()
     def verify_finds_nothing_wrong(self) -> None:
-        found = verify(self.tier, self.boot_id)
+        found = verify(self.tier)
         assert found.bad == 0
         assert found.bytes == sum(len(data) for blocks in self.model.values() for data in blocks.values())
         self.unchecked.clear()
@@ -387,7 +387,7 @@ class NodeTierMachine(RuleBasedStateMachine):
         self.open_tier()
         assert self.index.was_clean is clean
         if not clean:
-            rebuild_index(self.tier, self.boot_id)
+            rebuild_index(self.tier)
 
     @rule()
     def lose_index(self) -> None:
@@ -397,7 +397,7 @@ class NodeTierMachine(RuleBasedStateMachine):
         del self.tier
         self.open_tier()
         assert not self.index.was_clean
-        rebuild_index(self.tier, self.boot_id)
+        rebuild_index(self.tier)
         self.pinned.clear()  # they are in the index too; what is written down about them is not
         self.exact = True
         self.counted = {

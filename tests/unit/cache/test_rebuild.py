@@ -54,7 +54,7 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 
 def test_an_object_without_a_block_yet_is_somebodys(cache: Cache) -> None:
     obj = cache.tier.create(KEY, SIZE)
-    rebuild_index(cache.tier, BOOT)
+    rebuild_index(cache.tier)
     assert not obj.unlinked
     cache.publish(obj, *range(6))
     assert cache.tier.holds_all(KEY, SIZE, "a/one")
@@ -68,7 +68,7 @@ def test_what_nobody_makes_any_more_goes(cache: Cache) -> None:
     torn = Path(f"{cache.layout.map_path(OTHER)}.1.new")
     torn.write_bytes(b"half a map")
     cache.lose_index()
-    rebuild_index(cache.tier, BOOT)
+    rebuild_index(cache.tier)
     assert [name for _at, _dirs, names in os.walk(cache.layout.objects) for name in names] == []
 
 
@@ -78,10 +78,10 @@ def test_files_of_what_is_being_made_stay(cache: Cache) -> None:
     with cache.tier._making.making(KEY):
         data.write_bytes(b"data whose map comes")
         new.write_bytes(b"which is being written")
-        rebuild_index(cache.tier, BOOT)
+        rebuild_index(cache.tier)
         assert data.exists()
         assert new.exists()
-    rebuild_index(cache.tier, BOOT)
+    rebuild_index(cache.tier)
     assert not data.exists()
     assert not new.exists()
 
@@ -130,7 +130,7 @@ def test_who_makes_it_waits_for_who_drops_it(cache: Cache, monkeypatch: pytest.M
     dropping.join(10)
     making.join(10)
     assert made.is_set()
-    assert verify.verify(cache.tier, BOOT) == verify.Verified(1, 6, SIZE, 0)
+    assert verify.verify(cache.tier) == verify.Verified(1, 6, SIZE, 0)
     cache.index.flush(time.time())
     assert cache.index.used_bytes == cache.layout.object_space_bytes(KEY)
 
@@ -146,7 +146,7 @@ def test_what_grew_or_shrank_before_a_crash_is_counted_as_it_is(cache: Cache) ->
     spaces = {KEY: grown.space_bytes(), OTHER: shrunk.space_bytes()}
     cache.__init__(cache.layout)  # type: ignore[misc]
     for _twice in range(2):
-        rebuild_index(cache.tier, BOOT)
+        rebuild_index(cache.tier)
         cache.index.flush(time.time())
         assert {row.key: row.cached_bytes for row in cache.index.everything()} == spaces
         assert cache.index.used_bytes == sum(spaces.values())
@@ -160,7 +160,7 @@ def test_an_index_that_cannot_be_read_costs_no_object(cache: Cache, monkeypatch:
 
     monkeypatch.setattr(Index, "known", known)
     with pytest.raises(OSError, match="the index cannot be read"):
-        rebuild_index(cache.tier, BOOT)
+        rebuild_index(cache.tier)
     assert cache.tier.holds_all(KEY, 5000, "a/one")
 
 
@@ -173,7 +173,7 @@ def test_what_is_open_is_counted_whole_and_once(cache: Cache, written_before_reb
     assert isinstance(again, BlockMap)
     cache.publish(again, *written_before_rebuild)
     for _twice in range(2):
-        rebuild_index(cache.tier, BOOT)
+        rebuild_index(cache.tier)
         assert cache.index.used_bytes == again.space_bytes()
         cache.index.flush(time.time())
         assert cache.index.used_bytes == again.space_bytes()
@@ -187,7 +187,7 @@ def test_a_complete_one_that_is_open_too(cache: Cache) -> None:
     cache.lose_index()
     held = cache.tier.open(KEY, 5000, "a/one")
     assert held is not None
-    rebuild_index(cache.tier, BOOT)
+    rebuild_index(cache.tier)
     assert cache.index.used_bytes == used
 
 
@@ -200,7 +200,7 @@ def test_what_is_evicted_while_it_is_counted_does_not_end_the_rest(cache: Cache)
     assert held is not None
     os.unlink(cache.layout.map_path(KEY))  # which is how an eviction begins
     cache.tier.recount(KEY)
-    rebuild_index(cache.tier, BOOT)
+    rebuild_index(cache.tier)
     assert cache.index.used_bytes == used / 2
 
 
@@ -211,13 +211,13 @@ def test_one_that_cannot_be_opened_just_now_ends_nothing(cache: Cache, monkeypat
     cache.lose_index()
     opened = verify.open_by_key
 
-    def open_by_key(tier: NodeTier, key: str, boot: bytes) -> CachedObject:
+    def open_by_key(tier: NodeTier, key: str) -> CachedObject:
         if key == KEY:
             raise OSError(errno.EMFILE, "no descriptor is left")
-        return opened(tier, key, boot)
+        return opened(tier, key)
 
     monkeypatch.setattr(verify, "open_by_key", open_by_key)
-    rebuild_index(cache.tier, BOOT)
+    rebuild_index(cache.tier)
     assert OTHER in cache.index
     assert os.path.exists(cache.layout.object_path(KEY))
     assert cache.tier.in_trouble

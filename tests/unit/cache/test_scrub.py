@@ -39,6 +39,10 @@ def tier(tmp_path: Path) -> Iterator[NodeTier]:
     layout.release()
 
 
+def after_a_boot(tier: NodeTier) -> NodeTier:
+    return NodeTier(tier.layout, tier.index, lambda: 1 << 30, b"another boot ...", BLOCK)
+
+
 def key_of(number: int) -> str:
     return f"{number:02x}" * 32
 
@@ -70,31 +74,31 @@ def test_a_round_looks_at_every_byte_once(tier: NodeTier, budget_bytes: int) -> 
     for number in range(7):
         put(tier, number * 36, blocks=1 + number)
     size = sum(len(data_of(0, 1 + number)) for number in range(7))
-    scrub = Scrub(tier, BOOT)
+    scrub = Scrub(tier)
     assert whole_round(scrub, budget_bytes) == size
     assert whole_round(scrub, budget_bytes) == size
 
 
 def test_a_step_keeps_to_its_budget_inside_of_an_object(tier: NodeTier) -> None:
     put(tier, 1, blocks=50)
-    assert Scrub(tier, BOOT).step(4 * BLOCK) == 4 * BLOCK
+    assert Scrub(tier).step(4 * BLOCK) == 4 * BLOCK
 
 
 @pytest.mark.parametrize("blocks_first", range(1, 6))
 def test_another_one_goes_on_where_this_one_was(tier: NodeTier, blocks_first: int) -> None:
     for number in (3, 4, 200):
         put(tier, number)
-    first = Scrub(tier, BOOT)
+    first = Scrub(tier)
     seen = sum(first.step(1) for _block in range(blocks_first))
     first.save()
-    assert seen + whole_round(Scrub(tier, BOOT), 1) == 3 * len(data_of(0))
+    assert seen + whole_round(Scrub(tier), 1) == 3 * len(data_of(0))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"after": "zz", "blocks": 0, "rounds": 0}', '{"after": 1}'])
 def test_a_place_that_cannot_be_read_is_the_beginning(tier: NodeTier, text: str) -> None:
     put(tier, 9)
     Path(tier.layout.scrub).write_text(text)
-    assert whole_round(Scrub(tier, BOOT), 1 << 20) == len(data_of(0))
+    assert whole_round(Scrub(tier), 1 << 20) == len(data_of(0))
 
 
 def test_a_bad_object_goes_and_others_stay(tier: NodeTier) -> None:
@@ -102,7 +106,7 @@ def test_a_bad_object_goes_and_others_stay(tier: NodeTier) -> None:
         put(tier, number)
     before = metrics.CORRUPT_BLOCKS._value.get()
     flip(tier, 2, BLOCK + 5)
-    whole_round(Scrub(tier, BOOT), 1 << 20)
+    whole_round(Scrub(tier), 1 << 20)
     assert [tier.open(key_of(number), len(data_of(0)), "a/one") is not None for number in (1, 2, 3)] == [
         True,
         False,
@@ -118,9 +122,9 @@ def test_an_object_that_is_torn_is_counted_whoever_finds_it(tier: NodeTier, way:
     tier.index.remove(key_of(2))
     before = metrics.CORRUPT_BLOCKS._value.get()
     work: dict[str, Callable[[], object]] = {
-        "scrub": partial(whole_round, Scrub(tier, BOOT), 1 << 20),
-        "verify": partial(verify, tier, BOOT),
-        "rebuild": partial(rebuild_index, tier, BOOT),
+        "scrub": partial(whole_round, Scrub(tier), 1 << 20),
+        "verify": partial(verify, tier),
+        "rebuild": partial(rebuild_index, tier),
         "open": partial(tier.open, key_of(2), len(data_of(2)), "a/one"),
     }
     work[way]()
@@ -134,7 +138,7 @@ def test_a_bad_block_of_what_is_being_written_goes_alone_and_is_counted_once(tie
     for block in range(3):
         tier.publish(obj, block, bytes([block + 1]) * BLOCK, "a/one")
     flip(tier, 5, BLOCK + 1)
-    whole_round(Scrub(tier, BOOT), 1 << 20)
+    whole_round(Scrub(tier), 1 << 20)
     assert [obj.state(block) for block in range(6)] == [1, 0, 1, 0, 0, 0]
     tier.publish(obj, 4, bytes(BLOCK), "a/one")
     tier.publish(obj, 1, bytes(BLOCK), "a/one")
@@ -161,12 +165,12 @@ def test_who_may_open_no_more_files_drops_nothing(tier: NodeTier, way: str, coun
         if way == "rebuild":
             tier.index.remove(key_of(number))
     before = metrics.CORRUPT_BLOCKS._value.get()
-    another_boot = b"another boot ..."  # so that there is something to check
-    scrub = Scrub(tier, another_boot)
+    later = after_a_boot(tier)  # so that there is something to check
+    scrub = Scrub(later)
     work: dict[str, Callable[[], object]] = {
         "scrub": partial(whole_round, scrub, 1 << 20),
-        "verify": partial(verify, tier, another_boot),
-        "rebuild": partial(rebuild_index, tier, another_boot),
+        "verify": partial(verify, later),
+        "rebuild": partial(rebuild_index, later),
     }
     refused: int | None = errno.EMFILE
     try:
@@ -191,15 +195,16 @@ def test_it_is_no_use_of_what_it_looks_at(tier: NodeTier) -> None:
     put(tier, 1)
     tier.index.flush(time.time())
     (before,) = tier.index.everything()
-    whole_round(Scrub(tier, BOOT), 1 << 20)
+    whole_round(Scrub(tier), 1 << 20)
     tier.index.flush(time.time() + 3600)
     assert list(tier.index.everything()) == [before]
 
 
 def test_what_another_boot_wrote_is_believed_afterwards(tier: NodeTier) -> None:
     put(tier, 1)
-    whole_round(Scrub(tier, b"another boot ..."), 1 << 20)
-    obj = BlockMap.open(tier.layout.object_path(key_of(1)), key_of(1), len(data_of(0)), BLOCK, b"another boot ...")
+    later = after_a_boot(tier)
+    whole_round(Scrub(later), 1 << 20)
+    obj = BlockMap.open(tier.layout.object_path(key_of(1)), key_of(1), len(data_of(0)), BLOCK, later.boot)
     assert obj.complete
 
 
@@ -236,9 +241,9 @@ def test_a_state_that_is_none_is_one_to_check(tier: NodeTier, look: str) -> None
             file.write(b"\x77")
     flip(tier, 2, BLOCK + 5)
     if look == "verify":
-        assert verify(tier, BOOT).bad == 1
+        assert verify(tier).bad == 1
     else:
-        whole_round(Scrub(tier, BOOT), 1 << 20)
+        whole_round(Scrub(tier), 1 << 20)
     right = tier.open(key_of(1), len(data_of(1)), "a/one")
     wrong = tier.open(key_of(2), len(data_of(2)), "a/one")
     assert right is not None

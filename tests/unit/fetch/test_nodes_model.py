@@ -87,7 +87,7 @@ async def life(root: Path, shared: Path, bridge: Bridge) -> AsyncIterator[Node]:
     """Ends like a process that is killed: nothing is written at its end."""
     index = Index(f"{root}/index")
     tier = NodeTier(Layout(str(root), -1), index, lambda: LIMIT, BOOT, BLOCK)
-    await trio.to_thread.run_sync(rebuild_index, tier, BOOT)
+    await trio.to_thread.run_sync(rebuild_index, tier)
     async with trio.open_nursery() as nursery:
         disk = SharedDisk(str(shared), lambda _root: SHARED_LIMIT, TIMES)
         await disk.open()
@@ -243,7 +243,7 @@ async def play(place: Path, steps: list[list[tuple[str, int, int]]]) -> None:
                     together.start_soon(partial(getattr(world, name), *arguments))
             await world.settle()
         for node in world.nodes:
-            assert (await trio.to_thread.run_sync(verify, node.tier, BOOT)).bad == 0
+            assert (await trio.to_thread.run_sync(verify, node.tier)).bad == 0
         nursery.cancel_scope.cancel()
 
 
