@@ -227,32 +227,31 @@ class BlockMap:
         ``flags`` go to preadv2(2); with RWF_NOWAIT raises BlockingIOError when the disk would have to be waited for.
         """
         if self.complete:
-            self._pread(wanted, into, flags)
+            pread_all(self.fd, self.key, wanted, into, flags)
             return True
         generation = self._generation[0]
         for block in blocks_of(wanted, self.block_bytes):
             if self._states[block] != State.PRESENT:
                 return False
-        self._pread(wanted, into, flags)
+        pread_all(self.fd, self.key, wanted, into, flags)
         return self._generation[0] == generation
-
-    def _pread(self, wanted: ByteRange, into: memoryview, flags: int) -> None:
-        done = 0
-        while done < wanted.length:
-            count = os.preadv(self.fd, [into[done : wanted.length]], wanted.start + done, flags)
-            if count == 0:
-                raise DamagedObject(f"data of {self.key} ends before byte {wanted.stop}")
-            done += count
-            if done < wanted.length and flags & os.RWF_NOWAIT:
-                raise BlockingIOError
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
-        """Publish blocks while nobody may punch. A writer has a descriptor, and so a lock, of its own."""
+        """Publish blocks while nobody may punch."""
+        with self._locked(fcntl.LOCK_SH):
+            yield Writer(self)
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Hold the map's lock as flock(2) says. Whoever does has a descriptor, and so a lock, of its own.
+
+        Raises BlockingIOError, with LOCK_NB, when others hold it.
+        """
         lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(lock_fd, fcntl.LOCK_SH)
-            yield Writer(self)
+            fcntl.flock(lock_fd, how)
+            yield
         finally:
             os.close(lock_fd)
 
@@ -299,31 +298,28 @@ class BlockMap:
         ``count`` is told of them before anybody can publish again. None when somebody publishes into the object just
         now, or when it is complete (then it can only be unlinked).
         """
-        lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self.complete:
-                return None
-            taken = [block for block in blocks if self._states[block] != State.ABSENT]
-            for block in taken:
-                self._states[block] = State.ABSENT
-            self._generation[0] += 1
-            freed = 0
-            for block in taken:
-                place = block_range(block, self.size_bytes, self.block_bytes)
-                length = place.length
-                if place.stop == self.size_bytes:
-                    length = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE  # a part of a page would keep its space
-                if _libc.fallocate(self.fd, _PUNCH_HOLE, place.start, length) != 0:
-                    code = ctypes.get_errno()
-                    raise OSError(code, os.strerror(code), self.key)
-                freed += place.length
-            count(freed)
-            return freed
+            with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                if self.complete:
+                    return None
+                taken = [block for block in blocks if self._states[block] != State.ABSENT]
+                for block in taken:
+                    self._states[block] = State.ABSENT
+                self._generation[0] += 1
+                freed = 0
+                for block in taken:
+                    place = block_range(block, self.size_bytes, self.block_bytes)
+                    length = place.length
+                    if place.stop == self.size_bytes:
+                        length = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE  # a part of a page would keep its space
+                    if _libc.fallocate(self.fd, _PUNCH_HOLE, place.start, length) != 0:
+                        code = ctypes.get_errno()
+                        raise OSError(code, os.strerror(code), self.key)
+                    freed += place.length
+                count(freed)
+                return freed
         except BlockingIOError:
             return None
-        finally:
-            os.close(lock_fd)
 
     def check(self, block: int, read: ReadRange | None = None) -> bool:
         """Read one block that is here and compare its crc32c; a right UNCHECKED one becomes PRESENT.
@@ -338,7 +334,7 @@ class BlockMap:
             return True  # taken back meanwhile: not wrong, just gone
         if read is None:
             data = memoryview(bytearray(place.length))
-            self._pread(place, data, 0)
+            pread_all(self.fd, self.key, place, data)
         else:
             data = read(place)
             if len(data) != place.length:
@@ -346,25 +342,17 @@ class BlockMap:
         if crc32c(data) != self._checksums[block]:
             return self._generation[0] != generation  # punched meanwhile
         if state != State.PRESENT:
-            lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock_fd, fcntl.LOCK_SH)
+            with self._locked(fcntl.LOCK_SH):
                 if self._generation[0] == generation:
                     self._states[block] = State.PRESENT
-            finally:
-                os.close(lock_fd)
         return True
 
     def _distrust(self, boot: bytes) -> None:
         """States before the boot id: a crash in between distrusts once more, which is harmless."""
-        lock_fd = os.open(f"/proc/self/fd/{self._map_fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX)
+        with self._locked(fcntl.LOCK_EX):
             if bytes(self._boot) != boot:
                 self._states[:] = bytes(self._states).replace(bytes([State.PRESENT]), bytes([State.UNCHECKED]))
                 self._boot[:] = boot
-        finally:
-            os.close(lock_fd)
 
 
 class Writer:
@@ -380,6 +368,21 @@ class Writer:
         when the disk refuses, DamagedObject when somebody has cut off what lies there.
         """
         return self._obj._publish(block, data, direct)
+
+
+def pread_all(fd: int, key: str, wanted: ByteRange, into: memoryview, flags: int = 0) -> None:
+    """Fill ``into`` from the data of an object. Raises DamagedObject when that ends before, OSError.
+
+    ``flags`` go to preadv2(2); with RWF_NOWAIT raises BlockingIOError when the disk would have to be waited for.
+    """
+    done = 0
+    while done < wanted.length:
+        count = os.preadv(fd, [into[done : wanted.length]], wanted.start + done, flags)
+        if count == 0:
+            raise DamagedObject(f"data of {key} ends before byte {wanted.stop}")
+        done += count
+        if done < wanted.length and flags & os.RWF_NOWAIT:
+            raise BlockingIOError
 
 
 def _pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

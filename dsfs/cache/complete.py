@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from dsfs.cache.blockmap import BlockMap
-from dsfs.cache.damage import DamagedObject
+from dsfs.cache.blockmap import BlockMap, pread_all
 from dsfs.cache.known_names import open_known
 from dsfs.cache.mapfile import BOOT_AT, HEADER, STATES_AT, State, header_is_of, map_bytes
 from dsfs.ranges import ByteRange, block_count
@@ -50,14 +49,7 @@ class CompleteObject:
 
     def read(self, wanted: ByteRange, into: memoryview, flags: int = 0) -> bool:
         """As ``BlockMap.read``; always True."""
-        done = 0
-        while done < wanted.length:
-            count = os.preadv(self.fd, [into[done : wanted.length]], wanted.start + done, flags)
-            if count == 0:
-                raise DamagedObject(f"data of {self.key} ends before byte {wanted.stop}")
-            done += count
-            if done < wanted.length and flags & os.RWF_NOWAIT:
-                raise BlockingIOError
+        pread_all(self.fd, self.key, wanted, into, flags)
         return True
 
 

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from dsfs import metrics
-from dsfs.cache.blockmap import BlockMap
+from dsfs.cache.blockmap import BlockMap, pread_all
 from dsfs.cache.shared_layout import PUBLIC
 from dsfs.cache.verify import is_right
 from dsfs.errors import SourceError, SourceMissing, SourceRefused, SourceUnavailable
@@ -133,14 +133,14 @@ def test_a_block_that_is_checked_while_another_is_dropped_is_not_fetched(
         nonlocal dropped
         if not dropped and block == 1:
             dropped = True
-            monkeypatch.setattr(obj, "_pread", punching(obj))
+            monkeypatch.setattr("dsfs.cache.blockmap.pread_all", punching(obj))
         return is_right(obj, block)
 
     def punching(obj: BlockMap) -> Callable[..., None]:
         def read(*arguments: object) -> None:
             monkeypatch.undo()
             obj.retract([2])  # what another thread does
-            obj._pread(*arguments)  # type: ignore[arg-type]
+            pread_all(*arguments)  # type: ignore[arg-type]
 
         return read
 
