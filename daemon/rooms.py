@@ -161,10 +161,7 @@ async def _node_tier(settings: Settings, *, takes_over: bool) -> AsyncIterator[N
         tier = NodeTier(
             layout, index, settings.cache_limit, boot, least_free=settings.least_free, open_objects=_open_objects()
         )
-        try:
-            await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
-        except OSError as error:
-            tier.note_trouble(error)
+        await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
         try:
             yield tier
         finally:

@@ -24,30 +24,15 @@ async def scrub_in_background(tier: NodeTier, every_s: float, busy: Callable[[],
     saved_s = trio.current_time()
     try:
         while True:
-            checked = await trio.to_thread.run_sync(_step, scrub, tier, limiter=_SCRUB)
+            checked = await trio.to_thread.run_sync(tier.unless_refused, scrub.step, limiter=_SCRUB)
             rest_s = pause_s(checked or STEP_BYTES, tier.used_bytes, every_s)
             if trio.current_time() - saved_s >= _SAVED_S:
                 saved_s = trio.current_time()
-                await trio.to_thread.run_sync(_save, scrub, tier, limiter=_SCRUB)
+                await trio.to_thread.run_sync(tier.unless_refused, scrub.save, limiter=_SCRUB)
             await trio.sleep(rest_s)
             with trio.move_on_after(rest_s * (_YIELD_PAUSES - 1)):
                 while busy():  # noqa: ASYNC110  # what it waits for ends in many places, and a little later is as good
                     await trio.sleep(_LOOK_S)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            await trio.to_thread.run_sync(_save, scrub, tier, limiter=_SCRUB, abandon_on_cancel=True)
-
-
-def _step(scrub: Scrub, tier: NodeTier) -> int:
-    try:
-        return scrub.step()
-    except OSError as error:
-        tier.note_trouble(error)
-        return 0
-
-
-def _save(scrub: Scrub, tier: NodeTier) -> None:
-    try:
-        scrub.save()
-    except OSError as error:
-        tier.note_trouble(error)
+            await trio.to_thread.run_sync(tier.unless_refused, scrub.save, limiter=_SCRUB, abandon_on_cancel=True)

@@ -76,7 +76,8 @@ class Serving:
         rooms, begin = self._rooms, self._rooms.background.start_soon
         begin(_keep_names, rooms.tier)
         begin(_every, _BAD_PAGES_S, "forgetting of bad pages", rooms.bad_pages.forget)
-        begin(_every, _UPKEEP_S, "upkeep of the cache", partial(_upkeep, rooms.tier))
+        upkeep = partial(trio.to_thread.run_sync, rooms.tier.upkeep, limiter=DISK)
+        begin(_every, _UPKEEP_S, "upkeep of the cache", upkeep)
         begin(_every, _GAUGES_S, "gauges", rooms.node.status.set_gauges)
         begin(_every, _SECRETS_S, "secrets", rooms.shown.credentials.look_at_all)
         begin(_every, _CONFIRM_S, "entitlements", partial(_confirm, rooms))
@@ -198,13 +199,6 @@ async def _keep_looking(files: ManifestFiles) -> None:
     while True:
         await _optional("looking at the manifests", files.look)
         await trio.sleep(_MANIFESTS_S)
-
-
-async def _upkeep(tier: NodeTier) -> None:
-    try:
-        await trio.to_thread.run_sync(tier.upkeep, limiter=DISK)
-    except OSError as error:
-        tier.note_trouble(error)
 
 
 async def _stop_on_signal(serving: trio.Nursery, signals: AsyncIterator[int]) -> None:

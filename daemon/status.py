@@ -54,10 +54,7 @@ class MountStatus:
 
     async def mount(self) -> dict[str, Any]:
         """One element of ``mounts`` in ``dsfs status --json`` (DESIGN section 7)."""
-        try:
-            await trio.to_thread.run_sync(self._tier.upkeep, limiter=DISK)
-        except OSError as error:  # what was known before is told, with this
-            self._tier.note_trouble(error)
+        await trio.to_thread.run_sync(self._tier.upkeep, limiter=DISK)
         tier = self._tier.statistics()
         trouble = f"the cache directory is in trouble: {tier.trouble}" if tier.trouble else ""
         if not self._keeper.is_ready:

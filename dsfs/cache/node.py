@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -20,6 +21,7 @@ from dsfs.errors import CacheFull
 from dsfs.model import Tier
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _BUSY_S = 0.005  # and what was chosen to go, but was just being made or written, may go
 
@@ -148,25 +150,35 @@ class NodeTier(Objects):
 
     # -- health and upkeep --------------------------------------------------------------------------------------
 
-    def _unless_refused(self, work: Callable[[], None]) -> None:
-        """A disk that is too full for what is noted is one more reason to evict, and no reason to stop."""
+    def unless_refused(self, work: Callable[[], T]) -> T | None:
+        """Do what may fail; None when the disk refuses, which is noted as trouble.
+
+        One that is too full for what is noted is one more reason to evict, and no reason to stop.
+        """
         try:
-            work()
+            return work()
         except OSError as error:
             self.note_trouble(error)
+            return None
 
     def _flush_index(self) -> None:
-        self._unless_refused(lambda: self.index.flush(time.time()))
+        self.unless_refused(lambda: self.index.flush(time.time()))
 
     def learn_names(self) -> None:
         """Go through the names of all objects, if that is due. Blocks on the disk: a second or two for a million."""
         if self._heard_of.is_stale:
-            self._unless_refused(lambda: self._heard_of.learn(self.layout.names()))
+            self.unless_refused(lambda: self._heard_of.learn(self.layout.names()))
 
     def upkeep(self) -> None:
-        """Write the index, measure the disk and what else lies there, set the gauges. Once a second; blocks on it."""
+        """Write the index, measure the disk and what else lies there, set the gauges. Once a second; blocks on it.
+
+        Where that refuses, trouble is noted, and what was known before stays.
+        """
+        self.unless_refused(self._upkeep)
+
+    def _upkeep(self) -> None:
         self._flush_index()
-        self._unless_refused(lambda: self.index.save_sometimes(time.time()))
+        self.unless_refused(lambda: self.index.save_sometimes(time.time()))
         self._trouble.look_again(lambda: self.layout.try_to_keep(self.block_bytes))
         self._overhead_bytes = self.layout.overhead_bytes()
         self._look_at_disk()

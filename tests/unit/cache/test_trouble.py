@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsfs.cache.index import Index
-from dsfs.cache.layout import open_layout
+from dsfs.cache.layout import Layout, open_layout
 from dsfs.cache.node import NodeTier
 
 BLOCK = 1 << 20
@@ -55,6 +55,17 @@ def test_trouble_is_over_though_nothing_is_brought(tier: NodeTier) -> None:
     tier.upkeep()
     assert not tier.in_trouble
     assert not any(files for _directory, _names, files in os.walk(tier.layout.objects)), "nothing is left of the try"
+
+
+def test_a_disk_that_cannot_be_measured_is_trouble_and_no_error(
+    tier: NodeTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_layout: Layout) -> int:
+        raise OSError(errno.EIO, "a bad disk")
+
+    monkeypatch.setattr(Layout, "overhead_bytes", unreadable)
+    tier.upkeep()
+    assert tier.statistics().trouble == os.strerror(errno.EIO)
 
 
 def test_trouble_lasts_while_the_disk_refuses(tier: NodeTier, monkeypatch: pytest.MonkeyPatch) -> None:
