@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dsfs.cache.mapfile import crc32c
-from dsfs.cache.shared_layout import at, write_all
+from dsfs.cache.shared_layout import write_all
 from dsfs.ranges import block_count, block_range
 
 GROUP_BLOCKS = 8
@@ -75,14 +75,14 @@ def group_blocks(number: int, size_bytes: int, block_bytes: int) -> range:
     return range(first, min(first + GROUP_BLOCKS, block_count(size_bytes, block_bytes)))
 
 
-def check_group(path: str, dir_fd: int | None = None) -> int:
+def check_group(path: str, dir_fd: int) -> int:
     """Compare a file of which only the name is known with what it says of itself; its size in bytes. ``dir_fd``: its
-    directory, if that is open; then the path is not followed, here and below.
+    directory; of the path only the name counts, here and below, so no link is followed.
 
     Raises FileNotFoundError, DamagedGroup, OSError, as ``read_group`` does.
     """
     key, _dot, number = os.path.basename(path).partition(".")
-    fd = os.open(at(path, dir_fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
+    fd = os.open(os.path.basename(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         with _unreadable_is_damaged(path):
             head = os.pread(fd, _IDENTITY.size, 0)
@@ -96,7 +96,7 @@ def check_group(path: str, dir_fd: int | None = None) -> int:
             named = False
         if not named:
             raise DamagedGroup(f"{path} is not what its name says")
-        read_group(path, group, dir_fd=dir_fd)
+        read_group(path, group, dir_fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # nobody here has asked for it
         return os.fstat(fd).st_size
     finally:
@@ -106,9 +106,9 @@ def check_group(path: str, dir_fd: int | None = None) -> int:
 def read_group(
     path: str,
     group: Group,
+    dir_fd: int,
     stale_before_ns: int | None = None,
     owners: Collection[int] | None = None,
-    dir_fd: int | None = None,
 ) -> list[memoryview]:
     """The blocks of a group, every one checked. ``stale_before_ns``: a file last used before that is marked as used.
     ``owners``: users whose files are trusted, all if left out; what others have put there is damage.
@@ -116,7 +116,7 @@ def read_group(
     Raises FileNotFoundError, DamagedGroup (also for a file that its disk cannot read), OSError.
     """
     with _unreadable_is_damaged(path):
-        whole = _read_file(path, group, stale_before_ns, owners, dir_fd)
+        whole = _read_file(path, group, dir_fd, stale_before_ns, owners)
     checksums = whole[_HEADER_BYTES : _HEADER_BYTES + 4 * len(group.blocks)]
     identity = group.identity()
     (check,) = _CHECK.unpack_from(whole, _IDENTITY.size)
@@ -144,11 +144,11 @@ def _unreadable_is_damaged(path: str) -> Iterator[None]:
 
 
 def _read_file(
-    path: str, group: Group, stale_before_ns: int | None, owners: Collection[int] | None, dir_fd: int | None
+    path: str, group: Group, dir_fd: int, stale_before_ns: int | None, owners: Collection[int] | None
 ) -> memoryview:
     checksums_bytes = 4 * len(group.blocks)
     expected = _HEADER_BYTES + checksums_bytes + group.content_bytes
-    fd = os.open(at(path, dir_fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
+    fd = os.open(os.path.basename(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         found = os.fstat(fd)
         if owners is not None and found.st_uid not in owners:
@@ -183,7 +183,7 @@ def write_group(
     blocks: Sequence[bytes | bytearray | memoryview],
     token: str,
     mode: int,
-    dir_fd: int | None = None,
+    dir_fd: int,
 ) -> int:
     """Publish a group: under another name (``token`` is in it, used once), then renamed; the bytes that it takes.
 
@@ -193,7 +193,7 @@ def write_group(
     checksums = struct.pack(f"<{len(blocks)}I", *(crc32c(block) for block in blocks))
     identity = group.identity()
     check = _CHECK.pack(crc32c(identity + checksums))
-    name = at(path, dir_fd)
+    name = os.path.basename(path)
     temporary = temporary_name(name, token)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:

@@ -73,11 +73,6 @@ def opened_directory(root: str, below: str) -> Iterator[int]:
         os.close(fd)
 
 
-def at(path: str, dir_fd: int | None) -> str:
-    """What a system call is given: the name alone, of a path whose directory is open."""
-    return path if dir_fd is None else os.path.basename(path)
-
-
 def open_shared(root: str, token: str, known_device: int | None = None) -> SharedLayout:
     """Make or open a shared directory. ``known_device``: where it was before; then nothing is made elsewhere.
 

@@ -8,15 +8,13 @@ Clocks of other nodes mean nothing here. Who waits remembers how the lease looke
 has looked the same. It opens the file each time: an NFS client believes its cached attributes for a minute, but asks
 when a file is opened.
 
-``dir_fd`` is always the directory that a lease lies in, if it is open; then its path is not followed.
+``dir_fd`` is always the directory that a lease lies in: of its path only the name counts, so no link is followed.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-
-from dsfs.cache.shared_layout import at
 
 SUFFIX = ".lease"
 
@@ -39,10 +37,10 @@ class Lease:
     seen_s: float
 
 
-def take(path: str, now_s: float, dir_fd: int | None = None) -> Lease | None:
+def take(path: str, now_s: float, dir_fd: int) -> Lease | None:
     """Take the lease of this name; None when somebody has it. Raises OSError: FileNotFoundError without a directory."""
     try:
-        fd = os.open(at(path, dir_fd), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+        fd = os.open(os.path.basename(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     except FileExistsError:
         return None
     try:
@@ -51,10 +49,10 @@ def take(path: str, now_s: float, dir_fd: int | None = None) -> Lease | None:
         os.close(fd)
 
 
-def look(path: str, dir_fd: int | None = None) -> Look | None:
+def look(path: str, dir_fd: int) -> Look | None:
     """How a lease looks now; None when there is none. Raises OSError."""
     try:
-        fd = os.open(at(path, dir_fd), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        fd = os.open(os.path.basename(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
         return None
     try:
@@ -63,14 +61,14 @@ def look(path: str, dir_fd: int | None = None) -> Look | None:
         os.close(fd)
 
 
-def touch(lease: Lease, landed: int, now_s: float, dir_fd: int | None = None) -> bool:
+def touch(lease: Lease, landed: int, now_s: float, dir_fd: int) -> bool:
     """Show that its holder lives, and how far it has come. False: it is another's by now, and was left alone.
 
     By writing, not by utimes(2): SeaweedFS tells other mounts of what was written when the file is closed, and of
     times set by hand much later.
     """
     try:
-        fd = os.open(at(lease.path, dir_fd), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        fd = os.open(os.path.basename(lease.path), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     try:
@@ -88,7 +86,7 @@ def touch(lease: Lease, landed: int, now_s: float, dir_fd: int | None = None) ->
         os.close(fd)
 
 
-def give_back(lease: Lease, now_s: float, surely_ours_s: float, dir_fd: int | None = None) -> None:
+def give_back(lease: Lease, now_s: float, surely_ours_s: float, dir_fd: int) -> None:
     """End a lease. One not touched for ``surely_ours_s`` may be another's by now: it is looked at first.
 
     Raises OSError; a lease that stays behind is overtaken.
@@ -98,19 +96,19 @@ def give_back(lease: Lease, now_s: float, surely_ours_s: float, dir_fd: int | No
         if found is None or not _same_holder(found, lease.look):
             return
     try:
-        os.unlink(at(lease.path, dir_fd), dir_fd=dir_fd)
+        os.unlink(os.path.basename(lease.path), dir_fd=dir_fd)
     except FileNotFoundError:
         pass  # overtaken
 
 
-def overtake(path: str, stale: Look, dir_fd: int | None = None) -> None:
+def overtake(path: str, stale: Look, dir_fd: int) -> None:
     """Remove a lease whose holder is dead, if it still looks as it did. Who takes the next one is open to all.
 
     Raises OSError.
     """
     if look(path, dir_fd) == stale:
         try:
-            os.unlink(at(path, dir_fd), dir_fd=dir_fd)
+            os.unlink(os.path.basename(path), dir_fd=dir_fd)
         except FileNotFoundError:
             pass  # somebody else did
 

@@ -142,7 +142,7 @@ class SharedTier:
 
     def _read(self, fd: int, path: str, group: Group) -> Found | None:
         try:
-            return read_group(path, group, self.disk.clock_ns() - int(_TOUCH_S * 1e9), self.disk.owners(), fd)
+            return read_group(path, group, fd, self.disk.clock_ns() - int(_TOUCH_S * 1e9), self.disk.owners())
         except FileNotFoundError:
             return None
         except DamagedGroup as damage:

@@ -11,6 +11,8 @@ import shutil
 import stat
 import struct
 import tempfile
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dsfs.cache import shared_lease, shared_space
 from dsfs.cache.shared_file import DamagedGroup, Group, read_group, temporary_name, write_group
-from dsfs.cache.shared_layout import PUBLIC, SharedLayout, make_directory, open_area, open_shared, private_area
+from dsfs.cache.shared_layout import (
+    PUBLIC,
+    SharedLayout,
+    make_directory,
+    open_area,
+    open_shared,
+    opened_directory,
+    private_area,
+)
 from dsfs.cache.shared_space import Entry, Usage, choose, entries, remove
 from dsfs.errors import CacheDirectoryError
 from dsfs.ranges import block_range
@@ -52,6 +62,23 @@ def content(group: Group) -> list[bytes]:
 CONTENT = {group: content(group) for group in GROUPS}
 
 
+def directory_of(path: str) -> AbstractContextManager[int]:
+    """Where a file lies, opened to look up names in."""
+    return opened_directory(os.path.dirname(path), "")
+
+
+def write(path: str, group: Group, blocks: Sequence[bytes], token: str) -> None:
+    with directory_of(path) as fd:
+        write_group(path, group, blocks, token, 0o600, fd)
+
+
+def read(
+    path: str, group: Group, stale_before_ns: int | None = None, owners: Collection[int] | None = None
+) -> list[memoryview]:
+    with directory_of(path) as fd:
+        return read_group(path, group, fd, stale_before_ns, owners)
+
+
 class SharedDirectoryMachine(RuleBasedStateMachine):
     """Three nodes over one directory. What a crash or another node leaves behind must not be seen as content."""
 
@@ -76,21 +103,23 @@ class SharedDirectoryMachine(RuleBasedStateMachine):
 
     @rule(node=a_node, group=a_group)
     def take(self, node: int, group: Group) -> None:
-        lease = shared_lease.take(f"{group.path(self.area)}.lease", self.now_s())
+        path = f"{group.path(self.area)}.lease"
+        with directory_of(path) as fd:
+            lease = shared_lease.take(path, self.now_s(), fd)
         if lease is not None:
             self.leases[node, group] = lease
 
     @rule(node=a_node, group=a_group)
     def publish(self, node: int, group: Group) -> None:
         """With a lease, with one that was overtaken, or with none at all."""
-        write_group(group.path(self.area), group, CONTENT[group], f"{node}-{next(self.numbers)}", 0o600)
+        write(group.path(self.area), group, CONTENT[group], f"{node}-{next(self.numbers)}")
         self.there.add(group)
         self.maybe.discard(group)
 
     @rule(node=a_node, group=a_group, cut=a_number)
     def crash_while_publishing(self, node: int, group: Group, cut: int) -> None:
         path = group.path(self.area)
-        write_group(f"{path}.aside", group, CONTENT[group], "x", 0o600)
+        write(f"{path}.aside", group, CONTENT[group], "x")
         data = Path(f"{path}.aside").read_bytes()
         os.unlink(f"{path}.aside")
         Path(temporary_name(path, f"{node}-{next(self.numbers)}")).write_bytes(data[: cut % len(data)])
@@ -101,21 +130,23 @@ class SharedDirectoryMachine(RuleBasedStateMachine):
         lease = self.leases.get((node, group))
         if lease is None:
             return
-        if landed < 8:
-            shared_lease.touch(lease, landed, self.now_s())
-        else:
-            del self.leases[node, group]
-            shared_lease.give_back(lease, self.now_s(), 0.0 if late else 1e9)
+        with directory_of(lease.path) as fd:
+            if landed < 8:
+                shared_lease.touch(lease, landed, self.now_s(), fd)
+            else:
+                del self.leases[node, group]
+                shared_lease.give_back(lease, self.now_s(), 0.0 if late else 1e9, fd)
 
     @rule(group=a_group)
     def look_and_overtake(self, group: Group) -> None:
         path = f"{group.path(self.area)}.lease"
-        look = shared_lease.look(path)
-        if look is not None and look == self.looks.get(group):
-            shared_lease.overtake(path, look)
-            assert shared_lease.look(path) is None
-        elif look is not None:
-            self.looks[group] = look
+        with directory_of(path) as fd:
+            look = shared_lease.look(path, fd)
+            if look is not None and look == self.looks.get(group):
+                shared_lease.overtake(path, look, fd)
+                assert shared_lease.look(path, fd) is None
+            elif look is not None:
+                self.looks[group] = look
 
     @rule(group=a_group, how=st.sampled_from(["flip", "cut", "longer", "other", "empty"]), at=a_number)
     def damage(self, group: Group, how: str, at: int) -> None:
@@ -132,7 +163,7 @@ class SharedDirectoryMachine(RuleBasedStateMachine):
         elif how == "empty":
             data = bytearray(len(data))
         else:
-            write_group(f"{path}.aside", GROUPS[at % len(GROUPS)], CONTENT[GROUPS[at % len(GROUPS)]], "x", 0o600)
+            write(f"{path}.aside", GROUPS[at % len(GROUPS)], CONTENT[GROUPS[at % len(GROUPS)]], "x")
             data = bytearray(Path(f"{path}.aside").read_bytes())
             os.unlink(f"{path}.aside")
         path.write_bytes(data)
@@ -143,7 +174,7 @@ class SharedDirectoryMachine(RuleBasedStateMachine):
     def read(self, group: Group) -> None:
         path = group.path(self.area)
         try:
-            found = [bytes(block) for block in read_group(path, group, stale_before_ns=2**62)]
+            found = [bytes(block) for block in read(path, group, stale_before_ns=2**62)]
         except FileNotFoundError:
             assert group not in self.there
             return
@@ -196,7 +227,7 @@ def layout(tmp_path: Path) -> SharedLayout:
 def test_the_file_is_the_same_on_every_machine(tmp_path: Path) -> None:
     """Little-endian by hand: what an x86 node writes an Arm or s390x node reads."""
     group = Group("ab" * 32, 2, 17 * BLOCK + 3, BLOCK)
-    write_group(f"{tmp_path}/x", group, [b"b" * BLOCK, b"abc"], "t", 0o600)
+    write(f"{tmp_path}/x", group, [b"b" * BLOCK, b"abc"], "t")
     data = Path(f"{tmp_path}/x").read_bytes()
     assert data[:64] == b"dsfsgrp1" + bytes.fromhex("ab" * 32) + struct.pack("<QQII", 2, 17 * BLOCK + 3, BLOCK, 2)
     assert data[76:] == b"b" * BLOCK + b"abc"
@@ -381,7 +412,7 @@ def test_nor_does_one_in_the_place_of_what_it_writes_itself(tmp_path: Path, outs
 
 def test_a_file_of_somebody_else_is_not_trusted(tmp_path: Path) -> None:
     group = Group("ab" * 32, 0, BLOCK, BLOCK)
-    write_group(f"{tmp_path}/x", group, [b"b" * BLOCK], "t", 0o600)
-    assert read_group(f"{tmp_path}/x", group, owners=(os.getuid(), 0)) == [b"b" * BLOCK]
+    write(f"{tmp_path}/x", group, [b"b" * BLOCK], "t")
+    assert read(f"{tmp_path}/x", group, owners=(os.getuid(), 0)) == [b"b" * BLOCK]
     with pytest.raises(DamagedGroup, match="none of ours"):
-        read_group(f"{tmp_path}/x", group, owners=(os.getuid() + 1,))
+        read(f"{tmp_path}/x", group, owners=(os.getuid() + 1,))

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from dsfs.cache.shared_file import DamagedGroup, Group, check_group
-from dsfs.cache.shared_layout import PUBLIC
+from dsfs.cache.shared_layout import PUBLIC, opened_directory
 from dsfs.fetch.shared import Bringing, Busy, Patience, SharedTier
 from dsfs.fetch.shared_disk import SharedDisk
 from dsfs.fetch.shared_room import Times, Unusable
@@ -198,8 +198,8 @@ def test_a_head_that_its_disk_cannot_read_is_damage_too(tmp_path: Path, monkeypa
         raise OSError(errno.EIO, "a bad disk")
 
     monkeypatch.setattr("os.pread", bad)
-    with pytest.raises(DamagedGroup):
-        check_group(str(path))
+    with opened_directory(str(tmp_path), "") as fd, pytest.raises(DamagedGroup):
+        check_group(str(path), fd)
 
 
 def test_who_is_slow_but_alive_is_waited_for_and_who_brings_nothing_is_not(tmp_path: Path) -> None:
