@@ -74,7 +74,10 @@ OPERATION_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 ERRORS = Counter(
-    "dsfs_errors", "Operations that ended in an errno other than ENOENT and ENODATA.", (*_DATASET, "errno")
+    "dsfs_errors",
+    "Operations that failed, by errno; what programs expect (ENOENT, ENODATA, ENOSYS, EINTR, ERANGE, ENOTTY, "
+    "ENAMETOOLONG) is no failure.",
+    (*_DATASET, "errno"),
 )
 PREFETCH_BYTES = Counter(
     "dsfs_prefetch_bytes", "Bytes brought in ahead of a read that may come, by policy.", (*_DATASET, "policy")

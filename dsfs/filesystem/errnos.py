@@ -54,6 +54,11 @@ ERRNO_OF: Final[Mapping[type[DsfsError], int]] = {
     DsfsError: errno.EIO,
 }
 
+QUIET: Final = frozenset(
+    {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
+)
+"""What programs are answered all day, and no failure: it is neither counted nor logged."""
+
 
 def errno_of(error: BaseException) -> int:
     """The errno that a reader gets. What is not one of ours is EIO, or its own errno if it has one."""

@@ -23,7 +23,7 @@ from prometheus_client import Histogram
 
 from dsfs import metrics
 from dsfs.errors import DsfsError
-from dsfs.filesystem.errnos import errno_of
+from dsfs.filesystem.errnos import QUIET, errno_of
 from dsfs.filesystem.waiting import Waiting
 from dsfs.fuse.device import Device, Disconnected
 from dsfs.fuse.interrupts import wants_out
@@ -51,7 +51,6 @@ _MAX_BACKGROUND = 512
 """Read-ahead requests that the kernel keeps in flight: with fewer, those of cold files hold up the cached ones."""
 _LOOK_AGAIN_S = 0.5  # whether who was interrupted is to end by now
 _DRAIN, _DRAIN_S = 64, 0.05  # requests and s until others have their turn: each may look at a disk that is slow
-_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.EINTR, errno.ERANGE, errno.ENOTTY, errno.ENAMETOOLONG}
 
 
 class _Elsewhere(Enum):
@@ -243,7 +242,7 @@ class Connection:
 
     def _fail(self, unique: int, opcode: int, nodeid: int, error: Exception) -> None:
         code = errno_of(error)
-        if code not in _QUIET:
+        if code not in QUIET:
             metrics.ERRORS.labels(*self._labels, errno.errorcode.get(code, str(code))).inc()
             if not isinstance(error, DsfsError | OSError):
                 log.error("request failed unexpectedly", connection=self.name, opcode=opcode, exc_info=error)

@@ -23,7 +23,7 @@ from dsfs.datasets.selection import CATALOG
 from dsfs.errors import DsfsError, MountError
 from dsfs.fetch.origin import RemoteFile
 from dsfs.filesystem.attributes import BLOCK_SIZE, TYPES, Attributes, Entry, Listed
-from dsfs.filesystem.errnos import errno_of
+from dsfs.filesystem.errnos import QUIET, errno_of
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID
 from dsfs.filesystem.waiting import Waiting
@@ -38,7 +38,6 @@ T = TypeVar("T")
 _NAMES_AT_ONCE = 256
 _NOTIFICATIONS = trio.CapacityLimiter(1)
 _INIT_S = 10
-_QUIET = {errno.ENOENT, errno.ENODATA, errno.ENOSYS, errno.ERANGE, errno.ENAMETOOLONG}
 
 
 class Operations(pyfuse3.Operations):
@@ -219,27 +218,29 @@ class Operations(pyfuse3.Operations):
         try:
             await self._shown.wait()
             return await answer()
-        except (DsfsError, OSError) as error:
-            code = errno_of(error)
-            if code not in _QUIET:
-                labels, name = self._labels(nodeid), errno.errorcode.get(code, str(code))
-                metrics.ERRORS.labels(*labels, name).inc()
-                dataset = "/".join(labels)
-                log.info(
-                    "request failed",
-                    dataset=dataset,
-                    operation=operation,
-                    nodeid=nodeid,
-                    errno=name,
-                    reason=str(error),
-                )
-            raise pyfuse3.FUSEError(code) from error
         except Exception as error:
-            log.exception("request failed unexpectedly", operation=operation, nodeid=nodeid)
-            raise pyfuse3.FUSEError(errno.EIO) from error
+            code = errno_of(error)
+            if code not in QUIET:
+                self._note(operation, nodeid, code, error)
+            raise pyfuse3.FUSEError(code) from error
         finally:
             del self._waiting[waits]
             metrics.OPERATION_SECONDS.labels(operation).observe(time.perf_counter() - started)
+
+    def _note(self, operation: str, nodeid: int, code: int, error: Exception) -> None:
+        labels, name = self._labels(nodeid), errno.errorcode.get(code, str(code))
+        metrics.ERRORS.labels(*labels, name).inc()
+        if not isinstance(error, DsfsError | OSError):
+            log.error("request failed unexpectedly", operation=operation, nodeid=nodeid, exc_info=error)
+            return
+        log.info(
+            "request failed",
+            dataset="/".join(labels),
+            operation=operation,
+            nodeid=nodeid,
+            errno=name,
+            reason=str(error),
+        )
 
     def waiting(self, dataset: str) -> Waiting:
         """Requests to a dataset (``namespace/name``) that are not answered yet."""
