@@ -130,16 +130,8 @@ class Bridge:
         """From the network side: run a plain function on the file side and wait for what it returns."""
         future: asyncio.Future[T] = self._loop.create_future()
 
-        def deliver(result: outcome.Outcome[T]) -> None:
-            if future.cancelled():
-                return
-            if isinstance(result, outcome.Error):
-                future.set_exception(result.error)
-            else:
-                future.set_result(result.unwrap())
-
         def run() -> None:
-            self._back(deliver, outcome.capture(function, *args))
+            self._back(future, outcome.capture(function, *args))
 
         self._token.run_sync_soon(run)
         return await future
@@ -148,23 +140,15 @@ class Bridge:
         """As ``on_file_side``, for a trio coroutine; it is not cancelled when the caller is."""
         future: asyncio.Future[T] = self._loop.create_future()
 
-        def deliver(result: outcome.Outcome[T]) -> None:
-            if future.cancelled():
-                return
-            if isinstance(result, outcome.Error):
-                future.set_exception(result.error)
-            else:
-                future.set_result(result.unwrap())
-
         async def run() -> None:
-            self._back(deliver, await outcome.acapture(function, *args))
+            self._back(future, await outcome.acapture(function, *args))
 
         self._token.run_sync_soon(trio.lowlevel.spawn_system_task, run)
         return await future
 
-    def _back(self, deliver: Callable[[outcome.Outcome[T]], None], result: outcome.Outcome[T]) -> None:
+    def _back(self, future: asyncio.Future[T], result: outcome.Outcome[T]) -> None:
         with contextlib.suppress(RuntimeError):  # the network side has ended: nobody waits for this any more
-            self._loop.call_soon_threadsafe(deliver, result)
+            self._loop.call_soon_threadsafe(_settle, future, result)
 
     async def to_disk(self, function: Callable[..., T], *args: object) -> T:
         """From the network side: run something that waits for the disk in one of a few threads.
@@ -195,6 +179,15 @@ async def network_side() -> AsyncIterator[Bridge]:
             await trio.to_thread.run_sync(thread.join)
             bridge.end_lanes()
             disk.shutdown(wait=False)
+
+
+def _settle(future: asyncio.Future[T], result: outcome.Outcome[T]) -> None:
+    if future.cancelled():
+        return
+    if isinstance(result, outcome.Error):
+        future.set_exception(result.error)
+    else:
+        future.set_result(result.unwrap())
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

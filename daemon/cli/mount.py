@@ -22,6 +22,7 @@ from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
 from daemon.dead import NO_ANSWER, errno_of_look
+from daemon.keeping.mounting import TYPES
 from daemon.settings import (
     DEFAULT_CACHE_SIZE,
     DEFAULT_MIN_FREE,
@@ -316,7 +317,7 @@ def check_mountpoint(mountpoint: str) -> None:
 
 def _is_ours(place: str) -> bool:
     types = running.mounted_at(place)
-    return bool(types) and types[-1] in ("fuse.dsfs", "fuse.fuse.dsfs")
+    return bool(types) and types[-1] in TYPES
 
 
 def _detach_all(place: str) -> None:

@@ -13,7 +13,7 @@ from daemon import running
 from daemon.cli.options import Mountpoint
 from daemon.cli.output import percent, say, size
 from daemon.control.client import ask
-from daemon.rates import Rates, between
+from daemon.rates import Rates, between, hit_ratio
 from dsfs.errors import MountError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _stats_line(rates: Rates) -> str:
         _rate(sum(each.shared_bytes_s for each in datasets)),
         _rate(sum(each.origin_bytes_s for each in datasets)),
         _rate(sum(each.kernel_bytes_s for each in datasets)),
-        _ratio(max(0.0, 1 - fetched_bytes_s / read_bytes_s) if read_bytes_s else None),
+        _ratio(hit_ratio(read_bytes_s, fetched_bytes_s)),
         _rate(fetched_bytes_s),
         _count(requests_s),
         _time(waited_s / timed_s) if timed_s else "-",

@@ -89,6 +89,11 @@ class Layout:
         os.close(self.lock_fd)
 
 
+def is_map(name: str) -> bool:
+    """Whether a file that lies with the objects is the map of one; while it is written it has a longer name."""
+    return name.endswith(".map") and len(name) == 68
+
+
 def open_layout(root: str, *, read_only: bool = False) -> Layout:
     """Make or open a cache directory, for this process alone (flock on ``lock``, gone with the process).
 

@@ -8,10 +8,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dsfs.cache.direct import NOT_HERE, SECTOR_BYTES
 from dsfs.ranges import ByteRange
 
-_SECTOR = 4096  # what O_DIRECT wants offsets, lengths and buffers to be multiples of; less is enough on most disks
-_NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP}
 ReadRange = Callable[[ByteRange], memoryview]
 
 
@@ -34,7 +33,7 @@ class PastCache:
         try:
             direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno not in _NO_DIRECT:
+            if error.errno not in NOT_HERE:
                 raise
             direct_fd = -1
         try:
@@ -44,17 +43,17 @@ class PastCache:
                 os.close(direct_fd)
 
     def _read(self, fd: int, direct_fd: int, place: ByteRange, keep_cached: bool) -> memoryview:
-        sectors_bytes = -(-place.length // _SECTOR) * _SECTOR
+        sectors_bytes = -(-place.length // SECTOR_BYTES) * SECTOR_BYTES
         if len(self._buffer) < sectors_bytes:
             self._buffer = memoryview(mmap.mmap(-1, sectors_bytes))  # anonymous memory begins at a page
         if keep_cached and _in_page_cache(fd, place, self._buffer):
             direct_fd = -1
-        if direct_fd >= 0 and place.start % _SECTOR == 0:
+        if direct_fd >= 0 and place.start % SECTOR_BYTES == 0:
             try:
                 if os.preadv(direct_fd, [self._buffer[:sectors_bytes]], place.start) >= place.length:
                     return self._buffer[: place.length]
             except OSError as error:
-                if error.errno not in _NO_DIRECT:
+                if error.errno not in NOT_HERE:
                     raise
         return self._read_through(fd, place, self._buffer[: place.length])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dsfs.cache.rows import Row
 
@@ -29,7 +29,7 @@ def joined(first: dict[str, Change], then: dict[str, Change]) -> dict[str, Chang
             lost_bytes = before.lost_bytes + change.lost_bytes
             if change.removed:
                 lost_bytes += before.added_bytes
-                change = Change(True, lost_bytes, *_rest(change))
+                change = replace(change, lost_bytes=lost_bytes)
             else:
                 change = Change(
                     before.removed,
@@ -42,10 +42,6 @@ def joined(first: dict[str, Change], then: dict[str, Change]) -> dict[str, Chang
                 )
         both[key] = change
     return both
-
-
-def _rest(change: Change) -> tuple[int, int, set[str], bool, bool]:
-    return change.added_bytes, change.content_bytes, change.owners, change.fresh, change.asked_for
 
 
 def merged(row: Row, change: Change, now_s: float) -> Row | None:

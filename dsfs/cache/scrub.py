@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 from dsfs import metrics
 from dsfs.cache.damage import DamagedObject
+from dsfs.cache.layout import is_map
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.cache.past_cache import PastCache
@@ -98,11 +99,7 @@ class Scrub:
 
     def _read_fan(self) -> None:
         after, blocks = self.place.after, self.place.blocks
-        keys = (
-            name[:-4]
-            for name in os.listdir(f"{self._tier.layout.objects}/{self._fan:02x}")
-            if name.endswith(".map") and len(name) == 68
-        )
+        keys = (name[:-4] for name in os.listdir(f"{self._tier.layout.objects}/{self._fan:02x}") if is_map(name))
         self._left = sorted((key for key in keys if key > after or (key == after and blocks)), reverse=True)
 
     def _check(self, key: str, budget_bytes: int) -> int:

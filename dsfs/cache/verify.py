@@ -10,6 +10,7 @@ import structlog
 
 from dsfs.cache.blockmap import BlockMap
 from dsfs.cache.damage import DamagedObject, is_of_the_object
+from dsfs.cache.layout import is_map
 from dsfs.cache.mapfile import HEADER, State
 from dsfs.cache.node import NodeTier
 from dsfs.cache.past_cache import ReadRange
@@ -147,7 +148,7 @@ def keys_on_disk(objects: str) -> Iterator[str]:
         except NotADirectoryError:
             continue
         for name in names:
-            if name.endswith(".map") and len(name) == 68:
+            if is_map(name):
                 yield name[:-4]
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 import trio
 
 from dsfs.cache.marks import Marks
-from dsfs.cache.space import map_space, space_of
+from dsfs.cache.space import whole_space
 from dsfs.catalog.diff import left
 from dsfs.catalog.lookup import Catalog, Row, join
 from dsfs.fetch.origin import Origin, RemoteFile
@@ -87,7 +87,7 @@ def measure(found: Found, block_bytes: int) -> Totals:
         size = row.size or 0
         files += 1
         size_bytes += size
-        space_bytes += space_of(size) + map_space(size, block_bytes)
+        space_bytes += whole_space(size, block_bytes)
     return Totals(files, size_bytes, space_bytes)
 
 

@@ -23,7 +23,7 @@ import trio
 from dsfs import metrics
 from dsfs.cache.allowance import SetAside
 from dsfs.cache.node import NodeTier
-from dsfs.cache.space import map_space, space_of
+from dsfs.cache.space import whole_space
 from dsfs.cache.whole import Stored
 from dsfs.errors import SourceError, SourceTimeout
 from dsfs.fetch.errand import (
@@ -140,7 +140,7 @@ class ByCourier:
             self._fly(flight)
             return
         request, proof, digest = asking
-        space = space_of(file.size_bytes) + map_space(file.size_bytes, self._tier.block_bytes)
+        space = whole_space(file.size_bytes, self._tier.block_bytes)
         room = self._room.try_reserve(file.origin, space)
         if room is None:
             self._fly(flight)

@@ -13,13 +13,12 @@ from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, one_line
 from dsfs.manifest import baize, schema
-from dsfs.manifest.names import check_dataset_name, check_namespace, is_secret_name
+from dsfs.manifest.names import DEFAULT_NAMESPACE, check_dataset_name, check_namespace, is_secret_name
 from dsfs.manifest.parsing import parse, read_text
 from dsfs.manifest.problems import Place
 from dsfs.manifest.schema import Manifest, SharedSpec, Spec
 from dsfs.manifest.secrets import secret_values
 
-DEFAULT_NAMESPACE = "default"
 SUFFIXES = (".yaml", ".yml", ".json")
 
 _SPECS: Mapping[str, type[SharedSpec]] = {schema.API_VERSION: Spec, baize.API_VERSION: baize.BaizeSpec}

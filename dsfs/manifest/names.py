@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+DEFAULT_NAMESPACE = "default"
 DATASET_NAME_MAX = 253  # as in Kubernetes (RFC 1123 subdomain)
 NAMESPACE_MAX = 63  # as in Kubernetes (RFC 1123 label)
 

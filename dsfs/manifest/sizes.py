@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from dsfs.errors import ConfigError
+from dsfs.model import SIZE_MAX_BYTES
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-SIZE_MAX_BYTES = 2**63 - 1  # off_t
 
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,18})?) ?(?:([kmgtpe])(i?))?b?", re.IGNORECASE)
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%")

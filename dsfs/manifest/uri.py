@@ -12,10 +12,8 @@ from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, one_line
 from dsfs.manifest.credentials import credential_in_options, credential_in_uri
-from dsfs.manifest.names import to_dataset_name
+from dsfs.manifest.names import DEFAULT_NAMESPACE, to_dataset_name
 from dsfs.manifest.schema import Manifest, SourceSpec, SourceType
-
-NAMESPACE: Final = "default"
 
 # Scheme → type. "git+X" is GIT at X, and any "fsspec+X" is FSSPEC at X; both lose their prefix, unless X is a scheme of
 # this table.
@@ -73,7 +71,7 @@ def manifest_from_uri(uri: str, options: Mapping[str, str], *, base_dir: str) ->
     kind, normalised, name = _understood(uri, base_dir)
     try:
         source = SourceSpec(type=kind, uri=normalised, options=dict(options))
-        return Manifest(namespace=NAMESPACE, name=to_dataset_name(name), source=source)
+        return Manifest(namespace=DEFAULT_NAMESPACE, name=to_dataset_name(name), source=source)
     except ValidationError as error:
         field = ".".join(map(str, error.errors(include_url=False, include_input=False)[0]["loc"]))
         raise ConfigError(f"the source URI or an option cannot be used: {one_line(field)} is not valid text") from None
