@@ -185,10 +185,16 @@ class GitSource:
         return self._tree if self._tree is not None else await self._pinning.do(self._pin)
 
     async def _pin(self) -> CommitTree:
-        repository = self._repository(self._access.address)
+        repository = await self._main()
         pin = await repository.pin(self._revision)
         self._tree = CommitTree(repository, pin, self._repository if self._submodules else None)
         return self._tree
+
+    async def _main(self) -> Repository:
+        """The dataset's own repository. Submodules come after it, and theirs lie in the same place."""
+        if not self._repositories:
+            await Repository.make_room(self._work_directory)
+        return self._repository(self._access.address)
 
     def _repository(self, address: Address) -> Repository:
         found = self._repositories.get(address.url)
@@ -200,7 +206,7 @@ class GitSource:
 
     async def _candidates(self, path: str) -> list[Repository]:
         """Where an object of this path may be: first where the path is now, then anywhere, as it may be older."""
-        main = self._repository(self._access.address)
+        main = await self._main()
         if not self._submodules:
             return [main]
         found = await (await self._pinned()).find(path)

@@ -16,7 +16,7 @@ from dsfs.sources.git_blobs import Blobs, Store
 from dsfs.sources.git_lfs import LfsClient
 from dsfs.sources.git_objects import Commit, TreeEntry, parse_commit, parse_tree
 from dsfs.sources.git_program import GitProgram, NoShallow, RefGone
-from dsfs.sources.git_work import WorkDirectory
+from dsfs.sources.git_work import WorkDirectory, remove_orphans
 from dsfs.sources.timeouts import Timeouts
 
 T = TypeVar("T")
@@ -66,6 +66,10 @@ class Once(Generic[T]):
                     self._task = None
 
 
+def _no_work_directory(error: OSError) -> SourceUnavailable:
+    return SourceUnavailable(f"no work directory for git: {os.strerror(error.errno or 0)}")
+
+
 class Repository:
     """Shared by all sources of one URL with the same credentials, so that a resync fetches only what is new.
 
@@ -79,7 +83,7 @@ class Repository:
         try:
             self._work = WorkDirectory(work_directory)
         except OSError as error:
-            raise SourceUnavailable(f"no work directory for git: {os.strerror(error.errno or 0)}") from error
+            raise _no_work_directory(error) from error
         access.write_files(self._work.path)
         self.program = GitProgram(access, self._work.path, timeouts)
         self.blobs = Blobs(self.program, self._work.path, self._fetch_whole)
@@ -92,6 +96,14 @@ class Repository:
         self._fetching = asyncio.Lock()
         self._reading = asyncio.Lock()
         self._trees: LRUCache[str, dict[str, TreeEntry]] = LRUCache(_TREES_KEPT)
+
+    @staticmethod
+    async def make_room(work_directory: str | None) -> None:
+        """Remove what owners that were killed have left there, in a thread. Raises SourceUnavailable."""
+        try:
+            await asyncio.to_thread(remove_orphans, work_directory)
+        except OSError as error:
+            raise _no_work_directory(error) from error
 
     @classmethod
     def acquire(cls, access: Access, timeouts: Timeouts, work_directory: str | None) -> Repository:

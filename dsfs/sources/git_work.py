@@ -38,12 +38,14 @@ def _piece(path: str, size_bytes: int | None, piece: ByteRange) -> bytes:
 
 
 class WorkDirectory:
-    """0700, under ``parent`` (the system's place for temporary files if None). Held by a lock while it is used."""
+    """0700, under ``parent`` (the system's place for temporary files if None). Held by a lock while it is used.
+
+    Raises OSError. ``remove_orphans`` of the parent comes before the first one.
+    """
 
     def __init__(self, parent: str | None) -> None:
         if parent is not None:
             os.makedirs(parent, 0o700, exist_ok=True)
-        _remove_orphans(parent or tempfile.gettempdir())
         self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
         self._lock = os.open(f"{self.path}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -54,9 +56,14 @@ class WorkDirectory:
         os.close(self._lock)
 
 
-def _remove_orphans(parent: str) -> None:
-    """Those whose owner is gone: nobody holds their lock. It goes with a process, however that ends."""
-    for entry in os.scandir(parent):
+def remove_orphans(parent: str | None) -> None:
+    """Those whose owner is gone: nobody holds their lock. It goes with a process, however that ends.
+
+    Blocks on the disk: each may hold 0.5 GB. Raises OSError.
+    """
+    if parent is not None:
+        os.makedirs(parent, 0o700, exist_ok=True)
+    for entry in os.scandir(parent or tempfile.gettempdir()):
         if not entry.name.startswith(_PREFIX):
             continue
         try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -528,6 +530,32 @@ def _children() -> list[str]:
         if int(parent) == os.getpid() and "git" in name:
             found.append(f"{name} {state}")
     return found
+
+
+def test_what_the_killed_have_left_goes_while_others_go_on(http: GitServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be half a gigabyte, and one loop serves all datasets."""
+    http.repository("room.git").commit(FILES)
+    left = Path(tempfile.gettempdir()) / "dsfs-git-left"
+    left.mkdir()
+    (left / ".lock").touch()
+    os.utime(left, (time.time() - 3600,) * 2)
+    removing, others, really = threading.Event(), threading.Event(), shutil.rmtree
+
+    def remove(path: str, *how: bool, **said: bool) -> None:
+        if path == str(left):
+            removing.set()
+            assert others.wait(5), "nothing else went on meanwhile"
+        really(path, *how, **said)
+
+    async def use(source: GitSource) -> None:
+        listing = asyncio.create_task(tree_of(source))
+        assert await asyncio.to_thread(removing.wait, 10)
+        others.set()
+        assert FILES.keys() <= (await listing).keys()
+        assert not left.exists()
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    using(build(f"{http.url}room.git"), use)
 
 
 def test_who_is_cancelled_leaves_nothing_and_ends_no_one_else(http: GitServer, monkeypatch: pytest.MonkeyPatch) -> None:

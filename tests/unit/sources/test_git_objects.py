@@ -18,7 +18,7 @@ from dsfs.errors import (
 )
 from dsfs.sources.git_objects import Pointer, TreeEntry, parse_commit, parse_pointer, parse_tree
 from dsfs.sources.git_program import NoShallow, RefGone, failure_of
-from dsfs.sources.git_work import WorkDirectory
+from dsfs.sources.git_work import WorkDirectory, remove_orphans
 
 OID = "0123456789abcdef0123456789abcdef01234567"
 
@@ -118,6 +118,7 @@ def test_work_directories_of_the_dead_are_removed_and_those_of_the_living_stay(t
     for path in (str(dead), alive.path):
         os.utime(path, (long_ago_s, long_ago_s))
     young = WorkDirectory(str(tmp_path))
+    remove_orphans(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == sorted(os.path.basename(work.path) for work in (alive, young))
     for work in (alive, young):
         work.remove()
