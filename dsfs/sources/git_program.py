@@ -43,6 +43,10 @@ class NoShallow(SourceUnsupported):
     """A plain web server ("dumb HTTP"): neither depth nor filter."""
 
 
+class FilterRefused(SourceUnsupported):
+    """The server filters, but not so: it may be told which filters it lets pass (``uploadpackfilter``)."""
+
+
 class Output(NamedTuple):
     stdout: bytes
     words: str
@@ -238,6 +242,8 @@ def failure_of(words: str, shown: str, status: int | None, *, has_secret: bool) 
     if gone or re.search(r"couldn't find remote ref|no such remote ref", words):
         unadvertised = "unadvertised object" in words or "not our ref" not in words
         return RefGone(f"{shown}: the server does not have {_some(gone)}", gone, unadvertised=unadvertised)
+    if re.search(r"filter '[^']*' not supported", words):
+        return FilterRefused(f"{shown}: the server does not filter so")
     if re.search(r"dumb http transport does not support", words):
         return NoShallow(f"{shown}: a plain web server")
     why = _line_of(words) or f"git ended with status {status}"

@@ -15,7 +15,7 @@ from dsfs.sources.git_access import Access
 from dsfs.sources.git_blobs import Blobs, Store
 from dsfs.sources.git_lfs import LfsClient
 from dsfs.sources.git_objects import Commit, TreeEntry, parse_commit, parse_tree
-from dsfs.sources.git_program import GitProgram, NoShallow, RefGone
+from dsfs.sources.git_program import FilterRefused, GitProgram, NoShallow, RefGone
 from dsfs.sources.git_work import WorkDirectory, remove_orphans
 from dsfs.sources.timeouts import Timeouts
 
@@ -25,6 +25,8 @@ _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _ABBREVIATED = re.compile(r"[0-9a-f]{4,63}")
 # git check-ref-format, and nothing that git could take for an option or a pattern
 _REF = re.compile(r"(?!-)(?!.*(?:\.\.|@\{|//|/\.))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])(?<!\.lock)")
+_EVERY: Final = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+_UNFILTERED: Final = re.compile(r"filtering not (recognized|supported) by server")
 _TREES_KEPT: Final = 4096
 
 
@@ -92,6 +94,8 @@ class Repository:
         self._key: tuple[object, ...] = ()
         self._main: Store | None = None
         self._whole: Store | None = None
+        self._history: Store | None = None  # while a short name of a commit was looked for, and not found
+        self._meant: dict[str, str] = {}  # short names of commits that were found, and their whole ones
         self._pinned: dict[str, bool] = {}  # commits that were listed, and whether ``_whole`` has them
         self._fetching = asyncio.Lock()
         self._reading = asyncio.Lock()
@@ -124,7 +128,7 @@ class Repository:
         self._all.pop(self._key, None)
         await self.lfs.close()
         await self.blobs.close()
-        for store in (self._main, self._whole):
+        for store in (self._main, self._whole, self._history):
             if store is not None:
                 await store.close()
         await self.program.close()
@@ -173,14 +177,50 @@ class Repository:
                 return refs.get(f"{name}^{{}}", refs[name])
         if not revision or revision == "HEAD":
             raise SourceMissing(f"{self.address.shown}: has no commits (or its HEAD names a branch that is not there)")
-        if _ABBREVIATED.fullmatch(revision):
-            tips = {oid for oid in (await self._refs([])).values() if oid.startswith(revision)}
-            if len(tips) == 1:
-                return tips.pop()
-            hint = "a commit that is no tip of a branch needs all of its digits"
+        if _ABBREVIATED.fullmatch(short := revision.lower()):
+            tips = set((await self._refs([])).values())
+            found = {oid for oid in tips if oid.startswith(short)}
+            if not found and tips:
+                found = await self._commits_like(short, len(min(tips)))
+            if len(found) == 1:
+                return found.pop()
+            hint = "no commit of a branch or tag begins so"
+            if found:
+                hint = f"{len(found)} commits begin so: give more digits"
         else:
             hint = "name a branch, a tag, a commit or refs/…"
         raise SourceMissing(f"{self.address.shown}: has no revision {revision!r} ({hint})")
+
+    async def _commits_like(self, short: str, oid_hex: int) -> set[str]:
+        """All commits of branches and tags whose numbers begin so: their whole history is fetched for it."""
+        async with self._fetching:
+            if short in self._meant:
+                return {self._meant[short]}
+            # Kept if there is no such commit: who asks again fetches only what is new. Else the next one is another.
+            directory = f"{self._work.path}/history-{len(self._meant)}"
+            history = self._history = self._history or Store(self.program, directory, oid_hex)
+            words = await self._fetch_history(history)
+            command = [f"--git-dir={history.directory}", "rev-parse", f"--disambiguate={short}"]
+            oids = (await self.program.local(command)).stdout.decode().split()
+            infos = await history.objects.info(oids)
+            found = {oid for oid, info in zip(oids, infos, strict=True) if info and info.type in ("commit", "tag")}
+            if len(found) == 1:
+                self._meant[short] = min(found)
+                self._history = None
+                if self._main is None and _UNFILTERED.search(words):
+                    self._main = self.blobs.complete = history  # all that there is has come: it need not come twice
+                else:
+                    await history.retire()
+            return found
+
+    async def _fetch_history(self, store: Store) -> str:
+        """Commits without their trees (a third of a kilobyte each) where the server can leave those out, a clone
+        where it cannot leave out anything."""
+        every = ["--prune", "dsfs", *_EVERY]
+        try:
+            return await self._fetch_into(store, ["--filter=tree:0", *every])
+        except FilterRefused:
+            return await self._fetch_into(store, ["--filter=blob:none", *every])
 
     async def _refs(self, patterns: Sequence[str]) -> dict[str, str]:
         output = await self.program.network(None, ["ls-remote", "dsfs", *patterns])
@@ -204,11 +244,10 @@ class Repository:
             if not error.unadvertised:
                 raise SourceMissing(f"{self.address.shown}: has no commit {oid}") from error
             # Such a server gives what branches and tags point to, and all behind that; without blobs it is little.
-            every = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-            words = await self._fetch_into(store, [filtering, "dsfs", *every])
+            words = await self._fetch_into(store, [filtering, "dsfs", *_EVERY])
             if (await store.objects.info([oid]))[0] is None:
                 raise SourceMissing(f"{self.address.shown}: no branch or tag has commit {oid}") from error
-        if re.search(r"filtering not (recognized|supported) by server", words):
+        if _UNFILTERED.search(words):
             self.blobs.complete = store
 
     async def _fetch_into(self, store: Store, arguments: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -229,6 +230,61 @@ def test_revisions(http: GitServer) -> None:
     for missing in ("nonesuch", "refs/heads/nonesuch", "0" * 40, "abcdef0"):
         with pytest.raises(SourceMissing, match=missing):
             content(revision=missing)
+
+
+@pytest.mark.parametrize("way", ["http", "daemon", "unfiltered", "blobs only", "plain"])
+def test_a_short_commit_that_is_no_tip(way: str, request: pytest.FixtureRequest) -> None:
+    server: GitServer = request.getfixturevalue("daemon" if way == "daemon" else "http")
+    name = f"short-{way.replace(' ', '-')}.git"
+    repository = server.repository(name, filters=way != "unfiltered")
+    if way == "blobs only":
+        repository.configure("uploadpackfilter.tree.allow", "false")
+    commits = [repository.commit({"f": b"%d" % number, "d/e": b"e"}) for number in range(3)]
+    side = [repository.commit({"f": b"s%d" % number}, "side") for number in range(2)]
+    repository.tag("last", side[1])
+    repository.delete("refs/heads/side")
+    if way == "plain":
+        repository.configure("http.getanyfile", "true")
+        _update_server_info(repository)
+    uri = f"{server.url}{'plain/' if way == 'plain' else ''}{name}"
+
+    async def use(source: GitSource) -> tuple[str, bytes]:
+        content = (await content_of(source))["f"]
+        (opened,) = source.repositories()
+        before = opened.program.network_commands
+        assert (await opened.pin(source.revision[:8])).commit == source.revision
+        assert opened.program.network_commands - before <= 4, "a history that was fetched is not fetched again"
+        for other in (commits[0], side[0]):  # as of other datasets of this repository
+            pin = await opened.pin(other[:9])
+            assert pin.commit == other
+            assert (await opened.trees([pin.tree]))[0].keys() >= {"f"}
+        left = [name for name in os.listdir(opened.program.directory) if name.startswith("history")]
+        assert left == (["history-0"] if way == "unfiltered" else [])
+        assert (await content_of(source))["f"] == content
+        return source.revision, content
+
+    assert using(build(uri, commit=commits[1][:7]), use) == (commits[1], b"1")
+    assert using(build(uri, revision=side[0][:12].upper()), use) == (side[0], b"s0"), "only a tag leads there"
+    assert using(build(uri, branch="main", commit=commits[0][:39]), use) == (commits[0], b"0")
+
+
+def test_a_short_commit_says_what_keeps_it_from_being_one(http: GitServer) -> None:
+    repository = http.repository("ambiguous.git")
+    said = "".join(f"commit refs/heads/main\ncommitter T <t@t.t> {n} +0000\ndata 0\n\n" for n in range(1000))
+    git("fast-import", "--quiet", stdin=said.encode(), at=repository.path)
+    every = git("rev-list", "main", at=repository.path).split()
+    alike = [oid for oid, count in Counter(oid[:4] for oid in every[1:]).items() if count == 2 and every[0][:4] != oid]
+
+    async def use(source: GitSource) -> None:
+        with pytest.raises(SourceMissing, match=rf"{alike[0]}' \(2 commits begin so: give more digits\)"):
+            await tree_of(source)
+        (opened,) = source.repositories()
+        with pytest.raises(SourceMissing, match=r"ffffff7' \(no commit of a branch or tag begins so\)"):
+            await opened.pin("ffffff7")
+        whole = next(oid for oid in every[1:] if oid.startswith(alike[0]))
+        assert (await opened.pin(whole[:12])).commit == whole
+
+    using(build(f"{http.url}ambiguous.git", revision=alike[0]), use)
 
 
 def _move_ref(repository: Repository, before: str, after: str) -> None:
