@@ -7,13 +7,20 @@ that works in a cluster must work here. What it refuses is a wrong type or value
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from pydantic import ConfigDict, Field, field_validator
 
-from dsfs.manifest.schema import Id, Manifest, Mode, MountOptions, SharedSpec, SourceSpec, SourceType
+from dsfs.manifest.schema import AnyRound, Id, Manifest, Mode, MountOptions, SharedSpec, SourceSpec, SourceType
 
 API_VERSION = "dataset.baizeai.io/v1alpha1"
 
 _TYPES = tuple(kind.value for kind in SourceType if kind is not SourceType.FSSPEC)
+_SUBMODULES = frozenset({"", "true", "1", "yes", "on", "recursive", "false", "0", "no", "off", "none"})
+_REPO_TYPES = {
+    SourceType.HUGGING_FACE: frozenset({"", "model", "dataset", "space"}),
+    SourceType.MODEL_SCOPE: frozenset({"", "model", "dataset"}),
+}
 
 
 class BaizeSource(SourceSpec):
@@ -46,6 +53,34 @@ class BaizeSpec(SharedSpec):
 
     source: BaizeSource
     mount_options: BaizeMountOptions = Field(default=BaizeMountOptions(), alias="mountOptions")
+    data_sync_round: AnyRound = Field(default=1, alias="dataSyncRound")
 
     def manifest(self, namespace: str, name: str) -> Manifest:
-        return super().manifest(namespace, name).model_copy(update={"api_version": API_VERSION})
+        manifest = super().manifest(namespace, name)
+        return manifest.model_copy(update={"api_version": API_VERSION, "source": as_their_loader(manifest.source)})
+
+
+def as_their_loader(source: SourceSpec) -> SourceSpec:
+    """With what their loader makes of values that it has no word for, where the source would refuse them.
+
+    Any text turns submodules on; but "false" and its like, which say what was meant, turn them off here. A repoType
+    that is none of a hub's is as none, and of a hub's query only what dsfs reads is looked at.
+    """
+    options, uri = dict(source.options), source.uri
+    match source.type:
+        case SourceType.GIT:
+            if options.get("submodules", "").strip().lower() not in _SUBMODULES:
+                options["submodules"] = "true"
+        case SourceType.HUGGING_FACE | SourceType.MODEL_SCOPE:
+            if options.get("repoType", "").lower() not in _REPO_TYPES[source.type]:
+                del options["repoType"]
+            address, _, query = uri.partition("?")
+            kept = [part for part in query.split("&") if _means_something(part, source.type)]
+            uri = "?".join([address, *(["&".join(kept)] if kept else [])])
+    return SourceSpec(type=source.type, uri=uri, options=options)
+
+
+def _means_something(part: str, hub: SourceType) -> bool:
+    """Whether a part of a query is one that the sources of hubs know."""
+    key, _, value = part.partition("=")
+    return key == "revision" or (key == "repoType" and unquote(value).lower() in _REPO_TYPES[hub])

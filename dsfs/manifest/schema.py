@@ -84,7 +84,9 @@ def _empty_is_none(value: object) -> object:
 Id = Annotated[int, Field(strict=True, ge=0, le=2**32 - 2)]  # -1 means "unchanged" to chown(2)
 Mode = Annotated[str, AfterValidator(_mode)]
 Flag = Annotated[bool, Field(strict=True)]
-Round = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+AnyRound = Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1)]
+"""As BaizeAI/dataset counts: its rule for a round is one for changes, and leaves the first free."""
+Round = Annotated[AnyRound, Field(ge=1)]
 SyncInterval = Annotated[float, BeforeValidator(_duration)] | None
 SecretRef = Annotated[Annotated[str, AfterValidator(check_secret_name)] | None, BeforeValidator(_empty_is_none)]
 
@@ -187,7 +189,7 @@ class Manifest(Model):
     share: Flag = False
     share_to_namespace_selector: dict[str, Any] | None = None
     mount_options: MountOptions = MountOptions()
-    data_sync_round: Round = 1
+    data_sync_round: AnyRound = 1
     preheat: Preheat = Preheat.NONE
     read_path: ReadPath = ReadPath.AUTO
     cache: CacheOptions = CacheOptions()

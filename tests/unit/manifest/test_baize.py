@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from dsfs.errors import ConfigError
+from dsfs.manifest import baize, schema
 from dsfs.manifest.documents import parse_documents
-from dsfs.manifest.schema import MountOptions, Preheat, SourceType
+from dsfs.manifest.schema import Manifest, MountOptions, Preheat, SourceType
+from dsfs.sources import git, hub_address
 from dsfs.sources.registry import build_source
 
 S3 = """
@@ -124,7 +126,9 @@ def test_unknown_fields_are_pruned_as_their_api_server_does():
         ({"share": "true"}, "spec.share: must be true or false"),
         ({"mountOptions": {"uid": "0"}}, "spec.mountOptions.uid: must be a whole number"),
         ({"mountOptions": {"mode": "0999"}}, "spec.mountOptions.mode: must be 3 or 4 octal digits"),
-        ({"dataSyncRound": 0}, "spec.dataSyncRound: must be at least 1"),
+        ({"dataSyncRound": "0"}, "spec.dataSyncRound: must be a whole number"),
+        ({"dataSyncRound": 2**31}, "spec.dataSyncRound: must be at most 2147483647"),
+        ({"dataSyncRound": -(2**31) - 1}, "spec.dataSyncRound: must be at least -2147483648"),
         ({"volumeClaimTemplate": "x"}, "spec.volumeClaimTemplate: must be a mapping"),
         ({"volumeClaimRef": {"subPath": "x"}}, "spec.volumeClaimRef.name: is missing"),
         ({"resources": [1]}, "spec.resources: must be a mapping"),
@@ -137,6 +141,65 @@ def test_a_wrong_type_or_value_is_refused(fields, expected):
     assert str(caught.value).startswith("f.yaml: document 1: field spec.")
     assert expected in str(caught.value)
     assert "FSSPEC" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [0, -3])
+def test_the_first_round_is_any_number(first):
+    """Theirs is a rule for updates alone; of ours the first is 1."""
+    manifest = read(spec(dataSyncRound=first))
+    assert manifest.data_sync_round == first
+    assert Manifest.model_validate(manifest.model_dump(mode="json")) == manifest, "as one server hands it to the next"
+    ours = spec(dataSyncRound=first).replace(baize.API_VERSION, schema.API_VERSION)
+    with pytest.raises(ConfigError, match="dataSyncRound: must be at least 1"):
+        read(ours)
+
+
+@pytest.mark.parametrize(
+    ("source", "alike"),
+    [
+        ({"type": "GIT", "options": {"submodules": "all"}}, {"submodules": "true"}),
+        ({"type": "GIT", "options": {"submodules": "false"}}, {"submodules": "false"}),
+        ({"type": "GIT", "options": {"submodules": " "}}, {"submodules": " "}),
+        ({"type": "HUGGING_FACE", "options": {"repoType": "datasets"}}, {}),
+        ({"type": "HUGGING_FACE", "options": {"repoType": "space"}}, {"repoType": "space"}),
+        ({"type": "MODEL_SCOPE", "options": {"repoType": "space", "revision": "v1"}}, {"revision": "v1"}),
+        ({"type": "MODEL_SCOPE", "options": {"repoType": "DATASET"}}, {"repoType": "DATASET"}),
+    ],
+)
+def test_values_that_mean_something_there(source, alike):
+    uris = {"GIT": "https://h/o/r.git", "HUGGING_FACE": "huggingface://O/N", "MODEL_SCOPE": "modelscope://o/n"}
+    whole = {**source, "uri": uris[source["type"]]}
+    manifest = read(spec(source=whole))
+    assert manifest.source.options == alike
+    build_source(manifest.source, {})
+    if source["options"] != alike:
+        with pytest.raises(ConfigError):
+            build_source(read(spec(source=whole).replace(baize.API_VERSION, schema.API_VERSION)).source, {})
+
+
+def test_what_the_sources_know_is_left_as_it_is():
+    words = [word for word in (*git._ON, *git._OFF) if word]
+    sources = [("GIT", "https://h/o/r.git", "submodules", word) for word in words]
+    sources += [("HUGGING_FACE", "huggingface://O/N", "repoType", kind) for kind in hub_address._HF_KINDS]
+    sources += [("MODEL_SCOPE", "modelscope://o/n", "repoType", kind) for kind in hub_address._MS_KINDS]
+    for kind, uri, option, value in sources:
+        assert read(spec(source={"type": kind, "uri": uri, "options": {option: value}})).source.options[option] == value
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        ("huggingface://Owner/Name?foo=1", "huggingface://Owner/Name"),
+        ("huggingface://Owner/Name?foo=1&revision=v2", "huggingface://Owner/Name?revision=v2"),
+        ("huggingface://Owner/Name?repoType=datasets", "huggingface://Owner/Name"),
+        ("huggingface://Owner/Name?repoType=DATASET&&a", "huggingface://Owner/Name?repoType=DATASET"),
+        ("huggingface://Owner/Name?", "huggingface://Owner/Name"),
+    ],
+)
+def test_their_loader_looks_at_no_query(written, read_as):
+    source = read(spec(source={"type": "HUGGING_FACE", "uri": written})).source
+    assert source.uri == read_as
+    build_source(source, {})
 
 
 @pytest.mark.parametrize(
