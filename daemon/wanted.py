@@ -6,12 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import structlog
+
 from daemon.settings import Settings
 from dsfs.datasets.access import visible
 from dsfs.manifest.documents import Documents, load_documents
 from dsfs.manifest.schema import API_VERSION, Manifest
 from dsfs.manifest.secrets import Secrets
 from dsfs.manifest.uri import manifest_from_uri
+
+log = structlog.get_logger()
 
 _FORM = "api_version"
 HANDED_OVER = "manifests"
@@ -61,7 +65,10 @@ def written_down(settings: Settings) -> Documents:
     A service is started before anybody has put a dataset into its directory, and goes on when the last one is taken
     out; a person who mounts an empty directory has named another than was meant.
     """
-    return load_documents(settings.manifest_paths, none_yet=settings.keeper_alone)
+    documents = load_documents(settings.manifest_paths, none_yet=settings.keeper_alone)
+    for line in documents.passed_over:
+        log.warning("an object in the manifests is passed over", reason=line)
+    return documents
 
 
 def to_text(documents: Documents) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -61,7 +62,8 @@ def apply(
     from dsfs.manifest.documents import as_yaml, documents_of, texts_of  # 0.1 s that every other verb does without
 
     texts = texts_of(file)
-    documents_of(texts)  # refused here, with the name of the file, before anything is sent
+    documents = documents_of(texts)  # refused here, with the name of the file, before anything is sent
+    _say_passed_over(documents.passed_over)
     body = {"manifests": "\n---\n".join(as_yaml(name, text) for name, text in texts)}
     answer = ask(running.find(mountpoint), "POST", "/api/v1/apply", body, timeout_s=None)
     if as_json:
@@ -84,6 +86,7 @@ def check(
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # a server has a log
     documents = load_documents(file, none_yet=True)
     findings = checking.check(documents)
+    _say_passed_over(documents.passed_over)
     for line in findings.unknown:
         say(f"dsfs: not known here: {one_line(line, LONGEST_LINE)}")
     for line in findings.wrong:
@@ -92,6 +95,11 @@ def check(
         raise typer.Exit(1)
     number = len(documents.manifests)
     typer.echo("1 manifest is fine" if number == 1 else f"{number} manifests are fine")
+
+
+def _say_passed_over(lines: Sequence[str]) -> None:
+    for line in lines:
+        say(f"dsfs: {one_line(line, LONGEST_LINE)}")
 
 
 @app.command("resync")

@@ -22,17 +22,21 @@ from dsfs.manifest.secrets import secret_values
 SUFFIXES = (".yaml", ".yml", ".json")
 
 _SPECS: Mapping[str, type[SharedSpec]] = {schema.API_VERSION: Spec, baize.API_VERSION: baize.BaizeSpec}
+_GROUPS = frozenset(version.partition("/")[0] for version in _SPECS)
+_KINDS = ("Dataset", "Secret", "List")
+_LISTS = ("List", "DatasetList")
 _OWN_KEYS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
     """What was read, in the order of the files. ``secrets`` maps (namespace, name) to keys and stripped values;
-    ``places`` says where each dataset stands, by its id."""
+    ``places`` says where each dataset stands, by its id; ``passed_over`` has a line on each object for others."""
 
     manifests: tuple[Manifest, ...] = ()
     secrets: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict, repr=False)
     places: Mapping[str, Place] = field(default_factory=dict, repr=False, compare=False)
+    passed_over: tuple[str, ...] = field(default=(), compare=False)
 
 
 def load_documents(paths: Sequence[str], *, none_yet: bool = False) -> Documents:
@@ -71,9 +75,13 @@ def as_yaml(file: str, text: str) -> str:
 
 
 def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
-    """Objects and where each was found, sorted out by their kind. Raises ConfigError."""
+    """Objects and where each was found, sorted out by their kind. Raises ConfigError.
+
+    The same file is for ``kubectl apply`` too, so other kinds of Kubernetes objects may stand in it.
+    """
     manifests: dict[tuple[str, str], tuple[Manifest, Place]] = {}
     secrets: dict[tuple[str, str], tuple[Mapping[str, str], Place]] = {}
+    passed_over = []
     for place, document in objects:
         kind = _text(document, "kind", place)
         if kind == "Dataset":
@@ -86,13 +94,22 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
             _refuse_second(secrets.get(key), place, key)
             secrets[key] = values, place
         else:
-            known = "Dataset, Secret and List"
-            raise place.problem("kind", f"{one_line(kind, 60)} is not known here (take it out; known are {known})")
+            passed_over.append(_pass_over(kind, document, place))
     return Documents(
         manifests=tuple(manifest for manifest, _ in manifests.values()),
         secrets=MappingProxyType({key: values for key, (values, _) in secrets.items()}),
         places=MappingProxyType({manifest.id: place for manifest, place in manifests.values()}),
+        passed_over=tuple(passed_over),
     )
+
+
+def _pass_over(kind: str, document: Mapping[Any, Any], place: Place) -> str:
+    """A line on an object that is for others. Raises ConfigError for what must be a misspelt one of ours."""
+    shown, known = one_line(kind, 60), f"{', '.join(_KINDS[:-1])} and {_KINDS[-1]}"
+    misspelt = not kind.isalnum() or kind.capitalize() in _KINDS
+    if misspelt or _text(document, "apiVersion", place).partition("/")[0] in _GROUPS:
+        raise place.problem("kind", f"{shown} is not known here (take it out; known are {known})")
+    return f"{place}: kind {shown} is passed over (it means nothing to dsfs)"
 
 
 def read_dataset(document: Mapping[Any, Any], place: Place) -> Manifest:
@@ -171,12 +188,12 @@ def _files_in(directory: str, none_yet: bool) -> list[str]:
 
 
 def _objects(text: str, file: str) -> Iterator[tuple[Place, dict[Any, Any]]]:
-    """Every object of a text; those of a List one by one."""
+    """Every object of a text; those of a List, or DatasetList, one by one."""
     for number, document in parse(text, file):
         place = Place(file, number)
         if not isinstance(document, dict):
             raise place.problem("", "must be a mapping with apiVersion, kind, metadata and spec")
-        if document.get("kind") != "List":
+        if document.get("kind") not in _LISTS:
             yield place, document
             continue
         items = document.get("items")
@@ -184,8 +201,8 @@ def _objects(text: str, file: str) -> Iterator[tuple[Place, dict[Any, Any]]]:
             raise place.problem("items", "must be a list")
         for index, item in enumerate(items, start=1):
             inside = Place(file, number, index)
-            if not isinstance(item, dict) or item.get("kind") == "List":  # a List in a List could hold itself
-                raise inside.problem("", "must be a Dataset or a Secret")
+            if not isinstance(item, dict) or item.get("kind") in _LISTS:  # a List in a List could hold itself
+                raise inside.problem("", "must be an object, and no List")
             yield inside, item
 
 

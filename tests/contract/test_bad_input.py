@@ -301,6 +301,15 @@ def test_what_only_another_machine_knows_is_not_wrong(tmp_path: Path) -> None:
     assert "document 4: field spec.source.uri: dataset://other/there is none of these manifests" in line
 
 
+def test_what_is_for_others_in_a_file_for_kubectl_is_told(source: Path, tmp_path: Path) -> None:
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "claim"}}
+    file = write_manifests(tmp_path / "m.yaml", claim, dataset("one", source))
+    done = dsfs("dataset", "check", "-f", file)
+    assert (done.returncode, done.stdout) == (0, "1 manifest is fine\n")
+    told = "kind PersistentVolumeClaim is passed over (it means nothing to dsfs)"
+    assert done.stderr == f"dsfs: {file}: document 1: {told}\n"
+
+
 def test_manifest_that_is_not_there(try_mount: Try, tmp_path: Path) -> None:
     one_line_failure(try_mount("-f", tmp_path / "none.yaml"), str(tmp_path / "none.yaml"))
 

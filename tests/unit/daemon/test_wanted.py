@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon import running
 from daemon.cli.cache import _user_of
@@ -30,6 +31,18 @@ def test_what_is_handed_over_is_what_was_read(version: str, tmp_path: Path) -> N
     del handed_over["forms"]
     (before,) = read_wanted(settings, {HANDED_OVER: json.dumps(handed_over)}).manifests
     assert before.api_version == "dsfs.dev/v1alpha1", "from a version without it"
+
+
+def test_what_is_passed_over_is_in_the_log(tmp_path: Path) -> None:
+    claim = "{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: claim}}"
+    file = tmp_path / "m.yaml"
+    file.write_text(f"{claim}\n---{MANIFEST.format(version='dsfs.dev/v1alpha1')}")
+    settings = Settings("/data", str(tmp_path), str(tmp_path), manifest_paths=(str(file),))
+    with capture_logs() as logged:
+        assert [manifest.id for manifest in read_wanted(settings, {}).manifests] == ["a/data"]
+    (line,) = logged
+    assert line["log_level"] == "warning"
+    assert line["reason"].startswith(f"{file}: document 1: kind PersistentVolumeClaim is passed over")
 
 
 def test_verify_without_a_cache_directory_means_the_only_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

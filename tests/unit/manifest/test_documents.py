@@ -245,6 +245,49 @@ def test_documents_lists_and_empty_ones():
     assert [manifest.name for manifest in found.manifests] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": "b"}},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "a"}, "spec": {}},
+        {"apiVersion": "apps/v1", "kind": "Deployment"},
+    ],
+)
+def test_what_is_for_others_is_passed_over_and_told(foreign):
+    found = read(foreign, SMALL, {"apiVersion": "v1", "kind": "List", "items": [foreign, small(name="b")]})
+    assert [manifest.name for manifest in found.manifests] == ["a", "b"]
+    told = f"kind {foreign['kind']} is passed over (it means nothing to dsfs)"
+    assert found.passed_over == (f"f.yaml: document 1: {told}", f"f.yaml: document 3: item 1: {told}")
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"apiVersion": "dsfs.dev/v1alpha1", "kind": "Datset"}, "field kind: Datset is not known here"),
+        ({"apiVersion": "dsfs.dev/v2", "kind": "DataSet"}, "field kind: DataSet is not known here"),
+        ({"apiVersion": "dataset.baizeai.io/v1alpha1", "kind": "Datset"}, "field kind: Datset is not known here"),
+        ({"apiVersion": "data.fluid.io/v1alpha1", "kind": "Dataset"}, "field apiVersion: must be one of"),
+        ({"kind": "Dataset"}, "field apiVersion: is missing"),
+        ({"kind": "ConfigMap"}, "field apiVersion: is missing"),
+        ({"apiVersion": "v1"}, "field kind: is missing"),
+        ({"apiVersion": "v1", "kind": ""}, "field kind:  is not known here"),
+        ({"apiVersion": "v1", "kind": "secret"}, "field kind: secret is not known here"),
+        ({"apiVersion": "v1", "kind": "list", "items": []}, "field kind: list is not known here"),
+    ],
+)
+def test_what_could_be_ours_is_not_passed_over(document, expected):
+    said = line(SMALL, document | {"metadata": {"name": "b"}, "spec": small()["spec"]})
+    assert said.startswith(f"f.yaml: document 2: {expected}")
+
+
+def test_a_list_as_the_api_server_gives_it():
+    inside = {"apiVersion": "dataset.baizeai.io/v1alpha1", "kind": "DatasetList", "metadata": {"resourceVersion": "7"}}
+    found = read(inside | {"items": [small(name="b"), small(name="c")]})
+    assert [manifest.name for manifest in found.manifests] == ["b", "c"]
+    said = line({"kind": "List", "items": [inside | {"items": []}]})
+    assert said == "f.yaml: document 1: item 1: must be an object, and no List"
+
+
 @pytest.mark.parametrize("items", [None, {}, [1], [{"kind": "List", "items": []}]])
 def test_a_list_that_is_none(items):
     assert line({"apiVersion": "v1", "kind": "List", "items": items}).startswith("f.yaml: document 1: ")
