@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
+import structlog
+
 from daemon.settings import Settings
 from daemon.wanted import Wanted
 from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.client import is_below
-from dsfs.datasets.access import visible
-from dsfs.errors import ConfigError, NotShared, SourceUnavailable
+from dsfs.datasets.access import Labels, labels_of, visible, why_hidden
+from dsfs.errors import ConfigError, NotShared, SourceUnavailable, one_line
 from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceSpec, SourceType
 from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.directory import DirectorySource
@@ -21,6 +23,8 @@ from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource, parse_reference
 from dsfs.sources.registry import build_source, check_type, credential_environment
 from dsfs.sources.unusable import UnusableSource
+
+log = structlog.get_logger()
 
 _CLAIMS = ("pvc://", MANUAL_URI)
 LONGEST_CHAIN = 8  # of references to references
@@ -36,11 +40,13 @@ def spec_to_build(manifest: Manifest) -> SourceSpec:
     return spec
 
 
-def not_shared(manifest: Manifest) -> NotShared:
-    """What to raise for a REFERENCE to what is not there, or that its namespace may not see."""
+def not_shared(manifest: Manifest, labels: Labels) -> NotShared:
+    """What to raise for a REFERENCE to what is not there, or that its namespace may not see: says of the reader alone
+    what it is, as which of the two is none of its business."""
+    known = ", ".join(f"{key}={value}" for key, value in sorted(labels_of(manifest.namespace, labels).items()))
     return NotShared(
         f"{manifest.id}: {manifest.source.uri} is not there or not shared with namespace {manifest.namespace} "
-        "(its owner sets spec.share)"
+        f"(its owner sets spec.share; a selector goes by the labels that are known here: {one_line(known)})"
     )
 
 
@@ -50,12 +56,13 @@ def refers_back(manifest: Manifest) -> ConfigError:
 
 
 class Builder:
-    """``known`` are all manifests of this mount, ``secrets`` all of its secrets, ``own`` the credentials that datasets
-    were given by hand; all change while it runs."""
+    """``known`` are all manifests of this mount, ``secrets`` all of its secrets, ``labels`` those of namespaces,
+    ``own`` the credentials that datasets were given by hand; all change while it runs."""
 
     def __init__(self, settings: Settings, wanted: Wanted) -> None:
         self.known = dict(wanted.known)
         self.secrets = wanted.secrets
+        self.labels = dict(wanted.labels)
         self.own = {dataset: dict(values) for dataset, values in wanted.own.items()}
         self._settings = settings
         self._many = not wanted.single
@@ -124,8 +131,11 @@ class Builder:
         namespace, name, path = parse_reference(manifest.source.uri)
         target = self.known.get(f"{namespace}/{name}")
         # One answer for both: a team does not learn which datasets others have.
-        if target is None or not visible(target, [manifest.namespace]):
-            raise not_shared(manifest)
+        if target is None or not visible(target, [manifest.namespace], self.labels):
+            if target is not None:
+                why = why_hidden(target, manifest.namespace, self.labels)
+                log.info("reference to what is not shared with its namespace", dataset=manifest.id, reason=why)
+            raise not_shared(manifest, self.labels)
         if depth >= LONGEST_CHAIN:
             raise refers_back(manifest)
         source = await self.build(target, depth + 1)
@@ -152,6 +162,16 @@ class Builder:
     def refers_to(self, manifest: Manifest) -> list[str]:
         """The ids of all datasets on the way from a REFERENCE to the files that it shows; none for other types."""
         return [name for name, _path in self._way(manifest)]
+
+    def is_entitled(self, manifest: Manifest) -> bool:
+        """Whether all on the way of a REFERENCE are there, each shared with the namespace of the one before."""
+        reader = manifest
+        for name in self.refers_to(manifest):
+            target = self.known.get(name)
+            if target is None or not visible(target, [reader.namespace], self.labels):
+                return False
+            reader = target
+        return True
 
     def _resolved(self, manifest: Manifest) -> tuple[Manifest, str]:
         """The dataset whose files are shown, and which path in it: another one's for a REFERENCE."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -88,17 +88,21 @@ class Changes:
             if HANDED_OVER in texts:  # else this one has just read them
                 gone = {(namespace, name) for namespace, name in before.get("secrets", ())}
                 self._builder.secrets.drop(gone - documents.secrets.keys())
-                await self._follow(documents, before["datasets"], delete)
+                unlabelled = set(before.get("labelled", ())) - documents.labels.keys()
+                await self._follow(documents, before["datasets"], unlabelled, delete)
         except DsfsError as error:
             self.files.note_not_followed(error)
             return
         names = [manifest.id for manifest in documents.manifests]
-        await self._keeper.hold(
-            FILES, json.dumps({"digest": digest, "datasets": names, "secrets": list(documents.secrets)})
-        )
+        read = {"datasets": names, "secrets": list(documents.secrets), "labelled": list(documents.labels)}
+        await self._keeper.hold(FILES, json.dumps({"digest": digest, **read}))
 
     async def _follow(
-        self, documents: Documents, before: Sequence[str], delete: Callable[[str], Awaitable[object]]
+        self,
+        documents: Documents,
+        before: Sequence[str],
+        unlabelled: Collection[str],
+        delete: Callable[[str], Awaitable[object]],
     ) -> None:
         wanted = {manifest.id: manifest for manifest in documents.manifests}
         for name in {*before, *wanted}:
@@ -106,10 +110,11 @@ class Changes:
             if known is not None and (name not in wanted or is_another(known, wanted[name])):
                 log.info("not shown any more: its manifest is gone, or is of another source", dataset=name)
                 await (delete if name in self._shown.all else self.delete)(name)
-        for line in await self._take_in(documents):
+        for line in await self._take_in(documents, unlabelled):
             log.info("manifests were read anew", outcome=line)
 
-    async def _take_in(self, documents: Documents) -> list[str]:
+    async def _take_in(self, documents: Documents, unlabelled: Collection[str] = ()) -> list[str]:
+        """``unlabelled`` are namespaces of which nothing is known any more."""
         done: list[str] = []
         async with self._shown.changing:
             for manifest in documents.manifests:
@@ -118,8 +123,14 @@ class Changes:
             changed = {each.id for each in documents.manifests if concerns_others(known.get(each.id), each)}
             self._builder.secrets.add(documents.secrets)
             self._builder.known.update({manifest.id: manifest for manifest in documents.manifests})
+            entitled = {name: self._builder.is_entitled(each.manifest) for name, each in self._shown.datasets.items()}
+            relabelled = self._relabel(documents, unlabelled)
             try:
                 done += [await self._apply(manifest) for manifest in documents.manifests]
+                if relabelled:
+                    await self._follow_labels(entitled)
+                    done += [f"namespace {name} changed" for name in sorted(relabelled)]
+                done += [f"namespace {name} unchanged" for name in documents.labels if name not in relabelled]
                 await self._follow_references(changed)
             finally:
                 await self._shown.hand_over()  # also of what was done before something failed
@@ -129,6 +140,27 @@ class Changes:
                     showing.dataset.ask_for_resync()  # with the new credentials
         return done
 
+    def _relabel(self, documents: Documents, unlabelled: Collection[str]) -> set[str]:
+        """The namespaces whose labels are others from now on."""
+        labels = self._builder.labels
+        names = {*documents.labels, *unlabelled}
+        relabelled = {name for name in names if documents.labels.get(name) != labels.get(name)}
+        for name in unlabelled:
+            labels.pop(name, None)
+        labels.update(documents.labels)
+        return relabelled
+
+    async def _follow_labels(self, entitled: Mapping[str, bool]) -> None:
+        """Show what this mount may see now, and anew what was ``entitled`` to another dataset, or was not."""
+        for manifest in list(self._builder.known.values()):
+            seen = visible(manifest, self._settings.namespaces, self._builder.labels)
+            if seen != (manifest.id in self._shown.all):
+                await self._apply(manifest)
+        for name, before in entitled.items():
+            showing = self._shown.all.get(name)
+            if showing is not None and self._builder.is_entitled(showing.dataset.manifest) != before:
+                await self._shown.show_anew(showing.dataset.manifest)
+
     def _check_source(self, manifest: Manifest) -> None:
         showing = self._shown.all.get(manifest.id)
         if showing is not None and is_another(showing.dataset.manifest, manifest):
@@ -136,7 +168,7 @@ class Changes:
 
     async def _apply(self, manifest: Manifest) -> str:
         showing = self._shown.all.get(manifest.id)
-        if not visible(manifest, self._settings.namespaces):
+        if not visible(manifest, self._settings.namespaces, self._builder.labels):
             if showing is not None:
                 await self._shown.remove(manifest.id)
             return f"{manifest.id} is not visible here"
@@ -172,7 +204,7 @@ class Changes:
             manifest = clone_of(original.manifest, namespace, new)
             if manifest.id in self._builder.known or manifest.id in self._shown.all:
                 raise ConfigError(f"{manifest.id} is there already (choose another name, or delete it first)")
-            if not visible(manifest, self._settings.namespaces):
+            if not visible(manifest, self._settings.namespaces, self._builder.labels):
                 raise ConfigError(f"{manifest.id} would not be visible in this mount (see its --namespace)")
             if not original.catalog.sealed:
                 raise ConfigError(f"{name} is not wholly listed (clone it when dsfs status shows READY)")

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from daemon.building import LONGEST_CHAIN, not_shared, refers_back, spec_to_build
-from dsfs.datasets.access import visible
-from dsfs.errors import ConfigError
+from daemon.building import LONGEST_CHAIN, refers_back, spec_to_build
+from dsfs.datasets.access import Labels, why_hidden
+from dsfs.errors import ConfigError, NotShared
 from dsfs.manifest.documents import Documents
 from dsfs.manifest.schema import API_VERSION, Manifest, SourceType
 from dsfs.sources.options import NotHere, UnknownOption
@@ -37,7 +37,7 @@ def check(documents: Documents) -> Findings:
         try:
             check_type(manifest.source.type)
             if manifest.source.type is SourceType.REFERENCE:
-                _check_reference(manifest, known)
+                _check_reference(manifest, known, documents.labels)
             else:
                 _check_source(manifest)
         except NotHere as error:
@@ -53,7 +53,7 @@ def _field(manifest: Manifest, error: ConfigError) -> str:
     return "spec.source.uri" if manifest.source.type is SourceType.REFERENCE else "spec.source"
 
 
-def _check_reference(manifest: Manifest, known: Mapping[str, Manifest]) -> None:
+def _check_reference(manifest: Manifest, known: Mapping[str, Manifest], labels: Labels) -> None:
     """All of the way, as far as it is known. What is wrong with its end is told there. Raises ConfigError."""
     reader = manifest
     for _step in range(LONGEST_CHAIN):
@@ -61,8 +61,8 @@ def _check_reference(manifest: Manifest, known: Mapping[str, Manifest]) -> None:
         target = known.get(f"{namespace}/{name}")
         if target is None:
             raise NotHere(f"{reader.source.uri} is none of these manifests (it must be there when this one is applied)")
-        if not visible(target, [reader.namespace]):
-            raise not_shared(reader)
+        if why := why_hidden(target, reader.namespace, labels):  # who checks manifests has them all
+            raise NotShared(f"{reader.source.uri} is not shared with namespace {reader.namespace}: {why}")
         if target.source.type is not SourceType.REFERENCE:
             return
         reader = target

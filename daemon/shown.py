@@ -309,7 +309,8 @@ class Shown:
     async def hand_over(self) -> None:
         """Have the keeper hold what is shown, for the next server."""
         if self._tree is not None:
-            documents = Documents(tuple(self._builder.known.values()), self._builder.secrets.documents)
+            builder = self._builder
+            documents = Documents(tuple(builder.known.values()), builder.secrets.documents, builder.labels)
             await self._keeper.hold(HANDED_OVER, to_text(documents))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from daemon.settings import Settings
-from dsfs.datasets.access import visible
+from dsfs.datasets.access import Labels, visible
 from dsfs.manifest.documents import Documents, load_documents
 from dsfs.manifest.schema import API_VERSION, Manifest
 from dsfs.manifest.secrets import Secrets
@@ -39,6 +39,7 @@ class Wanted:
     single: bool
     own: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     """Credentials that datasets were given by ``set-credential``, by their ids."""
+    labels: Labels = field(default_factory=dict)
 
 
 def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
@@ -55,8 +56,10 @@ def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
         return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True, own=own)
     documents = written_down(settings) if handed_over is None else _from_text(handed_over)
     known = {manifest.id: manifest for manifest in documents.manifests}
-    seen = tuple(manifest for manifest in documents.manifests if visible(manifest, settings.namespaces))
-    return Wanted(seen, known, Secrets(documents.secrets, settings.secrets_dirs), single=False, own=own)
+    labels = documents.labels
+    seen = tuple(each for each in documents.manifests if visible(each, settings.namespaces, labels))
+    secrets = Secrets(documents.secrets, settings.secrets_dirs)
+    return Wanted(seen, known, secrets, single=False, own=own, labels=labels)
 
 
 def written_down(settings: Settings) -> Documents:
@@ -72,8 +75,11 @@ def written_down(settings: Settings) -> Documents:
 
 
 def to_text(documents: Documents) -> str:
+    # where there are none: nothing, so that manifests without have the digest that an older version gave them
+    labels = {name: dict(values) for name, values in documents.labels.items()}
     return json.dumps(
         {
+            **({"labels": labels} if labels else {}),
             "manifests": [manifest.model_dump(mode="json", exclude={_FORM}) for manifest in documents.manifests],
             # beside them, as a version that knows nothing of it must be able to take over, and refuses what is unknown
             "forms": {each.id: each.api_version for each in documents.manifests if each.api_version != API_VERSION},
@@ -87,4 +93,5 @@ def _from_text(text: str) -> Documents:
     forms: Mapping[str, str] = raw.get("forms", {})
     read = (Manifest.model_validate(each) for each in raw["manifests"])
     manifests = tuple(each.model_copy(update={_FORM: forms.get(each.id, API_VERSION)}) for each in read)
-    return Documents(manifests, {(namespace, name): values for namespace, name, values in raw["secrets"]})
+    secrets = {(namespace, name): values for namespace, name, values in raw["secrets"]}
+    return Documents(manifests, secrets, raw.get("labels", {}))

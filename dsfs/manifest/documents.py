@@ -23,18 +23,20 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 _SPECS: Mapping[str, type[SharedSpec]] = {schema.API_VERSION: Spec, baize.API_VERSION: baize.BaizeSpec}
 _GROUPS = frozenset(version.partition("/")[0] for version in _SPECS)
-_KINDS = ("Dataset", "Secret", "List")
+_KINDS = ("Dataset", "Secret", "Namespace", "List")
 _LISTS = ("List", "DatasetList")
 _OWN_KEYS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """What was read, in the order of the files. ``secrets`` maps (namespace, name) to keys and stripped values;
-    ``places`` says where each dataset stands, by its id; ``passed_over`` has a line on each object for others."""
+    """What was read, in the order of the files. ``secrets`` maps (namespace, name) to keys and stripped values,
+    ``labels`` a namespace to those of its Namespace; ``places`` says where each dataset stands, by its id;
+    ``passed_over`` has a line on each object for others."""
 
     manifests: tuple[Manifest, ...] = ()
     secrets: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict, repr=False)
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict, repr=False, compare=False)
     passed_over: tuple[str, ...] = field(default=(), compare=False)
 
@@ -81,6 +83,7 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
     """
     manifests: dict[tuple[str, str], tuple[Manifest, Place]] = {}
     secrets: dict[tuple[str, str], tuple[Mapping[str, str], Place]] = {}
+    labels: dict[tuple[str], tuple[Mapping[str, str], Place]] = {}
     passed_over = []
     for place, document in objects:
         kind = _text(document, "kind", place)
@@ -93,11 +96,16 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
             key, values = _read_secret(document, place)
             _refuse_second(secrets.get(key), place, key)
             secrets[key] = values, place
+        elif kind == "Namespace":
+            namespace, values = _read_namespace(document, place)
+            _refuse_second(labels.get(namespace), place, namespace)
+            labels[namespace] = values, place
         else:
             passed_over.append(_pass_over(kind, document, place))
     return Documents(
         manifests=tuple(manifest for manifest, _ in manifests.values()),
         secrets=MappingProxyType({key: values for key, (values, _) in secrets.items()}),
+        labels=MappingProxyType({name: values for (name,), (values, _) in labels.items()}),
         places=MappingProxyType({manifest.id: place for manifest, place in manifests.values()}),
         passed_over=tuple(passed_over),
     )
@@ -215,6 +223,23 @@ def _read_secret(document: Mapping[Any, Any], place: Place) -> tuple[tuple[str, 
     return (namespace, name), MappingProxyType(secret_values(document, place))
 
 
+def _read_namespace(document: Mapping[Any, Any], place: Place) -> tuple[tuple[str], Mapping[str, str]]:
+    """Its name and its labels; of the rest nothing is needed here."""
+    if _text(document, "apiVersion", place) != "v1":
+        raise place.problem("apiVersion", "must be v1 for a Namespace")
+    metadata = _mapping(document, "metadata", place) or {}
+    try:
+        name = check_namespace(_text(metadata, "name", place, "metadata."))
+    except ValueError as error:
+        raise place.problem("metadata.name", str(error)) from None
+    labels = metadata.get("labels") or {}
+    if not isinstance(labels, dict):
+        raise place.problem("metadata.labels", "must be a mapping")
+    if not all(isinstance(text, str) for label in labels.items() for text in label):
+        raise place.problem("metadata.labels", "must be text, keys and values (put it in quotes)")
+    return (name,), MappingProxyType(dict(labels))
+
+
 def _identity(document: Mapping[Any, Any], place: Place) -> tuple[str, str]:
     """Namespace and name; the name is not checked yet. Labels, annotations and whatever else stay unread."""
     metadata = _mapping(document, "metadata", place)
@@ -230,7 +255,7 @@ def _identity(document: Mapping[Any, Any], place: Place) -> tuple[str, str]:
         raise place.problem("metadata.namespace", str(error)) from None
 
 
-def _refuse_second(first: tuple[object, Place] | None, place: Place, key: tuple[str, str]) -> None:
+def _refuse_second(first: tuple[object, Place] | None, place: Place, key: tuple[str, ...]) -> None:
     if first is not None:
         raise place.problem("metadata.name", f"{'/'.join(key)} is already in {first[1]} (rename or remove one of them)")
 

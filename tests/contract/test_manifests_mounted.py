@@ -331,6 +331,40 @@ def test_what_the_cache_may_hold_changes_without_a_mount_of_its_own(mounts: Moun
         assert held.read() == (source / "a").read_bytes()
 
 
+def test_labels_of_a_namespace_that_are_applied_decide_at_once(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    selector = {"matchLabels": {"team": "nlp"}}
+    manifest = write_manifests(
+        tmp_path / "m.yaml",
+        dataset("own", source, "one", share=True, shareToNamespaceSelector=selector),
+        dataset("ref", "dataset://one/own", "two", type="REFERENCE"),
+    )
+    mount = mounts.mount("-f", manifest, "--namespace=two")
+    mount.expect_log("dataset cannot be used|listing failed")
+    assert names_in(mount) == {"two/ref"}
+    assert "kubernetes.io/metadata.name=two" in mount.wait_phase("FAILED", "ref")["message"]
+
+    def applied(**labels: str) -> list[str]:
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "two", "labels": labels}}
+        done = dsfs("dataset", "apply", "-f", write_manifests(tmp_path / "n.yaml", namespace), f"-m{mount.mountpoint}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert applied(team="nlp") == ["namespace two changed"]
+    assert names_in(mount) == {"one/own", "two/ref"}
+    mount.wait_phase("READY", "ref")
+    ref = mount.mountpoint / "two/ref"
+    device = os.stat(ref).st_dev
+    assert (ref / "a.txt").read_bytes() == b"first"
+    assert applied(team="nlp") == ["namespace two unchanged"]
+    assert applied(team="nlp", tier="x") == ["namespace two changed"]
+    assert os.stat(ref).st_dev == device, "it may see as much as before"
+    assert dsfs("restart", mount.mountpoint).returncode == 0
+    assert names_in(mount) == {"one/own", "two/ref"}
+    assert applied(team="audio") == ["namespace two changed"]
+    assert "not shared" in mount.wait_phase("FAILED", "ref")["message"]
+    assert names_in(mount) == {"two/ref"}
+
+
 def test_references_follow_what_they_refer_to_however_far_away(mounts: Mounts, source: Path, tmp_path: Path) -> None:
     """What is shared no longer, or deleted, is shown through no REFERENCE; an applied syncInterval counts."""
 

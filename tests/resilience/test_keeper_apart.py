@@ -116,7 +116,11 @@ def test_each_is_replaced(apart: Apart, tmp_path: Path) -> None:
 
 def test_a_new_server_follows_its_manifests_and_a_crash_does_not(apart: Apart, tmp_path: Path) -> None:
     other = make_tree(tmp_path / "other", files=3)
-    file = write_manifests(tmp_path / "m.yaml", *(dataset(name, apart.source, "team") for name in ("a", "b", "c")))
+    shared = dataset("b", apart.source, "team", share=True, shareToNamespaceSelector={"matchLabels": {"tier": "x"}})
+    lent = dataset("lent", "dataset://team/b", "lab", type="REFERENCE")
+    lab = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "lab", "labels": {"tier": "x"}}}
+    first = (dataset("a", apart.source, "team"), shared, dataset("c", apart.source, "team"), lent, lab)
+    file = write_manifests(tmp_path / "m.yaml", *first)
     by_hand = write_manifests(tmp_path / "hand.yaml", dataset("hand", apart.source, "team"))
     apart.start_keeper()
     apart.start_server("-f", str(file))
@@ -124,19 +128,21 @@ def test_a_new_server_follows_its_manifests_and_a_crash_does_not(apart: Apart, t
     team = apart.mount.mountpoint / "team"
     names = sorted(os.listdir(apart.source))
     assert sorted(os.listdir(team)) == ["a", "b", "c"]
+    assert sorted(os.listdir(apart.mount.mountpoint / "lab/lent")) == names
     assert dsfs("dataset", "apply", "-f", by_hand, "-m", apart.mount.mountpoint).returncode == 0
     with open(team / "b/large", "rb") as held:
-        write_manifests(
-            file, dataset("b", apart.source, "team"), dataset("c", other, "team"), dataset("d", other, "team")
-        )
+        write_manifests(file, shared, dataset("c", other, "team"), dataset("d", other, "team"), lent)
         apart.mount.kill_server()
         assert sorted(os.listdir(team)) == ["a", "b", "c", "hand"], "a crash shows what was shown"
         assert sorted(os.listdir(team / "c")) == names
+        assert sorted(os.listdir(apart.mount.mountpoint / "lab/lent")) == names
         apart.start_server("-f", str(file))
         eventually(lambda: sorted(os.listdir(team)) == ["b", "c", "d", "hand"], 30, "the next one follows the file")
         eventually(lambda: sorted(os.listdir(team / "c")) == sorted(os.listdir(other)), 30, "also to another source")
         apart.wait_healthy()
         assert held.read() == (apart.source / "large").read_bytes(), "what stays is not mounted anew"
+    message = apart.mount.wait_phase("FAILED", "lent")["message"]
+    assert "not shared with namespace lab" in message, "its Namespace is gone from the file, and its labels with it"
     file.write_text("no: manifest")
     apart.start_server("-f", str(file))
     eventually(lambda: apart.log().count("server handed over") == 2, 30, "another takes over")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.building import Builder
+from daemon.checking import check
 from daemon.settings import Settings
 from daemon.wanted import Wanted
 from dsfs.errors import ConfigError
 from dsfs.manifest.documents import load_documents, parse_documents
 from dsfs.manifest.secrets import Secrets
+from dsfs.sources.base import Source
 from dsfs.sources.unusable import UnusableSource
 
 MANIFESTS = """
@@ -61,6 +65,43 @@ def test_a_secret_that_has_changed_since(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     asyncio.run(use())
+
+
+@pytest.mark.parametrize("label", ["nlp", "audio", None])
+def test_a_selector_goes_by_the_labels_of_the_reference_s_namespace(label: str | None, tmp_path: Path) -> None:
+    text = MANIFESTS.replace("{secretRef: keys,", "{shareToNamespaceSelector: {matchLabels: {team: nlp}},")
+    if label is not None:
+        text += f"---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: b, labels: {{team: {label}}}}}}}"
+    documents = parse_documents(text, "m.yaml")
+    known = {manifest.id: manifest for manifest in documents.manifests}
+    settings = Settings("/data", str(tmp_path), str(tmp_path))
+    wanted = Wanted(documents.manifests, known, Secrets(None, ()), single=False, labels=documents.labels)
+    builder, lent = Builder(settings, wanted), known["b/lent"]
+    assert builder.is_entitled(lent) is (label == "nlp")
+    wrong = check(documents).wrong
+    if label == "nlp":
+        asyncio.run(_closed(builder.build(lent)))
+        assert wrong == ()
+        return
+    with capture_logs() as logged, pytest.raises(ConfigError) as caught:
+        asyncio.run(builder.build(lent))
+    known_labels = f"kubernetes.io/metadata.name=b{f', team={label}' if label else ''}"
+    assert "is not there or not shared with namespace b (its owner sets spec.share; " in str(caught.value)
+    assert str(caught.value).endswith(f"known here: {known_labels})")
+    has = f"team={label}" if label else "no label team that is known (a Namespace document gives them)"
+    why = f"shareToNamespaceSelector of a/own asks for team=nlp, namespace b has {has}"
+    assert [line["reason"] for line in logged] == [why]
+    assert wrong == (
+        f"m.yaml: document 2: field spec.source.uri: dataset://a/own is not shared with namespace b: {why}",
+    )
+    absent = lent.model_copy(update={"source": lent.source.model_copy(update={"uri": "dataset://a/none"})})
+    with pytest.raises(ConfigError) as other:
+        asyncio.run(builder.build(absent))
+    assert str(other.value) == str(caught.value).replace("a/own", "a/none"), "which of the two it is stays the owner's"
+
+
+async def _closed(building: Awaitable[Source]) -> None:
+    await (await building).close()
 
 
 def test_what_is_never_read_says_so_whatever_else_is_missing(tmp_path: Path) -> None:

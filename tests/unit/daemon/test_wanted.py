@@ -33,6 +33,20 @@ def test_what_is_handed_over_is_what_was_read(version: str, tmp_path: Path) -> N
     assert before.api_version == "dsfs.dev/v1alpha1", "from a version without it"
 
 
+def test_labels_of_namespaces_are_handed_over(tmp_path: Path) -> None:
+    shared = MANIFEST.format(version="dsfs.dev/v1alpha1").replace(
+        "{source", "{share: true, shareToNamespaceSelector: {matchLabels: {team: nlp}}, source"
+    )
+    namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: b, labels: {team: nlp}}}"
+    documents = parse_documents(f"{shared}\n---\n{namespace}", "m.yaml")
+    text = to_text(documents)
+    for namespaces, seen in ((("b",), documents.manifests), (("c",), ())):
+        settings = Settings("/data", str(tmp_path), str(tmp_path), namespaces=namespaces)
+        wanted = read_wanted(settings, {HANDED_OVER: text})
+        assert (wanted.manifests, wanted.labels) == (seen, {"b": {"team": "nlp"}})
+    assert "labels" not in json.loads(to_text(parse_documents(shared, "m.yaml"))), "as a version without them wrote it"
+
+
 def test_what_is_passed_over_is_in_the_log(tmp_path: Path) -> None:
     claim = "{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: claim}}"
     file = tmp_path / "m.yaml"

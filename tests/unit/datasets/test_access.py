@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsfs.datasets.access import NAME_LABEL, selects, visible
+from dsfs.datasets.access import NAME_LABEL, selects, visible, why_hidden
 from dsfs.manifest.schema import Manifest, SourceSpec
 
 
@@ -50,6 +50,45 @@ NAMED_AUDIO = {"matchLabels": {NAME_LABEL: "audio"}}
 )
 def test_who_sees_it(manifest: Manifest, namespaces: tuple[str, ...], seen: bool) -> None:
     assert visible(manifest, namespaces) is seen
+
+
+UNKNOWN = "no label team that is known (a Namespace document gives them)"
+LABELS = {"audio": {"tier": "trusted", "team": "a"}, "odd": {NAME_LABEL: "text"}, "bare": {}}
+
+
+@pytest.mark.parametrize(
+    ("selector", "namespace", "why"),
+    [
+        ({"matchLabels": {"team": "a"}}, "audio", ""),
+        (term("team", "In", "a", "b"), "audio", ""),
+        (term("tier", "NotIn", "untrusted"), "audio", ""),
+        (term("zone", "DoesNotExist"), "audio", ""),
+        (term("zone", "DoesNotExist"), "bare", ""),
+        ({"matchLabels": {"team": "a"}}, "vision", ""),
+        ({"matchLabels": {"team": "b"}}, "audio", "asks for team=b, namespace audio has team=a"),
+        (term("team", "NotIn", "a", "b"), "audio", "asks for team notin (a, b), namespace audio has team=a"),
+        (term("team", "In", "b", "c"), "audio", "asks for team in (b, c), namespace audio has team=a"),
+        (term("tier", "DoesNotExist"), "audio", "asks for !tier, namespace audio has tier=trusted"),
+        (
+            {"matchLabels": {"tier": "trusted", "zone": "x"}},
+            "audio",
+            "asks for zone=x, namespace audio has no label zone",
+        ),
+        (term("team", "Exists"), "bare", "asks for team, namespace bare has no label team"),
+        (term("team", "DoesNotExist"), "unknown", f"asks for !team, namespace unknown has {UNKNOWN}"),
+        (NAMED_AUDIO, "odd", f"asks for {NAME_LABEL}=audio, namespace odd has {NAME_LABEL}=odd"),
+    ],
+)
+def test_labels_of_namespaces_decide(selector: dict[str, Any], namespace: str, why: str) -> None:
+    manifest = dataset(share=True, selector=selector)
+    said = why_hidden(manifest, namespace, LABELS)
+    assert said == (f"shareToNamespaceSelector of vision/imagenet {why}" if why else "")
+    assert visible(manifest, [namespace], LABELS) is (not why)
+
+
+def test_what_is_not_shared_is_hidden_whatever_the_selector_says() -> None:
+    manifest = dataset(selector={"matchLabels": {"team": "a"}})
+    assert why_hidden(manifest, "audio", LABELS) == "spec.share of vision/imagenet is not true"
 
 
 @pytest.mark.parametrize(

@@ -369,6 +369,32 @@ def test_secrets():
     assert found["team", "n"] == {"password": "0123"}
 
 
+def namespace(name="nlp", **metadata):
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, **metadata}, "spec": {}}
+
+
+def test_labels_of_namespaces():
+    found = read(namespace(labels={"team": "a", "tier": ""}, annotations={"x": "y"}), namespace("b"), SMALL)
+    assert found.labels == {"nlp": {"team": "a", "tier": ""}, "b": {}}
+    assert found.passed_over == ()
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        (namespace() | {"apiVersion": "v2"}, "field apiVersion: must be v1 for a Namespace"),
+        (namespace("a.b"), "field metadata.name: may hold"),
+        (namespace(None), "field metadata.name: is missing"),
+        (namespace() | {"metadata": None}, "field metadata.name: is missing"),
+        (namespace(labels=["a"]), "field metadata.labels: must be a mapping"),
+        (namespace(labels={"a": 1}), "field metadata.labels: must be text, keys and values (put it in quotes)"),
+        (namespace("first"), "field metadata.name: first is already in f.yaml: document 1"),
+    ],
+)
+def test_a_namespace_that_is_none(document, expected):
+    assert line(namespace("first"), document).startswith(f"f.yaml: document 2: {expected}")
+
+
 def test_secrets_are_not_in_the_repr():
     assert "hunter2" not in repr(read(secret(stringData={"password": "hunter2"})))
 
