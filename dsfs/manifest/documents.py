@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, one_line
 from dsfs.manifest import baize, schema
+from dsfs.manifest.config_maps import config_map_of, with_config
 from dsfs.manifest.names import DEFAULT_NAMESPACE, check_dataset_name, check_namespace, is_secret_name
 from dsfs.manifest.parsing import parse, read_text
 from dsfs.manifest.problems import Place
-from dsfs.manifest.schema import Manifest, SharedSpec, Spec
+from dsfs.manifest.schema import Manifest, SharedSpec, SourceSpec, Spec
 from dsfs.manifest.secrets import secret_values
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -84,6 +85,7 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
     manifests: dict[tuple[str, str], tuple[Manifest, Place]] = {}
     secrets: dict[tuple[str, str], tuple[Mapping[str, str], Place]] = {}
     labels: dict[tuple[str], tuple[Mapping[str, str], Place]] = {}
+    config_maps: list[tuple[Mapping[Any, Any], Place]] = []
     passed_over = []
     for place, document in objects:
         kind = _text(document, "kind", place)
@@ -100,8 +102,11 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
             namespace, values = _read_namespace(document, place)
             _refuse_second(labels.get(namespace), place, namespace)
             labels[namespace] = values, place
+        elif kind == "ConfigMap" and document.get("apiVersion") == "v1":
+            config_maps.append((document, place))
         else:
             passed_over.append(_pass_over(kind, document, place))
+    passed_over += _take_config(manifests, config_maps)
     return Documents(
         manifests=tuple(manifest for manifest, _ in manifests.values()),
         secrets=MappingProxyType({key: values for key, (values, _) in secrets.items()}),
@@ -109,6 +114,36 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
         places=MappingProxyType({manifest.id: place for manifest, place in manifests.values()}),
         passed_over=tuple(passed_over),
     )
+
+
+def _take_config(
+    manifests: dict[tuple[str, str], tuple[Manifest, Place]], config_maps: Sequence[tuple[Mapping[Any, Any], Place]]
+) -> list[str]:
+    """Give datasets what they have in ConfigMaps; a line on each of these that is for others. Raises ConfigError."""
+    by_name = {_name_of(document): document for document, _ in config_maps}  # the last one wins, as in a cluster
+    taken = set()
+    for key, (manifest, place) in manifests.items():
+        wanted = manifest.namespace, config_map_of(manifest.source)
+        if wanted in by_name:
+            manifests[key] = _with_config(manifest, by_name[wanted], place), place
+            taken.add(wanted)
+    others = [(document, place) for document, place in config_maps if _name_of(document) not in taken]
+    return [_pass_over("ConfigMap", document, place) for document, place in others]
+
+
+def _name_of(document: Mapping[Any, Any]) -> tuple[str, str | None]:
+    """Namespace and name of an object that may be for others, and is not checked."""
+    metadata = document.get("metadata")
+    found = metadata if isinstance(metadata, dict) else {}
+    namespace, name = found.get("namespace") or DEFAULT_NAMESPACE, found.get("name")
+    return str(namespace), name if isinstance(name, str) else ""
+
+
+def _with_config(manifest: Manifest, config_map: Mapping[Any, Any], place: Place) -> Manifest:
+    try:
+        return manifest.model_copy(update={"source": with_config(manifest.source, config_map)})
+    except ValidationError as error:
+        raise place.rejected(error, SourceSpec, "spec.source") from None  # its text may hold values
 
 
 def _pass_over(kind: str, document: Mapping[Any, Any], place: Place) -> str:

@@ -43,7 +43,8 @@ def _basic(credentials: Mapping[str, str]) -> tuple[str, str] | None:
 def _native(address: HdfsAddress) -> NativeHdfsSource:
     if not address.namenode:
         raise ConfigError(
-            "HADOOP: no namenode is named (write hdfs://HOST:PORT/path, or give fs.defaultFS inline in coreSiteXml)"
+            "HADOOP: no namenode is named (write hdfs://HOST:PORT/path, or give fs.defaultFS in coreSiteXml: inline, "
+            "or in the ConfigMap that hdfsConfigName names, beside the manifest)"
         )
     client = native_client(address.namenode, address.settings, address.user)
     return NativeHdfsSource(client, address.namenode, address.root, address.shown, address.settings)

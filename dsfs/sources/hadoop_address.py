@@ -149,7 +149,7 @@ def _without_port(name: str) -> str:
 
 
 def _settings(options: Mapping[str, str], option: str) -> dict[str, str]:
-    """Names and values of a Hadoop configuration file. What is no XML is the key of a ConfigMap, which is not read."""
+    """Names and values of a Hadoop configuration file. What is no XML is a key of a ConfigMap that is not here."""
     text = options.get(option, "").strip()
     if not text.startswith("<"):
         return {}

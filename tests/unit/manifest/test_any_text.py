@@ -69,6 +69,23 @@ SECRETS = st.fixed_dictionaries(
     optional={"data": ANYTHING, "stringData": ANYTHING},
 )
 
+OTHERS = st.fixed_dictionaries(
+    {"apiVersion": st.just("v1"), "kind": st.sampled_from(["Namespace", "ConfigMap", "Service"]), "metadata": ANYTHING},
+    optional={"data": ANYTHING},
+) | st.fixed_dictionaries(
+    {
+        "apiVersion": st.just("v1"),
+        "kind": st.just("Namespace"),
+        "metadata": st.fixed_dictionaries({"name": st.just("a") | SCALARS, "labels": ANYTHING}),
+    }
+)
+HADOOP = {
+    "apiVersion": "dsfs.dev/v1alpha1",
+    "kind": "Dataset",
+    "metadata": {"name": "a"},
+    "spec": {"source": {"type": "HADOOP", "uri": "hdfs://h", "options": {"hdfsConfigName": "a", "coreSiteXml": "a"}}},
+}
+
 
 def result_or_line(call, *arguments, **more):
     """What the call returned, or the one line of its ConfigError."""
@@ -95,6 +112,13 @@ def is_understood_or_refused(text, file):
 @given(ANYTHING | DATASETS | SECRETS | st.fixed_dictionaries({"kind": st.just("List"), "items": st.lists(DATASETS)}))
 def test_any_structure_in_yaml(document):
     is_understood_or_refused(yaml.safe_dump(document, allow_unicode=True), "f.yaml")
+
+
+@given(OTHERS, ANYTHING)
+def test_any_structure_beside_a_dataset(document, data):
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data}
+    texts = [yaml.safe_dump(each, allow_unicode=True) for each in (HADOOP, document, config_map)]
+    is_understood_or_refused("---\n".join(texts), "f.yaml")
 
 
 @given(ANYTHING | DATASETS | SECRETS)

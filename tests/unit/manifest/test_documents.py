@@ -13,6 +13,7 @@ from dsfs.errors import ConfigError
 from dsfs.manifest.documents import document_of, load_documents, parse_documents
 from dsfs.manifest.schema import CacheOptions, Manifest, MountOptions, Preheat, SourceSpec, SourceType
 from dsfs.model import ReadPath
+from dsfs.sources.hadoop_address import hdfs_address
 
 FULL = """
 apiVersion: dsfs.dev/v1alpha1
@@ -367,6 +368,52 @@ def test_secrets():
     assert found["default", "creds"]["bin"].encode("utf-8", "surrogateescape") == b"\xff"
     assert found["default", "empty"] == {}
     assert found["team", "n"] == {"password": "0123"}
+
+
+def hadoop(name="h", namespace="default", **options):
+    source = {"type": "HADOOP", "uri": "hdfs://", "options": options}
+    return small("spec.source", source, name=name, namespace=namespace)
+
+
+def config_map(name="conf", **data):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+NAMED = {"hdfsConfigName": "conf", "coreSiteXml": "core-site.xml", "hdfsSiteXml": "hdfs-site.xml"}
+CORE = "<c><property><name>fs.defaultFS</name><value>hdfs://nn:8020</value></property></c>"
+SITE = "<c><property><name>dfs.namenode.http-address</name><value>nn:9870</value></property></c>"
+
+
+@pytest.mark.parametrize("api_version", ["dsfs.dev/v1alpha1", "dataset.baizeai.io/v1alpha1"])
+def test_hadoop_s_configuration_is_in_a_config_map(api_version):
+    texts = config_map(**{"core-site.xml": f"\n{CORE}\n", "hdfs-site.xml": SITE, "other": "x"})
+    found = read(texts, config_map("others"), hadoop(**NAMED) | {"apiVersion": api_version}, hadoop("n", "n", **NAMED))
+    address, elsewhere = (hdfs_address(m.source.uri, m.source.options, {}, {}) for m in found.manifests)
+    assert (address.namenode, address.webhdfs) == ("hdfs://nn:8020", ("http://nn:9870",))
+    assert (elsewhere.namenode, elsewhere.webhdfs) == ("", ()), "that namespace has no such ConfigMap"
+    assert found.manifests[1].source.options == NAMED
+    assert found.passed_over == ("f.yaml: document 2: kind ConfigMap is passed over (it means nothing to dsfs)",)
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "kept"),
+    [
+        (NAMED, {"core-site.xml": CORE}, NAMED | {"coreSiteXml": CORE}),
+        (NAMED, None, NAMED),
+        ({"hdfsConfigName": "conf"}, {"core-site.xml": CORE}, {"hdfsConfigName": "conf"}),
+        (NAMED | {"coreSiteXml": SITE}, {"core-site.xml": CORE}, NAMED | {"coreSiteXml": SITE}),
+    ],
+)
+def test_what_no_key_of_the_config_map_has_stays_as_it_is(options, data, kept):
+    (manifest,) = read(hadoop(**options), config_map() | {"data": data}).manifests
+    assert manifest.source.options == kept
+
+
+def test_a_credential_in_a_config_map_is_refused_and_not_shown():
+    value = "<c><property><name>x</name><value>https://u:hunter2@h/</value></property></c>"
+    said = line(config_map(**{"core-site.xml": value}), hadoop(**NAMED))
+    assert said.startswith("f.yaml: document 2: field spec.source.options: coreSiteXml ")
+    assert "hunter2" not in said
 
 
 def namespace(name="nlp", **metadata):
