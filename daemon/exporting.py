@@ -22,8 +22,9 @@ from dsfs.errors import MountError
 
 _BATCH = 200  # files whose checksums are asked for at once
 _PASSES = 3
-_LEFT_OUT = frozenset({errno.EACCES, errno.EPERM, errno.EOVERFLOW})
-"""What a look at a name says that the origin refuses, or that is of a size that no file can have."""
+_LEFT_OUT = frozenset({errno.EACCES, errno.EPERM, errno.EOVERFLOW, errno.EIO})
+"""What a look at a name says that the origin refuses, that is of a size that no file can have, or of which the origin
+does not say what it takes to read it."""
 
 
 @dataclass(frozen=True, slots=True)

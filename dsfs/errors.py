@@ -47,6 +47,11 @@ class SourceUnavailable(SourceError):
     """The origin failed or answered nonsense (5xx, reset, wrong range). May heal: worth a retry."""
 
 
+class SourceDeclined(SourceUnavailable):
+    """The origin is there, and has answered for this one name that it does not do what was asked (such as 400, 423 or
+    451): that says nothing of other names."""
+
+
 class SourceTimeout(SourceUnavailable):
     """Nothing answered in time."""
 

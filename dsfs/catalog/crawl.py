@@ -11,7 +11,17 @@ import structlog
 
 from dsfs.catalog.lookup import join
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import DsfsError, SourceError, SourceMissing, SourceRefused, SourceTimeout, SourceUnavailable, first_of
+from dsfs.errors import (
+    DsfsError,
+    SourceDeclined,
+    SourceError,
+    SourceMissing,
+    SourceRefused,
+    SourceTimeout,
+    SourceUnavailable,
+    SourceUnsupported,
+    first_of,
+)
 from dsfs.model import ListingPage, SourceObject
 from dsfs.sources.base import Source, closing, walk
 from dsfs.sources.retry import one_of_many
@@ -20,12 +30,15 @@ log = structlog.get_logger()
 
 _STATS_IN_FLIGHT = 32
 _TOGETHER = 128  # names; then it is looked where somebody wants more
+_ODD_TRIED_AGAIN = 8  # of those: where more are declined, trying each again would take hours, and they are so for good
+_OF_ONE_NAME = (SourceRefused, SourceUnsupported, SourceDeclined)
+"""What a source that is there may say of a name, and give all others."""
 
 
 async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], None]) -> None:
     """List everything and seal. Raises SourceError when the source fails; what was listed stays, so call again.
 
-    Single names that the source refuses are sealed as such.
+    Single names that the source refuses, or of which it does not say what it takes to read them, are sealed as such.
 
     ``answered`` is called when the first page is in the catalog.
     """
@@ -56,12 +69,12 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
 
 
 async def _check_refused(source: Source, writer: CatalogWriter) -> None:
-    """Raises SourceRefused where it is not single names that are refused: the credentials are."""
-    if why := writer.refusal():
+    """Raises what was said of the first of them where it is not single names that are refused: the credentials are."""
+    if (error := writer.refusal()) is not None:
         async with closing(source.list_tree()) as pages:  # not the root's names, which may be of dsfs's own making
             await anext(pages, None)
         if not await asyncio.to_thread(writer.refuses_single_names):
-            raise SourceRefused(why)
+            raise error
 
 
 async def _list_found(source: Source, writer: CatalogWriter, directory: str) -> None:
@@ -89,7 +102,7 @@ async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int
     """All that is left of names with numbers above one, where somebody looks first; the number of the last of them.
 
     A name that its server refuses, or that is wrong in itself, does not keep the others; raises the first that is
-    wrong.
+    wrong and not to be sealed so.
     """
     failure: SourceError | None = None
     alive = False
@@ -102,10 +115,10 @@ async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int
         try:
             await resolve(source, writer, paths, alive=alive)
             alive = True
+        except _OF_ONE_NAME:
+            alive = True  # and the writer knows
         except SourceUnavailable:
             raise
-        except SourceRefused:
-            alive = True  # and the writer knows
         except SourceError as error:
             failure = failure or error
     if failure is not None:
@@ -139,8 +152,8 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
 
     ``alive``: the source has answered just now. One that does not is not asked again for every name.
 
-    Raises SourceUnavailable at once; what is wrong with one name alone when all of them were asked for, and
-    SourceRefused where that is all that is.
+    Raises SourceUnavailable at once; what is wrong with one name alone when all of them were asked for, and what the
+    writer was told of where that is all that is.
     """
     gate = asyncio.Semaphore(_STATS_IN_FLIGHT)
     found: dict[str, SourceObject | None] = {}
@@ -149,7 +162,8 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
     unexpected: list[tuple[str, Exception]] = []
 
     def go_on(error: SourceError, _delay_s: float) -> bool:
-        return alive and not isinstance(error, SourceTimeout)
+        many = isinstance(error, SourceDeclined) and len(wrong) >= _ODD_TRIED_AGAIN
+        return alive and not many and not isinstance(error, SourceTimeout)
 
     async def one(path: str) -> None:
         nonlocal alive
@@ -159,11 +173,11 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
                 alive = True
             except SourceMissing:
                 found[path] = None
+            except _OF_ONE_NAME as error:
+                writer.refuse(path, str(error), type(error))
+                wrong.append(error)
             except SourceUnavailable:
                 raise
-            except SourceRefused as error:
-                writer.refuse(path, str(error))
-                wrong.append(error)
             except SourceError as error:
                 wrong.append(error)
             except Exception as error:  # of one name: the others are asked for all the same
@@ -186,7 +200,7 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
         log.error("a name failed unexpectedly", source=source.uri, path=ascii(path), of=len(unexpected), exc_info=error)
         wrong.append(SourceError(f"{source.uri}: {path!r}: {type(error).__name__} in the daemon (see its log)"))
     if wrong:
-        raise min(wrong, key=lambda error: isinstance(error, SourceRefused))
+        raise min(wrong, key=lambda error: isinstance(error, _OF_ONE_NAME))
 
 
 def _wanted_paths(writer: CatalogWriter) -> list[str]:

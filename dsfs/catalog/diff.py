@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from dsfs.catalog.lookup import IMPOSSIBLE, REFUSED, ROOT_INO, SUM_OF_SIZES
+from dsfs.catalog.lookup import IMPOSSIBLE, REFUSED, ROOT_INO, SUM_OF_SIZES, UNREADABLE
 from dsfs.errors import CatalogError
 
 _SAME = """
@@ -32,14 +32,17 @@ _DIFFERENT = """
 
 # Where no name differs: a name is refused newly only if it is new, or that revision is not shown.
 _REFUSED_DIFFER = """
-    SELECT (SELECT value FROM main.meta WHERE key = 'refused')
-    IS NOT (SELECT value FROM shown.meta WHERE key = 'refused')
+    SELECT EXISTS (
+        SELECT 1 FROM (SELECT 'refused' AS key UNION ALL SELECT 'unreadable') AS counted
+        WHERE (SELECT value FROM main.meta WHERE key = counted.key)
+        IS NOT (SELECT value FROM shown.meta WHERE key = counted.key)
+    )
 """
 
 _NEWLY_REFUSED = f"""
     SELECT e.ino FROM main.entry AS e JOIN shown.entry AS o ON o.parent = e.parent AND o.name = e.name
-    WHERE e.listed = {REFUSED} AND o.listed != {REFUSED} AND o.kind >= 0 AND o.size IS NOT NULL
-    AND (o.kind != 1 OR o.listed) LIMIT 1
+    WHERE e.listed IN ({REFUSED}, {UNREADABLE}) AND o.listed NOT IN ({REFUSED}, {UNREADABLE})
+    AND o.kind >= 0 AND o.size IS NOT NULL AND (o.kind != 1 OR o.listed) LIMIT 1
 """
 
 # What is known below a directory that is refused before and after. Numbers are the same, and none was given since.
@@ -58,9 +61,10 @@ _COUNT = f"""
         WHEN 'files' THEN (SELECT count(*) FROM main.entry WHERE kind = 0)
         WHEN 'bytes' THEN (SELECT {SUM_OF_SIZES} FROM main.entry WHERE kind = 0)
         WHEN 'largest' THEN (SELECT coalesce(max(size), 0) FROM main.entry)
+        WHEN 'unreadable' THEN (SELECT count(*) FROM main.entry WHERE listed = {UNREADABLE})
         WHEN 'impossible' THEN (SELECT count(*) FROM main.entry WHERE listed = {IMPOSSIBLE} AND kind = 0)
         ELSE (SELECT count(*) FROM main.entry WHERE listed = {REFUSED}) END
-    WHERE key IN ('files', 'bytes', 'largest', 'impossible', 'refused')
+    WHERE key IN ('files', 'bytes', 'largest', 'unreadable', 'impossible', 'refused')
 """
 
 
@@ -170,8 +174,8 @@ def keep_below_refused(new_file: str, shown_file: str) -> None:
 
 
 def newly_refused(new_file: str, shown_file: str) -> int | None:
-    """The number, in the new one of two catalogs with common numbers, of something that its source refused and that
-    the other one has. Blocks on the disk."""
+    """The number, in the new one of two catalogs with common numbers, of something that its source refused, or that
+    cannot be read there, and that the other one has. Blocks on the disk."""
     with _both(new_file, shown_file) as db:
         found = db.execute(_NEWLY_REFUSED).fetchone()
     return None if found is None else int(found[0])

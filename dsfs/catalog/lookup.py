@@ -18,6 +18,8 @@ REFUSED = 2
 """In the column ``listed``: the source did not let it be looked at."""
 IMPOSSIBLE = 3
 """In the column ``listed``: the source says that the file is of a size that no file can have."""
+UNREADABLE = 4
+"""In the column ``listed``: the source does not say of the file what it takes to read it, and does of others."""
 
 _HIGH, _LOW = "coalesce(sum(size >> 32), 0)", "coalesce(sum(size & 0xffffffff), 0)"
 SUM_OF_SIZES = f"iif(({_HIGH} + ({_LOW} >> 32)) >> 31, {SIZE_MAX_BYTES}, ({_HIGH} << 32) + {_LOW})"
@@ -69,6 +71,8 @@ class Catalog:
         self.sealed = False
         self.refused = 0
         """Names that the source does not let be looked at, once it is sealed."""
+        self.unreadable = 0
+        """Files of which it does not say what it takes to read them, once it is sealed."""
         self.impossible = 0
         """Files of sizes that none can have, once it is sealed."""
         try:
@@ -92,6 +96,7 @@ class Catalog:
         if not self.sealed and int(self._meta("sealed")):
             self.sealed = True
             self.refused = int(self._meta("refused", 0))
+            self.unreadable = int(self._meta("unreadable", 0))
             self.impossible = int(self._meta("impossible", 0))
             if not _is_in_log(self.file):
                 self._db.close()
@@ -122,11 +127,15 @@ class Catalog:
 
     @property
     def refusal(self) -> str:
-        """For people: what the source does not let be looked at, and what no file can be; "" where that is nothing."""
+        """For people: what the source does not let be looked at, what cannot be read as it is there, and what no file
+        can be; "" where that is nothing."""
         said = []
         if self.refused:
             what, one = ("1 name is", "") if self.refused == 1 else (f"{self.refused} names are", ", one of them")
             said.append(f"{what} refused by the source{one}: {self._meta('refusal', '')}")
+        if self.unreadable:
+            what, one = ("1 file", "") if self.unreadable == 1 else (f"{self.unreadable} files", ", one of them")
+            said.append(f"{what} cannot be read from the source{one}: {self._meta('unreadable_one')}")
         if self.impossible:
             what, one = (
                 ("1 file has", "") if self.impossible == 1 else (f"{self.impossible} files have", ", one of them")

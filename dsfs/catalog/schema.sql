@@ -4,6 +4,7 @@ CREATE TABLE meta (
     key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, largest (file, bytes), skipped, created_ns,
                              -- next_ino: the first number that neither this nor a revision before it has given;
                              -- and, where the source refused some, their number: refused, and of one of them why: refusal;
+                             -- of files that cannot be read as they are there: unreadable, and unreadable_one;
                              -- where it gave some sizes that no file can have: impossible, and one of their paths: impossible_one
     value
 ) WITHOUT ROWID;
@@ -21,7 +22,8 @@ CREATE TABLE entry (
     executable INTEGER NOT NULL DEFAULT 0, -- files: 1 if the source says so; directories: 1 where a look at its
                                            -- name has shown that it is one
     listed   INTEGER NOT NULL DEFAULT 0,  -- directories: 1 once every name in it is a row; 2: the source refused to list it.
-                                          -- Files: 2 if the source refused to say its size, 3 if no file can have that
+                                          -- Files: 2 if the source refused to say its size, 3 if no file can have that,
+                                          -- 4 if it does not say what it takes to read the file
     subdirs  INTEGER NOT NULL DEFAULT 0   -- directories: directories in it, counted when it was listed
 );
 

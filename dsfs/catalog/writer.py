@@ -16,7 +16,7 @@ from cachetools import LRUCache
 
 from dsfs.catalog.lookup import CATALOG_LAYOUT, IMPOSSIBLE, ROOT_INO, SUM_OF_SIZES
 from dsfs.catalog.refusals import Refusals
-from dsfs.errors import CatalogError
+from dsfs.errors import CatalogError, SourceError, SourceRefused
 from dsfs.model import Kind, ListingPage, SourceObject, is_name, is_size, path_parts
 
 log = structlog.get_logger()
@@ -177,15 +177,15 @@ class CatalogWriter:
         if obj is not None and obj.kind is Kind.DIRECTORY:
             self._db.execute(_SET_FOUND, (parent.ino, os.fsencode(name)))
 
-    def refuse(self, path: str, why: str) -> None:
-        """The source does not let a directory be listed, or a file be looked at."""
+    def refuse(self, path: str, why: str, kind: type[SourceError] = SourceRefused) -> None:
+        """The source does not let a directory be listed, or a file be looked at; of another kind: or be read."""
         with self._lock:
-            self._refusals.add(path, why)
+            self._refusals.add(path, why, kind)
 
-    def refusal(self) -> str:
-        """Why the first of what was refused was; "" where nothing was."""
+    def refusal(self) -> SourceError | None:
+        """What was said of the first name that was refused; None where none was."""
         with self._lock:
-            return self._refusals.why
+            return self._refusals.first
 
     def refuses_single_names(self) -> bool:
         """Whether there is a file that is not refused, and not very many that are."""

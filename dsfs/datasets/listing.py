@@ -99,11 +99,14 @@ async def list_beside(
 
 
 def _keep_refused(new_file: str, shown_file: str) -> None:
-    """What is shown is not taken away by a source that refuses it now. Raises SourceRefused."""
+    """What is shown is not taken away by a source that refuses it now, or has trouble with it. Raises SourceRefused,
+    SourceUnavailable."""
     with closing(Catalog(new_file)) as catalog:
-        if not catalog.refused:
+        if not (catalog.refused or catalog.unreadable):
             return
         if (ino := newly_refused(new_file, shown_file)) is not None:
+            if not catalog.is_refused(ino):  # it could be read, and so may be again
+                raise SourceUnavailable(f"{catalog.path_of(ino)} cannot be read any more; {catalog.refusal}")
             raise SourceRefused(f"{catalog.path_of(ino)} is there no more for these credentials; {catalog.refusal}")
     keep_below_refused(new_file, shown_file)
 

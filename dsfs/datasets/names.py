@@ -12,11 +12,11 @@ import trio
 
 from dsfs.bridge import Bridge
 from dsfs.catalog import crawl
-from dsfs.catalog.lookup import IMPOSSIBLE, Catalog, Row, join
+from dsfs.catalog.lookup import IMPOSSIBLE, UNREADABLE, Catalog, Row, join
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.once import Once
 from dsfs.datasets.selection import remote_file
-from dsfs.errors import CatalogError, ConfigError, SizeImpossible, SourceRefused
+from dsfs.errors import CatalogError, ConfigError, SizeImpossible, SourceRefused, SourceUnsupported
 from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import patiently
 from dsfs.model import Kind, SourceObject
@@ -141,12 +141,17 @@ class Names:
 
     def _check_refused(self, ino: int) -> None:
         """Raises SourceRefused for what the source did not let be looked at when all of it was listed, SizeImpossible
-        for a file of a size that none can have."""
+        for a file of a size that none can have, SourceUnsupported for one of which it did not say how it can be read.
+        """
         row = self.catalog.row(ino)
         if row is not None and row.listed == IMPOSSIBLE:
             self.on_refused()
             path = self.catalog.path_of(ino)
             raise SizeImpossible(f"{self._dataset}: at its source {path!r} is of a size that no file can have")
+        if row is not None and row.listed == UNREADABLE:
+            self.on_refused()
+            path = self.catalog.path_of(ino)
+            raise SourceUnsupported(f"{self._dataset}: {path!r} cannot be read from its source (why: dsfs status)")
         if self.catalog.is_refused(ino):
             self.on_refused()
             remedy = f"let it be read, then: dsfs dataset resync {self._dataset}"

@@ -53,7 +53,7 @@ class Rounds:
             self.ask()
 
     def refuses_other(self) -> None:
-        """The last round has found that other names are refused than before."""
+        """The last round has found that other names are refused, or cannot be read, than before."""
         self._refused_pause_s = _REFUSED_PAUSE_S
 
     async def asked(self) -> None:

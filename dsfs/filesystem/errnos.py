@@ -21,6 +21,7 @@ from dsfs.errors import (
     RetryLater,
     SizeImpossible,
     SourceChanged,
+    SourceDeclined,
     SourceError,
     SourceMissing,
     SourceRefused,
@@ -40,6 +41,7 @@ ERRNO_OF: Final[Mapping[type[DsfsError], int]] = {
     SizeImpossible: errno.EOVERFLOW,  # stat(2): a size that cannot be represented
     SourceUnsupported: errno.EIO,
     SourceUnavailable: errno.EIO,
+    SourceDeclined: errno.EIO,
     RetryLater: errno.EIO,
     SourceError: errno.EIO,
     CacheFull: errno.EIO,

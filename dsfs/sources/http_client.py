@@ -21,6 +21,7 @@ from yarl import URL
 from dsfs.errors import (
     RetryLater,
     SourceChanged,
+    SourceDeclined,
     SourceError,
     SourceMissing,
     SourceRefused,
@@ -43,6 +44,8 @@ its backlog (often 5) wait for a second, until their SYN is sent again."""
 _CLOSING: Final = 2  # answers, one after the other
 REDIRECTS_MAX: Final = 10
 _IN_URLS: Final = "%:/?#[]@!$&'()*+,;=-._~"  # RFC 3986
+_OF_THE_MOMENT: Final = (408, 416, 421, 425)
+"""Below 500, and yet of the connection or of what came before, not of the name that was asked for."""
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 USER_AGENT: Final = "dsfs"
 _NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -333,6 +336,8 @@ def raise_for(
             raise SourceChanged(f"{what} has {place.total} bytes now, {size} when it was listed")
     if status in (429, 503):
         raise RetryLater(f"{shown}, the server asks for patience", retry_after_s(answer.headers))
+    if 400 <= status < 500 and status not in _OF_THE_MOMENT:
+        raise SourceDeclined(shown)
     raise SourceUnavailable(shown)
 
 

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from dsfs.catalog import crawl
-from dsfs.catalog.lookup import ROOT_INO
+from dsfs.catalog.lookup import ROOT_INO, UNREADABLE
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.errors import (
     RetryLater,
+    SourceDeclined,
     SourceError,
     SourceMissing,
     SourceRefused,
@@ -202,10 +203,34 @@ def test_a_name_that_is_wrong_in_itself_is_told_and_not_a_refused_one() -> None:
 
     with new_catalog() as (writer, catalog):
         source = Wrong()
-        with pytest.raises(SourceUnsupported):
-            asyncio.run(crawl.crawl(source, writer, lambda: None))
+        asyncio.run(crawl.crawl(source, writer, lambda: None))
         catalog.refresh()
-        assert not catalog.sealed
+        assert (catalog.sealed, catalog.refused, catalog.unreadable) == (True, 2, 1)
+        assert {path for path, row in everything(catalog).items() if row.listed == UNREADABLE} == {"b/150"}
+        assert catalog.refusal.startswith("2 names are refused by the source, one of them: ")
+        assert catalog.refusal.endswith("; 1 file cannot be read from the source: b/150 is packed")
+
+
+def test_names_that_are_declined_are_tried_again_and_cost_no_hours_where_they_are_many() -> None:
+    class Locked(Unsized):
+        async def stat(self, path: str) -> SourceObject | None:
+            if path == "a/100":
+                self.asked.append(path)
+                if self.asked.count(path) < 3:
+                    raise SourceDeclined(f"{path} is locked for a moment")
+                return SourceObject(path, size=7)
+            if path.startswith("b"):
+                self.asked.append(path)
+                raise SourceDeclined(f"{path} is locked")
+            return await super().stat(path)
+
+    with new_catalog() as (writer, catalog):
+        source = Locked()
+        asyncio.run(asyncio.wait_for(crawl.crawl(source, writer, lambda: None), 60))
+        catalog.refresh()
+        assert (catalog.sealed, catalog.refused, catalog.unreadable) == (True, 1, 200)
+        assert everything(catalog)["a/100"].size == 7
+        assert len(source.asked) < 800
 
 
 def test_a_name_that_fails_unexpectedly_does_not_end_the_others() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -214,3 +215,21 @@ def test_nor_one_that_is_put_there_meanwhile(tree: Path, tmp_path: Path) -> None
     with pytest.raises(MountError, match="is a link"):
         Export(str(tree), "team/one", Swapping(), lambda _count: None).to_directory(str(target), 0)
     assert os.listdir(theirs) == []
+
+
+def test_what_cannot_be_looked_at_is_left_out_and_told(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lstat = os.lstat
+
+    def look(path: str) -> os.stat_result:
+        if path == f"{tree}/a":
+            raise OSError(errno.EIO, "its source does not say how long it is")
+        return lstat(path)
+
+    monkeypatch.setattr("daemon.exporting.os.lstat", look)
+    made, copy = export_of(tree), tmp_path / "copy"
+    copy.mkdir()
+    made.to_directory(str(copy), 0)
+    assert made.left_out == ["a"]
+    assert (copy / "sub/b").read_text() == "bytes of b"
