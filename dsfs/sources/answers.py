@@ -85,6 +85,12 @@ def check_not_coded(headers: MultiMapping[str], what: str, *, stored: bool = Fal
             raise SourceUnavailable(f"{what}: compressed answer ({said}), though none was asked for")
 
 
+def content_coding(headers: MultiMapping[str]) -> str:
+    """What a Content-Encoding names: ``gzip``, or several with commas; "" for bytes as they are."""
+    said = ",".join(headers.getall("Content-Encoding", ())).lower().split(",")
+    return ",".join(coding for each in said if (coding := each.strip()) not in ("", "identity"))
+
+
 def has_open_end(headers: Mapping[str, str]) -> bool:
     """Whether no header that counts says how long the body is (RFC 9112, section 6.3)."""
     return "Content-Length" not in headers or "Transfer-Encoding" in headers

@@ -24,7 +24,10 @@ from dsfs.sources.http_client import (
     Answered,
     HttpClient,
     check_not_compressed,
+    check_probe,
     chunks,
+    codings_of,
+    etag_in,
     proof_of,
     proves_nothing,
     raise_for,
@@ -167,7 +170,7 @@ class HttpSource:
         size = obj.size or 0
         async with self._client.request("GET", url, _range_headers(obj, wanted)) as answer:
             raise_for(answer, url, size=size, reading=True)
-            check_not_compressed(answer, url)
+            check_not_compressed(answer, url, obj.version_tag)
             # The version before the place: of another version no other sign can be trusted.
             self._check_version(obj, answer, size, url)
             self._note_digest(obj, answer)
@@ -196,12 +199,12 @@ class HttpSource:
                 self._redirects = True
                 raise NotForWire("the server redirects")
             raise_for(answer, url, size=size, reading=True)
-            check_not_compressed(answer, url)
+            check_not_compressed(answer, url, obj.version_tag)
             self._check_version(obj, answer, size, url)
             self._note_digest(obj, answer)
 
         version = proof_of(obj.version_tag, size)
-        proof = None if version is None else (*version, ("content-encoding", ("", "identity")))
+        proof = None if version is None else (*version, ("content-encoding", codings_of(obj.version_tag)))
         return WireRequest(*head, without_query(url), size, judge, self._timeouts, proof, "http")
 
     def digest_of(self, obj: SourceObject) -> Digest | None:
@@ -220,7 +223,7 @@ class HttpSource:
             if answer.status in (429, 502, 503, 504):
                 raise_for(answer, url)  # it cannot be known now
             if answer.status == 200:
-                check_not_compressed(answer, url)
+                check_not_compressed(answer, url, obj.version_tag)
                 self._check_version(obj, answer, obj.size or 0, url)
                 found = of_http_headers(answer.headers, whole=True)
             self._told.asked(found)
@@ -312,6 +315,7 @@ class HttpSource:
             size = answer.content_length if answer.status == 200 else place.total if place is not None else None
             if size is None:
                 raise SourceUnsupported(f"{without_query(url)}: the server does not say how long it is")
+            check_probe(answer, place, url, tag_of(answer, size))
             return self._file(path, answer, size)
 
     async def _is_directory(self, path: str) -> bool:
@@ -356,8 +360,8 @@ class HttpSource:
 
 def _range_headers(obj: SourceObject, wanted: ByteRange) -> dict[str, str]:
     headers = {"Range": f"bytes={wanted.start}-{wanted.stop - 1}"}
-    if obj.version_tag.startswith('"'):
-        headers["If-Match"] = obj.version_tag
+    if etag := etag_in(obj.version_tag):
+        headers["If-Match"] = etag
     return headers
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import netrc
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Final, Protocol
@@ -30,7 +31,15 @@ from dsfs.errors import (
     SourceUnsupported,
 )
 from dsfs.ranges import KiB
-from dsfs.sources.answers import check_not_coded, check_whole, parse_content_range, retry_after_s
+from dsfs.sources.answers import (
+    ContentRange,
+    check_not_coded,
+    check_whole,
+    content_coding,
+    has_open_end,
+    parse_content_range,
+    retry_after_s,
+)
 from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
@@ -50,6 +59,7 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 USER_AGENT: Final = "dsfs"
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _UNPROVABLE: Final = "size {size}"
+_CODED_TAG: Final = re.compile(r"(\".*\") ([a-z0-9-]+(?:,[a-z0-9-]+)*)", re.DOTALL)
 
 
 class Answered(Protocol):
@@ -251,14 +261,30 @@ def told_apart(headers: Mapping[str, str] | None) -> str:
 
 
 def tag_of(answer: Answered, size: int) -> str:
-    """The version that an answer is of: a strong ETag; else the weak one and Last-Modified with the size."""
+    """The version that an answer is of: a strong ETag, with what its bytes are stored coded with (``"1a" gzip``); else
+    the weak one and Last-Modified with the size."""
     etag = answer.headers.get("ETag", "").strip()
     if _is_strong(etag):
-        return etag
+        coding = content_coding(answer.headers)
+        return f"{etag} {coding}" if coding else etag
     modified = answer.headers.get("Last-Modified", "").strip()
     if etag or modified:
         return f"{etag}|{modified}|{size}"
     return _UNPROVABLE.format(size=size)
+
+
+def etag_in(tag: str) -> str:
+    """The strong ETag that a version tag is made of; "" where there is none in it."""
+    if _is_strong(tag):
+        return tag
+    match = _CODED_TAG.fullmatch(tag)
+    return match[1] if match else ""
+
+
+def codings_of(tag: str) -> tuple[str, ...]:
+    """The Content-Encoding that answers of a version may have, "" for none."""
+    match = None if _is_strong(tag) else _CODED_TAG.fullmatch(tag)
+    return (match[2],) if match else ("", "identity")
 
 
 def _is_strong(etag: str) -> bool:
@@ -266,11 +292,12 @@ def _is_strong(etag: str) -> bool:
 
 
 def proof_of(tag: str, size: int) -> Proof | None:
-    """What headers say that ``tag_of`` an answer of this size is this tag; None where that cannot be said so."""
+    """What headers say that ``tag_of`` an answer of this size is this tag; None where that cannot be said so. What its
+    bytes are coded with is ``codings_of`` it."""
     if proves_nothing(tag, size):
         return (("etag", ("",)), ("last-modified", ("",)))
-    if _is_strong(tag):
-        return (("etag", (tag,)),)
+    if strong := etag_in(tag):
+        return (("etag", (strong,)),)
     etag, _, rest = tag.partition("|")
     modified, _, said_size = rest.partition("|")
     if _is_strong(etag) or said_size != str(size):
@@ -283,9 +310,28 @@ def proves_nothing(tag: str, size: int) -> bool:
     return tag == _UNPROVABLE.format(size=size)
 
 
-def check_not_compressed(answer: Answered, what: str) -> None:
-    """Raises SourceUnavailable for a body that is not the bytes of the file."""
-    check_not_coded(answer.headers, without_query(what))
+def check_not_compressed(answer: Answered, what: str, tag: str = "") -> None:
+    """Raises SourceUnavailable for a body that is not the bytes of the file.
+
+    ``tag`` is of the version that was listed. Where that says that they are stored coded, an answer that is coded so
+    has them (RFC 9110, section 8.4), and ranges and lengths are of them (section 14). Whoever compresses on the way
+    does not know how long it will be, so one that does not say that is none.
+    """
+    coding = content_coding(answer.headers)
+    stored = coding in codings_of(tag) and not (coding and has_open_end(answer.headers))
+    check_not_coded(answer.headers, without_query(what), stored=stored)
+
+
+def check_probe(answer: Answered, place: ContentRange | None, what: str, tag: str) -> None:
+    """Raises SourceUnsupported where the answer to a request for one byte, by which a file is to be listed with this
+    tag, shows that what its server sends is not what it stores."""
+    try:
+        check_not_compressed(answer, what, tag)
+    except SourceUnavailable as error:
+        raise SourceUnsupported(str(error)) from error
+    part = None if place is None else place.range
+    if part is not None and content_coding(answer.headers) and answer.content_length != part.length:
+        raise SourceUnsupported(f"{without_query(what)}: compressed on its way, though that was not asked for")
 
 
 async def chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncIterator[bytes]:

@@ -29,7 +29,9 @@ from dsfs.sources.http_client import (
     HttpClient,
     body_up_to,
     check_not_compressed,
+    check_probe,
     chunks,
+    etag_in,
     proves_nothing,
     raise_for,
     tag_of,
@@ -124,11 +126,11 @@ class HttpListSource:
         key = (obj.path, obj.version_tag)
         pinned = self._pins.get(key) if believed else obj.version_tag
         headers = {"Range": f"bytes={wanted.start}-{wanted.stop - 1}"}
-        if pinned is not None and pinned.startswith('"'):
-            headers["If-Match"] = pinned
+        if pinned is not None and (etag := etag_in(pinned)):
+            headers["If-Match"] = etag
         async with self._client.request("GET", entry.url, headers) as answer:
             raise_for(answer, what, size=size, reading=True)
-            check_not_compressed(answer, what)
+            check_not_compressed(answer, what, obj.version_tag)
             seen = tag_of(answer, size)
             # Asked again: another read may have pinned it while this one waited for its answer.
             pinned = self._pins.get(key) if believed else obj.version_tag
@@ -211,7 +213,6 @@ class HttpListSource:
                 size = 0  # no byte to give: it is empty
             else:
                 raise_for(answer, what)
-                check_not_compressed(answer, what)
                 size = answer.content_length if answer.status == 200 else place.total if place is not None else None
             if size is None:
                 raise SourceUnsupported(
@@ -219,7 +220,9 @@ class HttpListSource:
                 )
             if told is not None and size == 0:
                 return told  # a 416 has neither ETag nor time of the file
-            return self._answered(entry, size, tag_of(answer, size), answer.headers.get("Last-Modified"))
+            found = self._answered(entry, size, tag_of(answer, size), answer.headers.get("Last-Modified"))
+            check_probe(answer, place, what, found.version_tag)
+            return found
 
     def _answered(self, entry: Entry, size: int, tag: str, modified: str | None) -> SourceObject:
         if proves_nothing(tag, size) and not self._said_weak:

@@ -258,6 +258,19 @@ def compressed(asked: Asked, data: bytes, answer: Answer) -> Answer:
     return replace(answer, body=gzip.compress(answer.body)).with_headers(Content_Encoding="gzip")
 
 
+def stored_compressed(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """The bytes of the file are compressed ones, and the server says so whatever it is asked for."""
+    return answer.with_headers(Content_Encoding="gzip")
+
+
+def as_long_as_compressed(asked: Asked, data: bytes, answer: Answer) -> Answer:
+    """Compressed on its way, and by chance as long as what it was made of; a HEAD says nothing of it."""
+    if asked.method == "HEAD":
+        return answer
+    packed = bytes(each ^ 1 for each in answer.body)
+    return replace(answer, body=packed).with_headers(Content_Encoding="gzip")
+
+
 def chunked(asked: Asked, data: bytes, answer: Answer) -> Answer:
     """In chunks, and without a length: allowed."""
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(answer.body), answer.body) if answer.body else b"0\r\n\r\n"

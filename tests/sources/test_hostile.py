@@ -168,6 +168,129 @@ def test_http_refuses_compressed_answers(server: h.Hostile, make: type[HttpSourc
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("make", [http, http_over_wire])
+def test_http_gives_stored_bytes_where_it_is_told_that_they_are_compressed(
+    server: h.Hostile, make: type[HttpSource]
+) -> None:
+    server.always(PATH, h.stored_compressed)
+
+    async def run() -> None:
+        lister, source = http(server), make(server)
+        obj = await lister.stat("f")
+        assert obj is not None
+        assert (obj.size, obj.version_tag) == (len(DATA), f"{h.etag_of(DATA)} gzip")
+        for wanted in (ByteRange(10, 5000), ByteRange(0, len(DATA))):
+            sink = KeepingSink(wanted)
+            await source.read(obj, wanted, sink)
+            assert sink.data == DATA[wanted.start : wanted.stop]
+        asked = [asked for asked in server.asked if asked.path == PATH and asked.method == "GET" and asked.range]
+        assert [each.headers.get("if-match") for each in asked[-2:]] == [h.etag_of(DATA)] * 2
+        await lister.close()
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("make", [http, http_over_wire])
+@pytest.mark.parametrize(
+    ("now", "error"),
+    [
+        (h.compressed, SourceUnavailable),
+        (lambda *answer: h.chunked(*answer).with_headers(Content_Encoding="gzip"), SourceUnavailable),
+        (lambda *answer: h.compressed_on_its_way(*answer).with_headers(Content_Encoding="gzip"), SourceUnavailable),
+        (lambda _asked, _data, answer: answer.with_headers(Content_Encoding="br"), SourceUnavailable),
+        (lambda *answer: h.other_etag(*answer).with_headers(Content_Encoding="gzip"), SourceChanged),
+        (lambda *answer: h.wrong_total(*answer).with_headers(Content_Encoding="gzip"), SourceChanged),
+        (lambda _asked, _data, answer: answer, SourceChanged),
+    ],
+    ids=[
+        "shorter",
+        "without a length",
+        "by its transfer",
+        "otherwise",
+        "another version",
+        "another size",
+        "not at all",
+    ],
+)
+def test_what_was_stored_compressed_comes_so_or_not_at_all(
+    server: h.Hostile, make: type[HttpSource], now: h.Behaviour, error: type[SourceError]
+) -> None:
+    server.always(PATH, now)
+    obj = SourceObject("f", size=len(DATA), version_tag=f"{h.etag_of(DATA)} gzip")
+
+    async def run() -> None:
+        source = make(server)
+        sink = KeepingSink(ByteRange(0, 100))
+        with pytest.raises(error):
+            await source.read(obj, sink.wanted, sink)
+        assert not sink.data
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("make", [http, http_over_wire])
+def test_what_is_compressed_on_its_way_is_not_the_file_however_long_it_is(
+    server: h.Hostile, make: type[HttpSource]
+) -> None:
+    server.always(PATH, h.as_long_as_compressed)
+
+    async def run() -> None:
+        lister, source = http(server), make(server)
+        obj = await lister.stat("f")
+        assert obj is not None
+        assert obj.version_tag == h.etag_of(DATA)
+        for wanted in (ByteRange(0, 100), ByteRange(0, len(DATA))):
+            sink = KeepingSink(wanted)
+            with pytest.raises(SourceUnavailable, match="compressed"):
+                await source.read(obj, wanted, sink)
+            assert not sink.data
+        await lister.close()
+        await source.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        h.compressed,
+        lambda *answer: h.compressed_on_its_way(*answer).with_headers(Content_Encoding="gzip"),
+        lambda *answer: h.stored_compressed(*answer).with_headers(ETag='W/"a"'),
+        lambda *answer: h.stored_compressed(*answer).with_headers(ETag=None),
+    ],
+    ids=["a byte is more than one", "by its transfer too", "a weak version", "none but a time"],
+)
+def test_what_is_not_surely_stored_compressed_is_not_listed(server: h.Hostile, behaviour: h.Behaviour) -> None:
+    server.always(PATH, behaviour)
+    server.files["/bucket/urls.txt"] = b"f\n"
+
+    async def run() -> None:
+        for source in (http(server), HttpListSource(f"{server.url}bucket/", "urls.txt", timeouts=SHORT)):
+            with pytest.raises(SourceUnsupported, match="compressed"):
+                await source.stat("f")
+            await source.close()
+
+    asyncio.run(run())
+
+
+def test_a_list_names_stored_bytes_too(server: h.Hostile) -> None:
+    server.always(PATH, h.stored_compressed)
+    server.files["/bucket/urls.txt"] = b"f\n"
+
+    async def run() -> None:
+        source = HttpListSource(f"{server.url}bucket/", "urls.txt", timeouts=SHORT)
+        obj = await source.stat("f")
+        assert obj is not None
+        sink = KeepingSink(ByteRange(3, 500))
+        await source.read(obj, sink.wanted, sink)
+        assert sink.data == DATA[3:500]
+        await source.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("make", [s3, s3_over_wire, s3_with_client])
 def test_s3_gives_stored_bytes_whatever_their_encoding_is_called(server: h.Hostile, make: type[S3Source]) -> None:
     """An object stored with Content-Encoding: gzip is listed with its stored size, so its stored bytes are the file."""

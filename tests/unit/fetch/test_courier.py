@@ -242,6 +242,20 @@ def test_many_files_are_stored_by_the_courier_and_counted(run: Run) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("listed_so", [True, False])
+def test_a_file_that_is_stored_compressed_is_brought_where_it_was_listed_so(run: Run, listed_so: bool) -> None:
+    async def test(there: World) -> None:
+        there.server.always("/bucket/f", h.stored_compressed)
+        file, before = there.file("f"), stored()
+        if listed_so:
+            obj = replace(file.obj, version_tag=f"{file.obj.version_tag} gzip")
+            file = RemoteFile(object_key("test", "f", obj.version_tag), file.size_bytes, obj, file.origin)
+        await there.ends(file, RIGHT if listed_so else SourceUnavailable)
+        assert stored() == before + listed_so
+
+    run(test, deadline_s=20 if listed_so else 1.0)
+
+
 @pytest.mark.parametrize("priority", list(Priority))
 def test_a_file_that_is_brought_without_a_reader_is_here(run: Run, priority: Priority) -> None:
     async def test(there: World) -> None:
@@ -603,6 +617,8 @@ def test_a_bug_costs_no_more_than_the_courier(run: Run, monkeypatch: pytest.Monk
     ("tag", "proof"),
     [
         ('"a"', (("etag", ('"a"',)),)),
+        ('"a" gzip', (("etag", ('"a"',)),)),
+        ('"a" b|Tue|7', (("etag", ('"a" b',)), ("last-modified", ("Tue",)))),
         ('W/"a"|Tue|7', (("etag", ('W/"a"',)), ("last-modified", ("Tue",)))),
         ("|Tue|7", (("etag", ("",)), ("last-modified", ("Tue",)))),
         ("size 7", (("etag", ("",)), ("last-modified", ("",)))),
