@@ -17,6 +17,8 @@ ADVICE = (
     "or into the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, netrc, a git credential helper"
 )
 
+_ADVICE_ON_OPTIONS = f"{ADVICE}; a header of an HTTP source goes into its Secret under its own name, such as X-API-Key"
+
 # Compared with the name in lower case and without "-", "_", "." and the like: X-Amz-Signature ends in "signature".
 # Only endings, so that `signature_version`, `tokenizer` and `secretsManager` stay what they are.
 _CREDENTIAL_NAME = re.compile(
@@ -56,7 +58,7 @@ def credential_in_options(options: Mapping[str, str]) -> tuple[str, str] | None:
     """The first option that carries a credential, and why and where that belongs; or None."""
     for key, value in options.items():
         if is_credential_name(key) or key.lower() in _CREDENTIAL_OPTIONS:
-            return key, f"is a credential ({ADVICE})"
+            return key, f"is a credential ({_ADVICE_ON_OPTIONS})"
         if why := _credential_in_text(value):
             return key, why
     return None

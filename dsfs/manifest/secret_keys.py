@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -26,7 +27,18 @@ KEYS_OF: Final[Mapping[SourceType, tuple[str, ...]]] = {
         "service-account-key",
     ),
 }
-"""What each type of source looks for; the types that are not here read without a credential."""
+"""What each type of source looks for; the types that are not here read without a credential. HTTP: and headers."""
+
+_HEADER: Final = re.compile(r"(?=.*[a-z-])[A-Z][A-Za-z0-9-]*|x-[A-Za-z0-9-]+")
+
+
+def is_header(key: str) -> bool:
+    """Whether a key of the Secret of an HTTP dataset is the name of a header to send: ``X-API-Key``, ``Cookie``.
+
+    A Secret may be another program's as well, and what is for that must not be sent: keys of Kubernetes and of our
+    other sources begin small, those that become variables of an environment have no small letter and no dash.
+    """
+    return _HEADER.fullmatch(key) is not None
 
 
 def check_secret_values(values: Mapping[str, object], source: SourceType) -> dict[str, str]:
@@ -40,8 +52,10 @@ def check_secret_values(values: Mapping[str, object], source: SourceType) -> dic
     checked: dict[str, str] = {}
     for key, value in values.items():
         shown = one_line(key, 60)
-        if key not in known:
-            raise ConfigError(f"key {shown!r} means nothing to type {source} (known are {', '.join(known)})")
+        is_http = source is SourceType.HTTP
+        if key not in known and not (is_http and is_header(key)):
+            more = "; a header begins with a capital or x-, such as X-API-Key" if is_http else ""
+            raise ConfigError(f"key {shown!r} means nothing to type {source} (known are {', '.join(known)}{more})")
         if not isinstance(value, str):
             raise ConfigError(f"key {shown}: its value must be text")
         text = value.strip()

@@ -37,7 +37,7 @@ from dsfs.sources.http_client import (
 )
 from dsfs.sources.http_index import IndexParser
 from dsfs.sources.http_lists import HttpListSource
-from dsfs.sources.http_options import authorization_of, flag, headers_of
+from dsfs.sources.http_options import authorization_of, flag, headers_of, secret_headers_of
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from dsfs.sources.told_digests import ToldDigests
 from dsfs.sources.told_headers import of_http_headers
@@ -59,13 +59,14 @@ _SAFE: Final = "/!$&'()*+,:=@~"  # RFC 3986 pchar but ";", which some servers cu
 def http_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> Source:
     """What ``list`` and ``archive`` say is behind the URL; neither: an index or one file. Raises ConfigError."""
     headers, authorization = headers_of(spec.options), authorization_of(credentials)
+    secret = secret_headers_of(credentials, spec.options)
     listed = spec.options.get("list", "").strip()
     archive = flag(spec.options, "archive")
     if listed.lower() not in ("", "false"):
         if archive:
             raise ConfigError("HTTP: options list and archive cannot be used together (leave one out)")
-        return HttpListSource(spec.uri, listed, headers=headers, authorization=authorization)
-    site = HttpSource(spec.uri, headers=headers, authorization=authorization)
+        return HttpListSource(spec.uri, listed, headers=headers, authorization=authorization, secret=secret)
+    site = HttpSource(spec.uri, headers=headers, authorization=authorization, secret=secret)
     if archive:
         name = site.single_name()
         refuse_unseekable(name)
@@ -84,8 +85,10 @@ class HttpSource:
         *,
         headers: Mapping[str, str] | None = None,
         authorization: str | None = None,
+        secret: Mapping[str, str] | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
+        """``headers`` are part of what the source is; ``secret`` are such as well, but belong to who reads it."""
         try:
             parsed = URL(url)  # percent-encodes what the user did not
         except ValueError as error:
@@ -93,10 +96,11 @@ class HttpSource:
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ConfigError("HTTP: the URI must begin with http://HOST/ or https://HOST/")
         self._root = str(parsed.with_user(None).with_fragment(None))
-        sent = dict(headers or {})
+        sent = {**(headers or {}), **(secret or {})}
         if authorization is not None:
             sent["Authorization"] = authorization
-        self._client = HttpClient(self._root, sent, timeouts, own_credentials="Authorization" in sent)
+        own_credentials = authorization is not None or bool(secret)
+        self._client = HttpClient(self._root, sent, timeouts, own_credentials=own_credentials)
         self._timeouts = timeouts
         self._redirects = False
         self._single: bool | None = None  # whether the URL is one file; None: not asked yet

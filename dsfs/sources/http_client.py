@@ -362,7 +362,7 @@ def raise_for(
     *,
     size: int | None = None,
     reading: bool = False,
-    remedy: str = "give username and password, or token, in a Secret; or use netrc",
+    remedy: str = "give username and password, token, or a header such as X-API-Key in a Secret; or use netrc",
 ) -> None:
     """The error behind a status, if there is one. ``reading``: what was listed is asked for, so gone means changed."""
     status = answer.status

@@ -60,18 +60,21 @@ class HttpListSource:
         *,
         headers: Mapping[str, str] | None = None,
         authorization: str | None = None,
+        secret: Mapping[str, str] | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        """``listed`` is the value of the option: ``true`` (the URL is the list), or where it is below the URL."""
+        """``listed`` is the value of the option: ``true`` (the URL is the list), or where it is below the URL. As to
+        ``headers`` and ``secret`` see ``HttpSource``."""
         self._list_url = _list_url(url, listed)
         kind = format_of(self._list_url)
         if kind is None:
             raise ConfigError("HTTP: a list must end in .txt, .json or .csv (see option list)")
         self._kind = kind
-        sent = dict(headers or {})
+        sent = {**(headers or {}), **(secret or {})}
         if authorization is not None:
             sent["Authorization"] = authorization
-        self._client = HttpClient(self._list_url, sent, timeouts, own_credentials=authorization is not None)
+        own_credentials = authorization is not None or bool(secret)
+        self._client = HttpClient(self._list_url, sent, timeouts, own_credentials=own_credentials)
         self._loading = asyncio.Lock()
         self._entries: dict[str, Entry] | None = None
         self._tree = Tree()

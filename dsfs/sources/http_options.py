@@ -9,7 +9,8 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Final
 
-from dsfs.errors import ConfigError
+from dsfs.errors import ConfigError, one_line
+from dsfs.manifest.secret_keys import is_header
 
 _OWN_OPTIONS: Final = frozenset({"syncMode", "list", "archive"})
 # What a header must not do here: change which bytes come, or under which framing.
@@ -43,6 +44,26 @@ def authorization_of(credentials: Mapping[str, str]) -> str | None:
     if not (authorization.isascii() and authorization.isprintable()):
         raise ConfigError("HTTP: the token in the Secret is not plain ASCII text (check it for stray characters)")
     return authorization
+
+
+def secret_headers_of(credentials: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
+    """The keys of the Secret that are headers to send. Raises ConfigError, which never shows a value."""
+    taken = {name.lower(): "in the options" for name in headers_of(options)}
+    taken.update(dict.fromkeys(_RESERVED_HEADERS, "set by dsfs itself"))
+    if authorization_of(credentials) is not None:
+        taken["authorization"] = "made of its token, or username and password,"
+    headers: dict[str, str] = {}
+    for key, value in credentials.items():
+        if not value or not is_header(key):
+            continue
+        shown = one_line(key, 60)
+        if (where := taken.get(key.lower())) is not None:
+            raise ConfigError(f"HTTP: header {shown} in the Secret is {where} too (leave one out)")
+        if not (value.isascii() and value.isprintable()):
+            raise ConfigError(f"HTTP: {shown} in the Secret is not plain ASCII text (check it for stray characters)")
+        taken[key.lower()] = "there in other letters"
+        headers[key] = value
+    return headers
 
 
 def flag(options: Mapping[str, str], name: str) -> bool:

@@ -14,6 +14,7 @@ from tests.contract.conftest import contents_below, one_line_failure, wrong_usag
 from tests.contract.guarded import FILES, Guarded, errno_of, guarded, read_all, secret, web_dataset
 from tests.manifests import dataset, write_manifests
 from tests.mounts import Mount, Mounts, dsfs, eventually, processes_of, runtime_dir_of
+from tests.servers import hostile as web
 
 SESSIONS = ["direct", "pyfuse3"]
 
@@ -112,6 +113,33 @@ def test_files_and_environment(mounts: Mounts, origin: Guarded, tmp_path: Path) 
     origin.may_list.discard("")
     mount.kill_server()
     read_all(mount.root)
+
+
+def test_a_header_that_a_site_wants_its_key_in(mounts: Mounts, tmp_path: Path) -> None:
+    """The option is refused, and where that says it belongs it works; it is seen in no log."""
+    fake = "fake-t0ken-66666"
+
+    def with_key(asked: web.Asked, _data: bytes, answer: web.Answer) -> web.Answer:
+        return answer if asked.headers.get("x-api-key") == fake else web.Answer(401, {}, b"")
+
+    with web.hostile() as server:
+        server.files["/f"] = b"first"
+        server.always("/f", with_key)
+        line = one_line_failure(dsfs("mount", f"{server.url}f", tmp_path, "--option", f"X-API-Key={fake}"), "Secret")
+        assert "X-API-Key" in line
+        assert fake not in line
+        manifest = write_manifests(tmp_path / "m.yaml", dataset("one", f"{server.url}f", "team", type="HTTP"))
+        mount = mounts.mount("-f", manifest, dataset="team/one", env={"DSFS_DEBUG": "1"})
+        mount.expect_log("listing failed")
+        assert "X-API-Key" in mount.wait_phase("FAILED")["message"]
+        done = dsfs(
+            *("dataset", "set-credential", "team/one", "--from-env", "X-API-Key=KEY_HERE", f"-m{mount.mountpoint}"),
+            env={"KEY_HERE": fake},
+        )
+        assert done.stdout == "team/one reads with X-API-Key from now on\n", done.stderr
+        mount.wait_phase("READY")
+        assert (mount.root / "f").read_bytes() == b"first"
+        assert fake not in mount.log() + str(mount.status())
 
 
 def test_what_is_refused(mounts: Mounts, source: Path, origin: Guarded, tmp_path: Path) -> None:
