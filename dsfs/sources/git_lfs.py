@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -25,11 +24,11 @@ from dsfs.errors import (
     SourceError,
     SourceMissing,
     SourceRefused,
-    SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
 )
 from dsfs.ranges import ByteRange, KiB, MiB
+from dsfs.sources.aiohttp_edge import chunks, harmless, origin_of, proxy_of, translated
 from dsfs.sources.answers import body_place, check_not_coded, check_whole, copy_body, has_open_end, retry_after_s
 from dsfs.sources.base import Buffer, Sink
 from dsfs.sources.certificates import context
@@ -37,7 +36,6 @@ from dsfs.sources.git_lfs_endpoint import EARLY_S, Endpoint, Endpoints
 from dsfs.sources.git_objects import Pointer
 from dsfs.sources.git_program import GitProgram
 from dsfs.sources.git_work import copy_file
-from dsfs.sources.http_client import origin_of
 from dsfs.sources.timeouts import Timeouts
 
 MEDIA_TYPE: Final = "application/vnd.git-lfs+json"
@@ -208,7 +206,7 @@ class LfsClient:
             place = body_place(answer.status, content_range, answer.content_length, pointer.size_bytes, wanted, what)
             into: Sink = sink
             checked = _Checked() if whole and pointer.size_bytes <= CHECKED_WHOLE_BYTES else None
-            body, open_end = _chunks(answer, action.href), has_open_end(answer.headers)
+            body, open_end = chunks(answer, _shown(action.href)), has_open_end(answer.headers)
             await copy_body(body, place, wanted, checked or into, what, open_end=open_end)
             if checked is not None:
                 if checked.sha256.hexdigest() != pointer.sha256:
@@ -230,10 +228,10 @@ class LfsClient:
                     headers=sent,
                     data=body,
                     allow_redirects=False,
-                    proxy=_proxy(target),
+                    proxy=proxy_of(target),
                 )
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                raise _translated(error, url) from error
+                raise translated(error, _shown(url)) from harmless(error)
             try:
                 following = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
                 if following is None:
@@ -277,24 +275,11 @@ class _Checked:
 
 async def _limited(answer: aiohttp.ClientResponse, url: str) -> bytes:
     raw = bytearray()
-    async for chunk in _chunks(answer, url):
+    async for chunk in chunks(answer, _shown(url)):
         raw += chunk
         if len(raw) > _ANSWER_MAX_BYTES:
             raise SourceUnavailable(f"{_shown(url)}: the answer is too long")
     return bytes(raw)
-
-
-async def _chunks(answer: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in answer.content.iter_any():
-            yield chunk
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _translated(error, url) from error
-
-
-def _proxy(url: str) -> str | None:
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _shown(url: str) -> str:
@@ -317,11 +302,3 @@ def _raise_for(answer: aiohttp.ClientResponse, url: str) -> None:
     if status in (429, 503):
         raise RetryLater(f"{shown}, the server asks for patience", retry_after_s(answer.headers))
     raise SourceUnavailable(shown)
-
-
-def _translated(error: Exception, url: str) -> SourceError:
-    if isinstance(error, TimeoutError):
-        return SourceTimeout(f"{_shown(url)}: nothing answered in time")
-    if isinstance(error, ValueError):
-        return SourceUnsupported(f"{_shown(url)}: is no URL that can be asked")
-    return SourceUnavailable(f"{_shown(url)}: cannot be reached or broke off ({type(error).__name__})")

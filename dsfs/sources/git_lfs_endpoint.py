@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from dsfs.errors import SourceError, SourceMissing, SourceTimeout, SourceUnavailable, SourceUnsupported
+from dsfs.sources.aiohttp_edge import origin_of
 from dsfs.sources.git_program import GitProgram
-from dsfs.sources.http_client import origin_of
 from dsfs.sources.timeouts import Timeouts
 
 EARLY_S: Final = 30.0

@@ -21,6 +21,7 @@ from yarl import URL
 
 from dsfs.errors import SourceError, SourceTimeout, SourceUnavailable, SourceUnsupported
 from dsfs.ranges import ByteRange, KiB, MiB
+from dsfs.sources.aiohttp_edge import origin_of
 from dsfs.sources.answers import check_not_coded, retry_after_s
 from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.hadoop_answers import Standby, error_of
@@ -146,7 +147,7 @@ class WebHdfsClient:
         what = f"{self._uri} ({parameters['op']})"
         target = f"{base}/webhdfs/v1{quote(full) or '/'}?{urlencode({**parameters, **self._who})}"
         for _ in range(REDIRECTS_MAX + 1):
-            own = _origin(target) == _origin(base)
+            own = origin_of(target) == origin_of(base)
             try:
                 answer = await self._sent(target, self._headers if own else {}, what)
                 following = answer.headers.get("Location") if answer.status in _REDIRECTS else None
@@ -204,11 +205,6 @@ class WebHdfsClient:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = URL(url, encoded=True)
-    return parts.scheme, parts.host, parts.port
 
 
 async def _raise_for(answer: aiohttp.ClientResponse, what: str) -> None:

@@ -15,6 +15,7 @@ from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange
+from dsfs.sources.aiohttp_edge import chunks
 from dsfs.sources.answers import body_place, check_whole, copy_body, has_open_end, http_date_ns, parse_content_range
 from dsfs.sources.archive import ArchiveSource, refuse_unseekable
 from dsfs.sources.base import Sink, Source, walk
@@ -25,7 +26,6 @@ from dsfs.sources.http_client import (
     HttpClient,
     check_not_compressed,
     check_probe,
-    chunks,
     codings_of,
     etag_in,
     proof_of,

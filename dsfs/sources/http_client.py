@@ -23,14 +23,13 @@ from dsfs.errors import (
     RetryLater,
     SourceChanged,
     SourceDeclined,
-    SourceError,
     SourceMissing,
     SourceRefused,
-    SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
 )
 from dsfs.ranges import KiB
+from dsfs.sources.aiohttp_edge import chunks, harmless, origin_of, proxy_of, translated
 from dsfs.sources.answers import (
     ContentRange,
     check_not_coded,
@@ -40,7 +39,6 @@ from dsfs.sources.answers import (
     parse_content_range,
     retry_after_s,
 )
-from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.http_heads import Heads
 from dsfs.sources.timeouts import Timeouts
 from dsfs.sources.wire_head import Head
@@ -129,7 +127,7 @@ class HttpClient:
                     method, URL(target, encoded=True), headers=sent, allow_redirects=False, proxy=self._proxy(target)
                 )
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                raise translated(error, what) from error
+                raise translated(error, what) from harmless(error)
             if own:  # where a redirect leads to says nothing of our own host
                 self._closings = self._closings + 1 if _closes(answer) else 0
             try:
@@ -196,11 +194,8 @@ class HttpClient:
             await self._session.close()
 
     def _proxy(self, url: str) -> str | None:
-        """The proxy of the environment, for when aiohttp is told not to look there."""
-        parts = urlsplit(url)
-        if not self._own_credentials or proxy_bypass(parts.netloc):
-            return None
-        return getproxies().get(parts.scheme)
+        """Of the environment, which aiohttp is told not to look at where credentials are our own."""
+        return proxy_of(url) if self._own_credentials else None
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -243,12 +238,6 @@ def _closes(answer: aiohttp.ClientResponse) -> bool:
 def without_query(url: str) -> str:
     """A URL for people: behind its "?" may be a signature."""
     return url.partition("?")[0]
-
-
-def origin_of(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port: who gets credentials. ValueError for what is no URL."""
-    parts = URL(url)
-    return parts.scheme, parts.host, parts.port
 
 
 def told_apart(headers: Mapping[str, str] | None) -> str:
@@ -334,15 +323,6 @@ def check_probe(answer: Answered, place: ContentRange | None, what: str, tag: st
         raise SourceUnsupported(f"{without_query(what)}: compressed on its way, though that was not asked for")
 
 
-async def chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncIterator[bytes]:
-    """The body as it comes."""
-    try:
-        async for chunk in answer.content.iter_any():
-            yield chunk
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise translated(error, what) from error
-
-
 async def body_up_to(answer: aiohttp.ClientResponse, limit_bytes: int, what: str) -> bytes:
     """A whole body; SourceUnsupported for one that is longer than that, SourceUnavailable for a part of one."""
     check_whole(answer.status, what)
@@ -385,14 +365,3 @@ def raise_for(
     if 400 <= status < 500 and status not in _OF_THE_MOMENT:
         raise SourceDeclined(shown)
     raise SourceUnavailable(shown)
-
-
-def translated(error: Exception, what: str) -> SourceError:
-    """An error of aiohttp by our names."""
-    if isinstance(error, TimeoutError):  # aiohttp's time-outs are among its connection errors too
-        return SourceTimeout(f"{what}: nothing answered in time")
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
-    if isinstance(error, ValueError):
-        return SourceUnsupported(f"{what}: this URL cannot be asked for ({type(error).__name__})")
-    return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")

@@ -21,6 +21,7 @@ from yarl import URL
 from dsfs.errors import ConfigError, SourceChanged, SourceUnsupported
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
+from dsfs.sources.aiohttp_edge import chunks
 from dsfs.sources.answers import body_place, copy_body, has_open_end, http_date_ns, parse_content_range
 from dsfs.sources.archive_tree import Tree
 from dsfs.sources.base import Sink
@@ -30,7 +31,6 @@ from dsfs.sources.http_client import (
     body_up_to,
     check_not_compressed,
     check_probe,
-    chunks,
     etag_in,
     proves_nothing,
     raise_for,

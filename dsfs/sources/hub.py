@@ -18,24 +18,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
 from dsfs.errors import (
     ConfigError,
-    SourceError,
     SourceRefused,
-    SourceTimeout,
     SourceUnavailable,
     SourceUnsupported,
 )
 from dsfs.manifest.schema import SourceSpec
 from dsfs.model import path_parts
 from dsfs.ranges import KiB, MiB
+from dsfs.sources.aiohttp_edge import chunks, harmless, origin_of, proxy_of, translated
 from dsfs.sources.answers import check_whole
-from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.options import UnknownOption
 from dsfs.sources.retry import one_of_many
 from dsfs.sources.timeouts import Timeouts
@@ -184,7 +181,7 @@ class HubClient:
 
     def owns(self, url: str) -> bool:
         """Whether this is the hub's own host: the token may go there."""
-        return _origin(url) == _origin(self.endpoint)
+        return origin_of(url) == origin_of(self.endpoint)
 
     @asynccontextmanager
     async def send(
@@ -206,10 +203,10 @@ class HubClient:
                 headers=sent,
                 data=None if form is None else aiohttp.FormData(form),
                 allow_redirects=False,
-                proxy=_proxy(url),
+                proxy=proxy_of(url),
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise translated(error, what) from _harmless(error)
+            raise translated(error, what) from harmless(error)
         try:
             yield answer
         finally:
@@ -269,7 +266,7 @@ class HubClient:
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.idle_s
                 ),
-                trust_env=False,  # netrc must not answer for a content host; proxies are looked up by ``_proxy``
+                trust_env=False,  # netrc must not answer for a content host; proxies are looked up by ``proxy_of``
                 auto_decompress=False,  # the bytes of a file as they are, or none
                 read_bufsize=256 * KiB,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -305,15 +302,6 @@ def _parse(body: bytes, gzipped: bool) -> Any:
     return json.loads(body)
 
 
-async def chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncIterator[bytes]:
-    """The body, as it comes."""
-    try:
-        async for chunk in answer.content.iter_any():
-            yield chunk
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise translated(error, what) from _harmless(error)
-
-
 def redirect_of(answer: aiohttp.ClientResponse) -> str | None:
     """Where an answer leads, if it leads anywhere."""
     return answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
@@ -330,30 +318,3 @@ def joined(url: str, location: str, what: str) -> str:
     if not usable:
         raise SourceUnsupported(f"{what}: the hub leads to something that is not HTTP")
     return str(parts)
-
-
-def translated(error: Exception, what: str) -> SourceError:
-    """Our name for what aiohttp raised."""
-    if isinstance(error, TimeoutError):  # aiohttp's time-outs are among its connection errors too
-        return SourceTimeout(f"{what}: nothing answered in time")
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return SourceUnavailable(f"{what}: {NOT_TRUSTED}")
-    if isinstance(error, ValueError):
-        return SourceUnsupported(f"{what}: the hub leads to a URL that cannot be read")
-    return SourceUnavailable(f"{what}: cannot be reached or broke off ({type(error).__name__})")
-
-
-def _harmless(error: Exception) -> Exception | None:
-    """The error as a cause, unless its text may hold a URL, which may be signed."""
-    return None if isinstance(error, ValueError) else error
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = URL(url, encoded=True)
-    return parts.scheme, parts.host, parts.port
-
-
-def _proxy(url: str) -> str | None:
-    """The proxy of the environment for this URL."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)

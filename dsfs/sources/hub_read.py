@@ -20,6 +20,7 @@ from cachetools import LRUCache
 from dsfs.errors import RetryLater, SourceChanged, SourceUnavailable
 from dsfs.model import SourceObject
 from dsfs.ranges import ByteRange, KiB, MiB
+from dsfs.sources.aiohttp_edge import chunks
 from dsfs.sources.answers import (
     body_place,
     check_not_coded,
@@ -29,7 +30,7 @@ from dsfs.sources.answers import (
     retry_after_s,
 )
 from dsfs.sources.base import Buffer, Sink
-from dsfs.sources.hub import REDIRECTS_MAX, HubClient, chunks, joined, redirect_of
+from dsfs.sources.hub import REDIRECTS_MAX, HubClient, joined, redirect_of
 
 VERIFIED_MAX_BYTES: Final = 4 * MiB
 """Files up to this size that come whole are checked against their hash before they count; larger come in pieces."""

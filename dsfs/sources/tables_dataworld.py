@@ -15,6 +15,7 @@ from urllib.parse import quote
 from dsfs.errors import SourceChanged, SourceMissing, SourceUnavailable, SourceUnsupported
 from dsfs.model import Kind, ListingPage, SourceObject
 from dsfs.ranges import ByteRange, MiB
+from dsfs.sources.aiohttp_edge import chunks
 from dsfs.sources.answers import body_place, copy_body, has_open_end
 from dsfs.sources.archive_tree import Tree
 from dsfs.sources.base import Sink
@@ -22,7 +23,6 @@ from dsfs.sources.http_client import (
     HttpClient,
     body_up_to,
     check_not_compressed,
-    chunks,
     proves_nothing,
     raise_for,
     tag_of,
