@@ -204,27 +204,31 @@ class Warming:
         return job is not None and job.state is State.FAILED
 
     async def _run(self, job: Job) -> None:
-        with job.scope:
-            await self.carry_out(job)
-        if job.scope.cancelled_caught:
-            job.end(State.CANCELLED, "cancelled")
+        await self.carry_out(job)
         await self._write()  # not when the server stops, which ends this task before: the next one goes on
 
     async def carry_out(self, job: Job) -> None:
-        """Until it is done, or has failed; ``job`` says how. Only a cancel gets out of it."""
+        """Until it is done, has failed or is cancelled; ``job`` says how. Only a cancel from outside gets out of it."""
         await self._carry_out(job, lambda: self._warm(job))
 
     async def _carry_out(self, job: Job, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work()
+            with job.scope:
+                await work()
         except DsfsError as error:
             job.end(State.FAILED, str(error))
         except Exception as error:  # a bug here must not end the server
             log.exception("warm-up failed unexpectedly", dataset=job.asked.dataset)
             job.end(State.FAILED, f"{type(error).__name__} in the daemon (see its log)")
         else:
-            failures = job.failures()
-            job.end(State.FAILED if failures else State.DONE, failures)
+            if not job.scope.cancelled_caught:
+                failures = job.failures()
+                job.end(State.FAILED if failures else State.DONE, failures)
+        finally:
+            # Also when whoever runs it is cancelled: somebody may wait for its end. A warm-up that was asked for has
+            # none then, as it is the server that stops: the next one goes on with it.
+            if job.ended_s is None and (job.scope.cancelled_caught or job.what != WARM_UP):
+                job.end(State.CANCELLED, "cancelled")
         log.info("warm-up ended", dataset=job.asked.dataset, state=str(job.state), reason=job.message)
 
     async def _warm(self, job: Job) -> None:
@@ -303,15 +307,12 @@ class Warming:
         """Warm a dataset when it is listed and whenever another revision is shown; what fails is tried again, ever
         more slowly. ``when_warm`` is called each time that all of it is here. Until cancelled."""
         attempt = 0
+        job: Job | None = None
         try:
             while True:
                 swapped = dataset.swapped
                 job = self._jobs[_preheat_id(dataset)] = Job(_preheat_of(dataset), PREHEAT)
-                await dataset.settled.wait()
-                with job.scope:
-                    await self.carry_out(job)
-                if job.scope.cancelled_caught:
-                    job.end(State.CANCELLED, "cancelled")
+                await self.carry_out(job)
                 if job.state is State.DONE:
                     attempt = 0
                     await when_warm()
@@ -322,7 +323,8 @@ class Warming:
                         await swapped.wait()
                 attempt = min(attempt + (job.state is State.FAILED), len(_PREHEAT_AGAIN_S) - 1)
         finally:
-            self._jobs.pop(_preheat_id(dataset), None)
+            if self._jobs.get(_preheat_id(dataset)) is job:  # else the one that follows this one has begun
+                del self._jobs[_preheat_id(dataset)]
 
     async def _other_room(self, swapped: trio.Event) -> None:
         """Until what could not stay might: what takes its room has changed, or it is another revision."""
@@ -343,10 +345,7 @@ class Warming:
         asked = Asked(f"completion-{manifest.namespace}-{manifest.name}", manifest.id, "", None)
         job = self._jobs[asked.id] = Job(asked, COMPLETION)
         is_shown = partial(self._is_shown, dataset, catalog)
-        with job.scope:
-            await self._carry_out(job, lambda: self._walk(job, dataset, found, is_shown))
-        if job.scope.cancelled_caught:
-            job.end(State.CANCELLED, "cancelled")
+        await self._carry_out(job, lambda: self._walk(job, dataset, found, is_shown))
         fetched_bytes = job.warm.progress().fetched_bytes if job.warm else 0
         metrics.PREFETCH_BYTES.labels(manifest.namespace, manifest.name, COMPLETION).inc(fetched_bytes)
 
