@@ -8,6 +8,7 @@ from collections.abc import Callable
 import trio
 
 from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.whole import WholeTree
@@ -32,6 +33,7 @@ class OlderRevisions:
         self._dataset = dataset
         self._open = open
         self._slots: dict[str, set[int]] = {}  # by the ids of their datasets
+        self._gone: dict[int, str] = {}  # slots of revisions that are not known any more, and of which dataset
 
     def attach(self) -> None:
         """Have the tree ask here."""
@@ -44,29 +46,42 @@ class OlderRevisions:
         dataset = self._dataset(f"{namespace}/{base}")
         if dataset is None or _is_taken_away(dataset):
             return None
-        file = await trio.to_thread.run_sync(self._store.find_revision, dataset.manifest, revision)
-        if file is None or self._dataset(dataset.manifest.id) is not dataset:  # it may have gone meanwhile
+        found = await trio.to_thread.run_sync(self._find, dataset, revision, limiter=CATALOG)
+        if found is None or self._dataset(dataset.manifest.id) is not dataset:  # it may have gone meanwhile
             return None
-        return self._put(dataset, revision, file)
+        return self._put(dataset, *found)
+
+    def _find(self, dataset: Dataset, revision: str) -> tuple[int, str] | None:
+        """Slot and catalog, if it is still known. Not for the loop: it opens catalogs, and a new slot is fsynced."""
+        file = self._store.find_revision(dataset.manifest, revision)
+        return None if file is None else (self._store.number(f"dataset {dataset.manifest.id}@{revision}"), file)
 
     def reopen(self, slot: int) -> None:
-        """The kernel knows a slot from a server before this one: open it again, if it was a revision's."""
+        """The kernel knows a slot from a server before this one: open it again, if it was a revision's.
+
+        Once: whoever stands in a directory of one that is gone asks with each step, and each time all the catalogs
+        would be opened. By its name it is looked for anew.
+        """
+        if slot in self._gone:
+            return
         what = (self._store.what_has(slot) or "").removeprefix("dataset ")
         name, _, revision = what.partition("@")
         dataset = self._dataset(name)
         if dataset is not None and revision and not _is_taken_away(dataset):
             file = self._store.find_revision(dataset.manifest, revision)
-            if file is not None:
-                self._put(dataset, revision, file)
+            if file is None:
+                self._gone[slot] = name
+            else:
+                self._put(dataset, slot, file)
 
-    def _put(self, dataset: Dataset, revision: str, file: str) -> int:
-        slot = self._store.number(f"dataset {dataset.manifest.id}@{revision}")
+    def _put(self, dataset: Dataset, slot: int, file: str) -> int:
         self._whole.put(self._open(dataset, slot, file))
         self._slots.setdefault(dataset.manifest.id, set()).add(slot)
         return slot
 
     def drop(self, dataset: str) -> list[bytes]:
         """Show none of a dataset's any more; their names."""
+        self._gone = {slot: name for slot, name in self._gone.items() if name != dataset}
         names = []
         for slot in self._slots.pop(dataset, ()):
             self._whole.drop(slot)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
@@ -29,6 +30,7 @@ class DatasetStore:
         self.directory = directory
         self._spare = spare
         self._file = f"{directory}/numbers.json"
+        self._numbering = threading.Lock()  # held from reading the numbers to writing one more
         try:
             with open(self._file, encoding="utf-8") as file:
                 self._numbers: dict[str, int] = json.load(file)
@@ -40,19 +42,24 @@ class DatasetStore:
             ) from error
 
     def number(self, what: str) -> int:
-        """The number of a dataset (its slot) or of a namespace; from 2, as 1 is every root."""
-        known = self._numbers.get(what)
-        if known is None:
-            known = max(self._numbers.values(), default=1) + 1
-            numbers = {**self._numbers, what: known}
-            temporary = f"{self._file}.new"
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(numbers, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, self._file)
-            self._numbers = numbers  # not before: whoever asks again after a full disk must not get it from memory
-        return known
+        """The number of a dataset (its slot) or of a namespace; from 2, as 1 is every root. Any thread may ask; a new
+        one waits for the disk. Raises OSError when that refuses."""
+        return self._numbers.get(what) or self._give(what)
+
+    def _give(self, what: str) -> int:
+        with self._numbering:
+            known = self._numbers.get(what)  # another thread may have been quicker
+            if known is None:
+                known = max(self._numbers.values(), default=1) + 1
+                numbers = {**self._numbers, what: known}
+                temporary = f"{self._file}.new"
+                with open(temporary, "w", encoding="utf-8") as file:
+                    json.dump(numbers, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(temporary, self._file)
+                self._numbers = numbers  # not before: whoever asks again after a full disk must not get it from memory
+            return known
 
     def what_has(self, number: int) -> str | None:
         """What a number was given to."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,24 @@ def test_a_number_is_given_once_and_is_on_disk_first(
         assert given_out.setdefault(what, number) == number
         assert number >= 2  # 1 is every root
     assert len(set(given_out.values())) == len(given_out)
+
+
+def test_threads_that_ask_at_once_get_numbers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, fsync = threading.Barrier(2), os.fsync
+
+    def slow(fd: int) -> None:
+        try:
+            both.wait(0.3)
+        except threading.BrokenBarrierError:
+            pass  # the other one waits for this one to be written down
+        fsync(fd)
+
+    store = DatasetStore(str(tmp_path))
+    monkeypatch.setattr(os, "fsync", slow)
+    with ThreadPoolExecutor(2) as threads:
+        numbers = dict(zip("ab", threads.map(store.number, "ab"), strict=True))
+    assert len(set(numbers.values())) == 2
+    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
 
 
 def test_numbers_that_cannot_be_read_are_an_error_and_no_new_beginning(tmp_path: Path) -> None:
