@@ -40,7 +40,7 @@ Names of datasets, addresses of sources, paths and host names are in it: look it
 def write_bundle(path: str, checks: list[Check]) -> list[str]:
     """Write the archive, whole or not at all; what could not be looked at, a line each. Raises OSError."""
     mounts = running.all_mounts()
-    settings = {each.runtime_dir: _settings_of(each) for each in mounts}
+    settings = {each.runtime_dir: Settings.of(each.runtime_dir) for each in mounts}
     pids = {each: _processes(each) for each in mounts}
     known = [one for one in settings.values() if one is not None]
     scrubber = Scrubber(known_secrets(known, (pid for each in pids.values() for pid in each)))
@@ -90,13 +90,6 @@ def write_bundle(path: str, checks: list[Check]) -> list[str]:
         os.unlink(unfinished)
         raise
     return missing
-
-
-def _settings_of(each: running.Running) -> Settings | None:
-    try:
-        return Settings.load(each.runtime_dir)
-    except (OSError, ValueError, TypeError, KeyError):  # half removed, or another version's
-        return None
 
 
 def _without_options(settings: Settings) -> Settings:

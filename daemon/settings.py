@@ -96,7 +96,7 @@ class Settings:
         """As ``load``, for looking: None when they are half written or removed, or of a version that differs."""
         try:
             return cls.load(runtime_dir)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def cache_limit(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from typing import Annotated
 
@@ -13,7 +11,7 @@ from daemon import running
 from daemon.cli.options import AsJson, CacheDir, Mountpoint, Selector, asked_of
 from daemon.cli.output import show_json, show_table, size
 from daemon.control.client import ask
-from daemon.settings import default_cache_dir
+from daemon.settings import Settings, default_cache_dir
 from dsfs.errors import MountError
 
 
@@ -108,13 +106,9 @@ def _user_of(cache_dir: str | None) -> running.Running | None:
         return alive[0]
     directory = os.path.realpath(cache_dir or default_cache_dir())
     for each in alive:
-        # Only this one of its settings: another version of dsfs, which is running, may have more.
-        with (
-            contextlib.suppress(FileNotFoundError),  # one that is just starting, or just ended
-            open(f"{each.runtime_dir}/settings.json", encoding="utf-8") as file,
-        ):
-            if os.path.realpath(json.load(file)["cache_dir"]) == directory:
-                return each
+        settings = Settings.of(each.runtime_dir)
+        if settings is not None and os.path.realpath(settings.cache_dir) == directory:
+            return each
     return None
 
 

@@ -21,6 +21,13 @@ def test_what_a_later_version_wrote_can_be_read(tmp_path: Path) -> None:
     assert Settings.load(str(tmp_path)) == wanted
 
 
+@pytest.mark.parametrize("text", [None, "", '{"mountp', "{}", '{"mountpoint": "/data"}'])
+def test_settings_that_are_not_whole_are_none_for_who_looks(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "settings.json").write_text(text)
+    assert Settings.of(str(tmp_path)) is None
+
+
 def test_a_user_without_a_home_is_asked_where_the_cache_is_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: 54321)
     monkeypatch.delenv("HOME", raising=False)

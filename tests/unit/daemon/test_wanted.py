@@ -63,7 +63,7 @@ def test_verify_without_a_cache_directory_means_the_only_mount(monkeypatch: pyte
     def mount(name: str, cache_dir: Path, *, alive: bool = True) -> running.Running:
         runtime_dir = tmp_path / name
         runtime_dir.mkdir()
-        (runtime_dir / "settings.json").write_text(json.dumps({"cache_dir": str(cache_dir)}))
+        Settings(f"/{name}", str(runtime_dir), str(cache_dir)).save()
         return running.Running(str(runtime_dir), f"/{name}", 1, alive, "")
 
     (tmp_path / "link").symlink_to(tmp_path / "cache")
@@ -75,3 +75,5 @@ def test_verify_without_a_cache_directory_means_the_only_mount(monkeypatch: pyte
     mounts.append(mount("second", tmp_path / "another"))
     assert _user_of(None) is None, "several: it is the default directory that is meant"
     assert _user_of(str(tmp_path / "another")) is mounts[2]
+    (tmp_path / "first/settings.json").write_text('{"mountp')
+    assert _user_of(str(tmp_path / "another")) is mounts[2], "one that just starts or ends says nothing"
