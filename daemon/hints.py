@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import structlog
@@ -40,6 +41,15 @@ _LONGEST_SILENCE_S = 3600.0
 """After so long without a read of what was said to come, it comes no more."""
 
 
+class HintState(StrEnum):
+    """How far a hint is. ``replaced``: a newer one of its dataset has taken its place."""
+
+    FETCHING = "fetching"
+    DONE = "done"
+    ENDED = "ended"
+    REPLACED = "replaced"
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """What bounds the distance, in bytes: memory for the page cache, and the node's cache."""
@@ -58,7 +68,7 @@ class Hint:
         self.order = Order()
         self.unknown = 0
         self.unknown_paths: list[str] = []
-        self.state = "fetching"
+        self.state = HintState.FETCHING
         self._reader = reader
         self._room = room
         self._whole = False
@@ -103,7 +113,7 @@ class Hint:
         return {
             "id": self.id,
             "dataset": self.dataset.manifest.id,
-            "state": self.state,
+            "state": str(self.state),
             "files": len(self.order),
             "unknown": self.unknown,
             "unknown_paths": self.unknown_paths,
@@ -130,10 +140,10 @@ class Hint:
                     pause_s = _PAUSE_S
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            self.state = "done"
+            self.state = HintState.DONE
         finally:
-            if self.state != "done":
-                self.state = "ended"
+            if self.state is not HintState.DONE:
+                self.state = HintState.ENDED
 
     def count(self) -> None:
         """Tell the metrics what was fetched ahead and what of that was in vain."""
@@ -245,13 +255,15 @@ class Hints:
         hint.dataset.on_touch = hint.touch
         self._nursery.start_soon(self._run, hint)
 
-    async def add(self, dataset: Dataset, paths: Sequence[str], hint_id: str | None, *, last: bool) -> Hint:
-        """Begin with a new order, or go on with one (``hint_id``): "replaced" if a newer one has taken its place.
+    async def add(self, dataset: Dataset, paths: Sequence[str], hint_id: str | None, *, last: bool) -> Hint | None:
+        """Begin with a new order, or go on with one (``hint_id``); None if a newer one has taken its place.
 
         Raises ConfigError.
         """
         name = dataset.manifest.id
         await dataset.settled.wait()
+        if hint_id is not None and (await self.get(name)).id != hint_id:
+            return None  # of no use to look for its paths
         place = self._place_of(dataset)
         inos, unknown = await trio.to_thread.run_sync(_resolve, dataset.catalog.file, paths, place, limiter=CATALOG)
         if hint_id is None:
@@ -260,9 +272,8 @@ class Hints:
             self._begin(name, hint)
         else:
             hint = await self.get(name)
-            if hint.id != hint_id:
-                hint = Hint(dataset, self._reader, self._room(), hint_id)
-                hint.state = "replaced"
+            if hint.id != hint_id:  # since then
+                return None
         hint.extend(inos, unknown, last=last)
         await self._write(hint)
         return hint
@@ -317,6 +328,22 @@ class Hints:
                 log.exception("hint failed unexpectedly", dataset=name)
         hint.count()
         log.debug("hint carried out", dataset=name, files=len(hint.order), seconds=time.monotonic() - started_s)
+
+
+def replaced(dataset: Dataset, hint_id: str) -> dict[str, Any]:
+    """As ``Hint.as_json``, of one that a newer one has taken the place of: more of it is not kept."""
+    return {
+        "id": hint_id,
+        "dataset": dataset.manifest.id,
+        "state": str(HintState.REPLACED),
+        "files": 0,
+        "unknown": 0,
+        "unknown_paths": [],
+        "position": 0,
+        "ahead_files": 0,
+        "ahead_bytes": 0,
+        "fetched_bytes": 0,
+    }
 
 
 def _end(hint: Hint) -> None:

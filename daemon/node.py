@@ -14,7 +14,7 @@ import trio
 
 from daemon.bad_pages import BadPages
 from daemon.changes import Changes
-from daemon.hints import Hints
+from daemon.hints import Hints, replaced
 from daemon.settings import Settings
 from daemon.shown import Shown
 from daemon.status import MountStatus
@@ -202,7 +202,9 @@ class Node:
 
     async def hint(self, selector: str, paths: list[str], hint_id: str | None, *, last: bool) -> dict[str, Any]:
         """Begin to fetch in an order, or go on with more of it."""
-        return (await self._hints.add(self._select_whole(selector), paths, hint_id, last=last)).as_json()
+        dataset = self._select_whole(selector)
+        hint = await self._hints.add(dataset, paths, hint_id, last=last)
+        return replaced(dataset, hint_id or "") if hint is None else hint.as_json()
 
     async def hint_progress(self, selector: str) -> dict[str, Any]:
         """How far a dataset's hint is."""

@@ -153,3 +153,38 @@ def test_notes_that_make_no_sense_end_no_server(tmp_path: Path, text: str) -> No
     (tmp_path / "hints/b.order").write_bytes(bytes(8))  # of a server that died before it wrote b.json
     assert HintNotes(str(tmp_path / "hints")).read() == []
     assert list((tmp_path / "hints").iterdir()) == []
+
+
+def test_more_of_a_hint_that_was_replaced_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(hints: Hints, dataset: Dataset) -> None:
+        older = await hints.add(dataset, ["11"], None, last=False)
+        newer = await hints.add(dataset, ["21"], None, last=True)
+
+        def resolve(_file: str, _paths: list[str], _place: str) -> tuple[list[int], list[str]]:
+            raise AssertionError("nobody needs them")
+
+        monkeypatch.setattr(module, "_resolve", resolve)
+        assert await hints.add(dataset, ["12"], older.id, last=True) is None
+        answer = module.replaced(dataset, older.id)
+        assert (answer["id"], answer["dataset"], answer["state"]) == (older.id, NAME, "replaced")
+        assert list(answer) == list(newer.as_json())
+
+    served(tmp_path, use)
+    assert order_after(tmp_path) == [21]
+
+
+def test_a_hint_may_be_replaced_while_more_of_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(hints: Hints, dataset: Dataset) -> None:
+        older = await hints.add(dataset, ["11"], None, last=False)
+        resolve = module._resolve
+
+        def overtaken(file: str, paths: list[str], place: str) -> tuple[list[int], list[str]]:
+            monkeypatch.setattr(module, "_resolve", resolve)
+            trio.from_thread.run(lambda: hints.add(dataset, ["21"], None, last=True))
+            return resolve(file, paths, place)
+
+        monkeypatch.setattr(module, "_resolve", overtaken)
+        assert await hints.add(dataset, ["12"], older.id, last=True) is None
+
+    served(tmp_path, use)
+    assert order_after(tmp_path) == [21]
