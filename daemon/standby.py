@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from daemon import lean
+from daemon.keeping.peers import LARGEST_MESSAGE, VERSION
 from daemon.process import name_process
 
-VERSION = 3
-
 _RETRY_S = 0.02
-_LARGEST_MESSAGE = 64 * 1024
 _STOP_S = 8.0
 _PRELOAD_S = 3.0  # after a fork, when that has started
 NOTHING_MORE = "--no-preload"
@@ -124,7 +122,7 @@ class _StandBy:
 
     def _hear(self, link: socket.socket) -> None:
         try:
-            raw = link.recv(_LARGEST_MESSAGE)
+            raw = link.recv(LARGEST_MESSAGE)
         except OSError:
             raw = b""
         if not raw:

@@ -7,6 +7,7 @@ import json
 import socket
 from typing import Any
 
+from daemon.keeping.peers import LARGEST_MESSAGE
 from daemon.running import Running
 from dsfs.client import SERVER_START_S, PatientConnection
 from dsfs.errors import MountError
@@ -50,7 +51,7 @@ def ask_keeper(running: Running, message: dict[str, Any], timeout_s: float) -> d
         try:
             keeper.connect(running.keeper_socket)
             keeper.send(json.dumps(message).encode())
-            answer: dict[str, Any] = json.loads(keeper.recv(64 * 1024) or b'{"error": "its keeper is gone"}')
+            answer: dict[str, Any] = json.loads(keeper.recv(LARGEST_MESSAGE) or b'{"error": "its keeper is gone"}')
         except OSError as error:
             reason = error.strerror or str(error)
             raise MountError(
