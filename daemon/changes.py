@@ -11,7 +11,7 @@ import trio
 
 from daemon.building import Builder
 from daemon.cloning import check_same_source, clone_of
-from daemon.manifest_files import ManifestFiles
+from daemon.manifest_files import LOOKING, ManifestFiles
 from daemon.settings import Settings
 from daemon.shown import Shown
 from daemon.wanted import FILES, HANDED_OVER, written_down
@@ -27,6 +27,7 @@ from dsfs.manifest.schema import Manifest
 
 log = structlog.get_logger()
 
+_PARSING = trio.CapacityLimiter(1)  # it computes, so two would take as long
 _IDENTITY = ("source", "secret_ref", "mount_options", "read_path")
 """What is another dataset when it has changed; the rest of a manifest is followed by the one that is shown."""
 
@@ -72,7 +73,8 @@ class Changes:
         if not self._shown.is_many:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
         # In a thread: many thousands take longer than the keeper waits for a word of this server.
-        return await self._take_in(await trio.to_thread.run_sync(parse_documents, text, "applied manifest"))
+        parse = partial(parse_documents, text, "applied manifest")
+        return await self._take_in(await trio.to_thread.run_sync(parse, limiter=_PARSING))
 
     async def follow_files(self, delete: Callable[[str], Awaitable[object]]) -> None:
         """Show what the manifests say that ``dsfs serve`` was started with, where a server before it has read others.
@@ -84,7 +86,7 @@ class Changes:
         if not digest or digest == before["digest"]:
             return
         try:
-            documents = await trio.to_thread.run_sync(written_down, self._settings)
+            documents = await trio.to_thread.run_sync(written_down, self._settings, limiter=LOOKING)
             if HANDED_OVER in texts:  # else this one has just read them
                 gone = {(namespace, name) for namespace, name in before.get("secrets", ())}
                 self._builder.secrets.drop(gone - documents.secrets.keys())

@@ -23,6 +23,8 @@ from dsfs.manifest.secret_keys import check_secret_values
 
 log = structlog.get_logger()
 
+_SECRETS = trio.CapacityLimiter(4)  # of their own: reads wait for them, and a directory of manifests may hang
+
 
 class Credentials:
     """File side only. ``shown`` are the datasets of now; ``changing`` is held by whoever changes what is shown."""
@@ -98,7 +100,7 @@ class Credentials:
         if showing is None:
             return False
         try:
-            now = await trio.to_thread.run_sync(self._builder.reads_with, showing.dataset.manifest)
+            now = await trio.to_thread.run_sync(self._builder.reads_with, showing.dataset.manifest, limiter=_SECRETS)
         except ConfigError as error:
             log.warning("secret cannot be read", dataset=name, reason=str(error))
             return False

@@ -16,7 +16,8 @@ from dsfs.manifest.documents import documents_of, texts_of
 log = structlog.get_logger()
 
 _LONGEST_REASON = 1000  # characters
-_LOOKING = trio.CapacityLimiter(1)  # of its own: a directory that hangs must not take a thread from others
+LOOKING = trio.CapacityLimiter(1)
+"""The thread that reads manifests: of its own, as a directory that hangs must not take one from others."""
 
 
 class ManifestFiles:
@@ -42,11 +43,11 @@ class ManifestFiles:
         seen, self._seen = self._seen, None  # what comes back after it was away is looked at anew
         try:
             read = partial(texts_of, self.paths, none_yet=True)
-            texts = await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=_LOOKING)
+            texts = await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=LOOKING)
             self._seen = texts
             if texts == seen:
                 return
-            await trio.to_thread.run_sync(documents_of, texts, abandon_on_cancel=True, limiter=_LOOKING)
+            await trio.to_thread.run_sync(documents_of, texts, abandon_on_cancel=True, limiter=LOOKING)
         except ConfigError as error:
             self._unreadable = f"the manifests cannot be read: {one_line(str(error), _LONGEST_REASON)}"
             if trouble != self._unreadable:

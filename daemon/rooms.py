@@ -22,6 +22,7 @@ from daemon.changes import Changes
 from daemon.completing import Completing
 from daemon.hints import Hints, Room
 from daemon.keeping.mounting import mount_table
+from daemon.manifest_files import LOOKING
 from daemon.node import Node
 from daemon.opens import Opens
 from daemon.settings import Settings, fetch_memory_bytes, memory_limit_bytes, readers_memory_bytes
@@ -87,7 +88,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     metrics.SERVER_RESTARTS.inc(keeper.restarts)
     metrics.BUILD.info({"version": version("dsfs"), "session": settings.session})
     bridge = await stack.enter_async_context(network_side())
-    wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts)
+    wanted = await trio.to_thread.run_sync(read_wanted, settings, keeper.texts, limiter=LOOKING)
     tier = await stack.enter_async_context(_node_tier(settings, takes_over=keeper.restarts > 0))
     background = await stack.enter_async_context(trio.open_nursery())
     stack.callback(background.cancel_scope.cancel)
@@ -112,7 +113,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     if settings.count_opens and isinstance(session, DirectSession):
         session.watcher = opens = Opens(session.note_use)
     disk = shared_tier.disk if shared_tier else None
-    pins = await trio.to_thread.run_sync(Pins, tier.layout.pins, tier)
+    pins = await trio.to_thread.run_sync(Pins, tier.layout.pins, tier, limiter=DISK)
     hints = Hints(
         settings.runtime_dir,
         reader,

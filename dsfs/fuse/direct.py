@@ -38,6 +38,7 @@ _STATE_OPENLESS = "openless"
 _STATE_SHOWN = "shown"
 _INIT_S = 10
 _LONGEST_JOURNAL_NAME = 200
+_KERNEL_FILES = trio.CapacityLimiter(2)  # in /proc and /sys: a disk that hangs must not keep a mount from coming back
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ class DirectSession:
         connection.close()  # not when this server is stopped: the next one goes on with descriptor and journal
         if (name == ROOT or self._tree is None) and self._nursery is not None:
             self._nursery.cancel_scope.cancel()  # the mount point is unmounted
-        elif await trio.to_thread.run_sync(_is_mounted, held.dev):
+        elif await trio.to_thread.run_sync(_is_mounted, held.dev, limiter=_KERNEL_FILES):
             self._soon(self._mount_anew, name, connection)
 
     def _connection(self, name: str, path: str, files: DatasetFiles, held: Held, channel: Channel) -> FilesConnection:
@@ -326,7 +327,8 @@ def _is_mounted(dev: str) -> bool:
 async def _set_read_ahead(dev: str) -> None:
     """Let the kernel read ahead in long requests on this mount; the default of 128 KiB costs a third (FACTS)."""
     try:
-        await trio.to_thread.run_sync(_set_number, f"/sys/class/bdi/{dev}/read_ahead_kb", READ_AHEAD_KIB)
+        path = f"/sys/class/bdi/{dev}/read_ahead_kb"
+        await trio.to_thread.run_sync(_set_number, path, READ_AHEAD_KIB, limiter=_KERNEL_FILES)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT):
             raise

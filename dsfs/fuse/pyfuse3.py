@@ -357,7 +357,8 @@ class PortableSession:
         if files is None:
             return  # nobody has seen it yet
         if isinstance(changed, ManyChanges):
-            await _forget(files.names_of(changed), await trio.to_thread.run_sync(files.all_directories))
+            directories = await trio.to_thread.run_sync(files.all_directories, limiter=CATALOG)
+            await _forget(files.names_of(changed), directories)
         else:
             await _forget(*files.nodeids_of(changed))
 
