@@ -24,7 +24,7 @@ def stay(mountpoint: str, runtime_dir: str, keeper: int) -> int:
         if found is not None and found.alive:
             os.kill(found.keeper_pid, signal.SIGTERM)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, *hang_up()):
         signal.signal(number, stop)
     say(f"dsfs: mounted at {mountpoint}")  # now that whoever reads it may stop us
     while True:
@@ -38,6 +38,11 @@ def stay(mountpoint: str, runtime_dir: str, keeper: int) -> int:
                 return 1
             time.sleep(0.02)  # nothing tells when somebody takes the lock of a keeper
         keeper = found.keeper_pid
+
+
+def hang_up() -> tuple[signal.Signals, ...]:
+    """What a terminal that is closed sends; nothing where that is ignored, as by nohup(1)."""
+    return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def _reap_until(pid: int) -> int:

@@ -17,7 +17,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from daemon import running
-from daemon.cli.foreground import stay
+from daemon.cli.foreground import hang_up, stay
 from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
@@ -354,12 +354,13 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
         stderr=log_fd,
         pass_fds=[ready_w],
         cwd="/",
-        start_new_session=not foreground,
+        start_new_session=True,  # what the terminal sends is for us alone: a keeper takes SIGHUP for a restart
     )
     os.close(ready_w)
     if log_fd is not None:
         os.close(log_fd)
-    ended_with = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by timeout(1): no mount comes later
+    ending = (signal.SIGTERM, *(hang_up() if foreground else ()))  # as by timeout(1): no mount comes later
+    ended_with = [(number, signal.signal(number, signal.default_int_handler)) for number in ending]
     try:
         with open(ready_r, "rb") as pipe:
             line = pipe.readline()
@@ -369,7 +370,8 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
         running.forget(settings.runtime_dir)  # or `dsfs status` would go on to show what never was
         raise
     finally:
-        signal.signal(signal.SIGTERM, ended_with)
+        for number, handler in ended_with:
+            signal.signal(number, handler)
     if not line:
         return keeper, {"error": "the keeper ended before it was ready", "unexpected": True}
     answer: dict[str, object] = json.loads(line)

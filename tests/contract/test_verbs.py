@@ -294,14 +294,36 @@ def test_foreground(mounts: Mounts, source: Path, session: str, number: signal.S
     assert leftovers(mountpoint) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts, number: signal.Signals) -> None:
-    """By Ctrl-C or timeout(1), while the origin says nothing."""
+def test_foreground_ends_with_its_terminal(mounts: Mounts, source: Path) -> None:
+    mountpoint, cache = mounts.place()
+    mounts.adopt(mountpoint, cache)
+    terminal, ours = os.openpty()
+    argv = ["setsid", "--ctty", DSFS, "mount", source, mountpoint, f"--cache-dir={cache}", "--foreground"]
+    with subprocess.Popen(argv, stdin=ours, stdout=ours, stderr=ours, env=clean_environment()) as process:
+        os.close(ours)
+        said = b""
+        while b"mounted at" not in said:
+            said += os.read(terminal, 4096)
+        assert (mountpoint / "a.txt").read_bytes() == b"first"
+        os.close(terminal)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert not is_mounted(mountpoint)
+    assert leftovers(mountpoint) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "flags"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, ["--foreground"])]
+)
+def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts, number: signal.Signals, flags: list[str]) -> None:
+    """By Ctrl-C or timeout(1), or with the terminal that it was to stay in, while the origin says nothing."""
     with web.hostile() as server:
         server.always("/data/", web.silence)
         mountpoint, cache = mounts.place()
         mounts.adopt(mountpoint, cache)
-        argv = [DSFS, "mount", f"{server.url}data/", mountpoint, f"--cache-dir={cache}"]
+        argv = [DSFS, "mount", f"{server.url}data/", mountpoint, f"--cache-dir={cache}", *flags]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, env=clean_environment()) as process:
             eventually(lambda: server.requests["/data/"] > 0, 20, "it waits for the origin")
             process.send_signal(number)
