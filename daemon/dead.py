@@ -17,6 +17,8 @@ _ANSWER_S = 1.0
 _ALL_S = 10.0
 _CONNECTIONS = "/sys/fs/fuse/connections"
 NO_ANSWER = -1
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED, NO_ANSWER)
+"""What ``errno_of_look`` gives where nobody serves, or nobody who answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def dead_mounts() -> list[DeadMount]:
         if time.monotonic() > deadline:
             break  # who was not looked at may well be alive; once these are cleared, the next look comes to it
         code = errno_of_look(path, min(_ANSWER_S, deadline - time.monotonic()))
-        if code in (errno.ENOTCONN, errno.ECONNABORTED, NO_ANSWER):
+        if code in DEAD:
             found.append(DeadMount(path, mounted.dev, code == NO_ANSWER))
     return found
 

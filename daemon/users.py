@@ -5,6 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from dsfs.errors import MountError
+
+
+def check_unused(mountpoint: str, runtime_dir: str = "") -> None:
+    """Raises MountError when somebody uses a mount; see ``users_of``."""
+    users = users_of(mountpoint, but_not_of=runtime_dir)
+    if users:
+        raise MountError(f"{mountpoint} is in use by {', '.join(users)}; stop that, then unmount (or unmount --lazy)")
+
 
 def users_of(mountpoint: str, at_most: int = 5, but_not_of: str = "") -> list[str]:
     """Processes with a working directory, a root, an open file or a mapping below a mount point: "name (pid 42)".

@@ -21,7 +21,7 @@ from daemon.cli.foreground import hang_up, stay
 from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
-from daemon.dead import NO_ANSWER, errno_of_look
+from daemon.dead import DEAD, NO_ANSWER, errno_of_look
 from daemon.keeping.mounting import TYPES
 from daemon.settings import (
     DEFAULT_CACHE_SIZE,
@@ -32,7 +32,7 @@ from daemon.settings import (
     default_cache_dir,
     parse_address,
 )
-from daemon.users import users_of
+from daemon.users import check_unused
 from dsfs.client import is_below, place_of
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
@@ -45,7 +45,6 @@ PYTHON = [sys.executable, "-P", "-m"]  # -P: a folder named "daemon" in the curr
 _UNMOUNT_S = 20.0
 _RESTART_S = 90.0
 _LOOK_S = 2.0
-_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, NO_ANSWER)
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 T = TypeVar("T")
@@ -252,11 +251,12 @@ def unmount(
     if found is None or not found.alive:
         if not _is_ours(place):
             raise MountError(f"{place}: dsfs has nothing mounted there")
+        if not lazy and errno_of_look(place, _LOOK_S) not in DEAD:
+            check_unused(place, found.runtime_dir if found else "")  # another user's has its own elsewhere
         _detach_all(place)
     else:
-        users = [] if lazy else users_of(place, but_not_of=found.runtime_dir)
-        if users:
-            raise MountError(f"{place} is in use by {', '.join(users)}; stop that, then unmount (or unmount --lazy)")
+        if not lazy:
+            check_unused(place, found.runtime_dir)
         if found.keeper_alone:
             ask_keeper(found, {"op": "end"}, _UNMOUNT_S)
             running.forget(found.runtime_dir)
@@ -293,7 +293,7 @@ def check_mountpoint(mountpoint: str) -> None:
         live = next((each for each in running.all_mounts() if each.mountpoint == mountpoint and each.alive), None)
         if live is not None:
             raise MountError(f"{mountpoint}: dsfs is mounted there already (pid {live.keeper_pid}); unmount it first")
-        if errno_of_look(mountpoint, _LOOK_S) not in _DEAD:
+        if errno_of_look(mountpoint, _LOOK_S) not in DEAD:
             raise MountError(f"{mountpoint}: a dsfs of somebody else is mounted there; unmount it first")
         _detach_all(mountpoint)
         say(f"dsfs: cleared a dead mount at {mountpoint}")

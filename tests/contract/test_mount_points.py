@@ -62,7 +62,9 @@ def test_a_mount_of_somebody_else_is_left_alone(mounts: Mounts, source: Path, tm
     try:
         again = dsfs("mount", source, mount.mountpoint, f"--cache-dir={tmp_path / 'other'}")
         one_line_failure(again, str(mount.mountpoint), "somebody else")
-        assert (mount.root / "a.txt").read_bytes() == b"first"
+        with open(mount.root / "a.txt", "rb") as held:
+            one_line_failure(dsfs("unmount", mount.mountpoint), "in use by", f"(pid {os.getpid()})", "--lazy")
+            assert held.read() == b"first"
     finally:
         os.rename(tmp_path / "not known here", known)
 
