@@ -108,6 +108,21 @@ def starting(mountpoint: str) -> Iterator[None]:
         os.close(fd)
 
 
+def is_starting(runtime_dir: str) -> bool:
+    """Whether somebody is just starting the mount that is to have this runtime directory."""
+    try:
+        fd = os.open(f"{runtime_dir}.starting", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def prepare(mountpoint: str) -> str:
     """A clean runtime directory for a new mount. Raises MountError when one is alive there."""
     path = runtime_dir_of(mountpoint)

@@ -17,6 +17,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from daemon import running
+from daemon.cli.cache_choice import cache_dir_of, choosing
 from daemon.cli.foreground import hang_up, stay
 from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
@@ -144,7 +145,10 @@ def mount(
         check_mountpoint(mountpoint)
         runtime_dir = running.prepare(mountpoint)
         settings = replace(settings, session=chosen, allow_other=allow_other)
-        settings.save()
+        with choosing():
+            if cache_dir is None:
+                settings = replace(settings, cache_dir=cache_dir_of(mountpoint, settings.cache_dir))
+            settings.save()
         keeper, answer = _start_keeper(settings, foreground=foreground)
         if "error" in answer:
             keeper.wait()

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from typing import Any
 
 from tests.contract.conftest import one_line_failure, wrong_usage
 from tests.manifests import dataset, write_manifests
-from tests.mounts import HOST, Mount, Mounts, dsfs, eventually, is_mounted, runtime_dir_of
+from tests.mounts import HOST, Mount, Mounts, clean_environment, dsfs, eventually, is_mounted, runtime_dir_of
 from tests.servers.process import free_ports
 
 
@@ -35,6 +37,42 @@ def test_status_and_restart_take_it_in_both_ways(mounts: Mounts, source: Path) -
     assert dsfs("restart", "-m", where).returncode == 0
     assert status("-m", where)["server_pid"] != before["server_pid"]
     wrong_usage(dsfs("restart", where, "-m", where.parent), "two mount points")
+
+
+_WITH_DEFAULT = """
+import sys
+from daemon.cli import app, mount
+default = sys.argv.pop(1)
+mount.default_cache_dir = lambda: default
+app.main()
+"""
+
+
+def test_mounts_that_name_no_cache_directory_have_one_each(mounts: Mounts, source: Path, tmp_path: Path) -> None:
+    """Also when they are started at once, and each finds its own again. The default one of root is the machine's."""
+    default = str(tmp_path / "cache/dsfs")
+
+    def start(place: Path) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-c", _WITH_DEFAULT, default, "mount", source, place, "--min-free=0"]
+        return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=clean_environment())
+
+    places = [mounts.place()[0] for _mount in range(2)]
+    for place in places:
+        mounts.adopt(place, tmp_path)
+    before: list[str] = []
+    for _time in range(2):
+        started = [start(place) for place in places]
+        said = [process.communicate(timeout=60)[1] for process in started]
+        assert [process.returncode for process in started] == [0, 0], said
+        caches = [status(place)["cache_dir"] for place in places]
+        own = [cache for cache in caches if cache != default]
+        assert len(own) == 1
+        assert sorted(len(each.splitlines()) for each in said) == [0, 1], said
+        assert own[0] in "".join(said)
+        assert before in ([], caches)
+        before = caches
+        assert [(place / "a.txt").read_bytes() for place in places] == [b"first"] * 2
+        assert [dsfs("unmount", place).returncode for place in places] == [0, 0]
 
 
 def test_behind_links(mounts: Mounts, source: Path, tmp_path: Path) -> None:
