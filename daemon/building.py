@@ -78,7 +78,7 @@ class Builder:
                 f"{manifest.id}: secretRef {manifest.secret_ref!r} is not there "
                 "(add the Secret to the manifests, or its directory with --secrets)"
             )
-        reads_with = credentials or credential_environment(manifest.source.type, os.environ)
+        reads_with = credentials or credential_environment(manifest.source, os.environ)
         if manifest.source.type is SourceType.REFERENCE and self._many:
             source, reads_with = await self._build_reference(manifest, depth)
         else:
@@ -204,7 +204,7 @@ class Builder:
         """The credentials that a dataset's source has: of a REFERENCE, those of the dataset that it ends at; without a
         Secret, what the environment gives. Reads files; raises ConfigError."""
         shown = self.shown_of(manifest)
-        return self.credentials(shown) or credential_environment(shown.source.type, os.environ)
+        return self.credentials(shown) or credential_environment(shown.source, os.environ)
 
     async def _place_of(self, source: DirectorySource) -> str:
         """Its root without links, as a mount point is told; as it was given where nothing answers there, and for a

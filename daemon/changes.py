@@ -83,7 +83,9 @@ class Changes:
         """
         digest, texts = self._settings.manifests_digest, self._keeper.texts
         before = json.loads(texts.get(FILES, '{"digest": "", "datasets": []}'))
-        if not digest or digest == before["digest"]:
+        # A server of an older version that was there meanwhile has not handed labels on.
+        has_labels = set(before.get("labelled", ())) <= self._builder.labels.keys()
+        if not digest or (digest == before["digest"] and has_labels):
             return
         try:
             documents = await trio.to_thread.run_sync(written_down, self._settings, limiter=LOOKING)
@@ -128,9 +130,11 @@ class Changes:
             entitled = {name: self._builder.is_entitled(each.manifest) for name, each in self._shown.datasets.items()}
             relabelled = self._relabel(documents, unlabelled)
             try:
+                if relabelled:  # first: what is no longer shared is not read on because something else fails
+                    await self._hide_unlabelled(entitled)
                 done += [await self._apply(manifest) for manifest in documents.manifests]
                 if relabelled:
-                    await self._follow_labels(entitled)
+                    await self._show_labelled()
                     done += [f"namespace {name} changed" for name in sorted(relabelled)]
                 done += [f"namespace {name} unchanged" for name in documents.labels if name not in relabelled]
                 await self._follow_references(changed)
@@ -152,16 +156,23 @@ class Changes:
         labels.update(documents.labels)
         return relabelled
 
-    async def _follow_labels(self, entitled: Mapping[str, bool]) -> None:
-        """Show what this mount may see now, and anew what was ``entitled`` to another dataset, or was not."""
-        for manifest in list(self._builder.known.values()):
-            seen = visible(manifest, self._settings.namespaces, self._builder.labels)
-            if seen != (manifest.id in self._shown.all):
-                await self._apply(manifest)
+    async def _hide_unlabelled(self, entitled: Mapping[str, bool]) -> None:
+        """Hide what this mount may not see any more, and show anew what was ``entitled`` to another dataset, or not."""
         for name, before in entitled.items():
-            showing = self._shown.all.get(name)
-            if showing is not None and self._builder.is_entitled(showing.dataset.manifest) != before:
-                await self._shown.show_anew(showing.dataset.manifest)
+            shown = self._shown.all[name].dataset.manifest
+            if not visible(self._builder.known.get(name, shown), self._settings.namespaces, self._builder.labels):
+                await self._shown.remove(name)
+            elif self._builder.is_entitled(shown) != before:
+                try:
+                    await self._shown.show_anew(shown)
+                except (DsfsError, OSError) as error:  # the others lose their rights all the same
+                    log.error("dataset cannot be shown", dataset=name, reason=str(error))
+
+    async def _show_labelled(self) -> None:
+        """Show what this mount may see now."""
+        for manifest in list(self._builder.known.values()):
+            if manifest.id not in self._shown.all:
+                await self._apply(manifest)
 
     def _check_source(self, manifest: Manifest) -> None:
         showing = self._shown.all.get(manifest.id)

@@ -26,12 +26,13 @@ from dsfs.fuse.direct import DirectSession
 from dsfs.fuse.keeper_client import KeeperClient
 from dsfs.manifest.schema import Manifest
 from dsfs.model import Phase
+from dsfs.sources.timeouts import DEFAULT_TIMEOUTS
 
 log = structlog.get_logger()
 
-_ONE_ANSWER_S = 15.0
-"""How long a mount of one dataset waits for its source at least: longer than most sources wait for theirs, so that what
-does not answer fails the mount however short reads are to wait."""
+_ONE_ANSWER_S = 2 * (DEFAULT_TIMEOUTS.connect_s + DEFAULT_TIMEOUTS.idle_s) + 1.0
+"""How long a new mount of one dataset waits for its source at least: as long as two requests of it may take to fail, so
+that what does not answer fails the mount however short reads are to wait."""
 _FIRST_ANSWERS_S = 0.5  # how long a mount of many datasets waits for their sources before it says "ready"
 _SMALL_CRAWL_S = 0.25  # a small source is wholly listed within this, and then "ready" means it
 _BAD_PAGES_S = 1.0
@@ -118,8 +119,10 @@ class Serving:
             await _optional("following of the manifests", partial(rooms.changes.follow_files, rooms.node.delete))
             await rooms.shown.hand_over()
             datasets = rooms.shown.datasets.values()
-            await _first_answers(datasets, max(settings.read_timeout_s, _ONE_ANSWER_S) if single else _FIRST_ANSWERS_S)
-            if single and rooms.keeper.restarts == 0:
+            new = single and rooms.keeper.restarts == 0
+            patience_s = max(settings.read_timeout_s, _ONE_ANSWER_S) if new else settings.read_timeout_s
+            await _first_answers(datasets, patience_s if single else _FIRST_ANSWERS_S)
+            if new:
                 for dataset in datasets:
                     if dataset.phase is Phase.FAILED and not dataset.catalog.is_listed(ROOT_INO):
                         raise MountError(dataset.message)

@@ -17,14 +17,13 @@ from dsfs.errors import ConfigError
 from dsfs.manifest.sizes import Percent, parse_size_or_percent
 
 DEFAULT_CACHE_SIZE = "80%"
-DEFAULT_MIN_FREE = "auto"
-"""5 %, and no more than 2 GiB: on a large disk that others fill the cache would keep nothing while much is free."""
+MIN_FREE, MIN_FREE_MOST = "5%", 2 << 30
+"""Unless told otherwise: on a large disk that others fill the cache would keep nothing while much is free."""
 DEFAULT_READ_TIMEOUT_S = 30.0
 DEFAULT_SCRUB_EVERY = "7d"
 DEFAULT_SCRUB_EVERY_S = 7 * 86400.0
 LOG_FORMATS = ("console", "json")
 _MEMORY_SHARE = 1 / 16
-_MIN_FREE, _MOST_MIN_FREE = "5%", 2 << 30
 _LEAST_MEMORY, _MOST_MEMORY = 64 << 20, 512 << 20
 
 
@@ -38,7 +37,9 @@ class Settings:
     cache_size: str = DEFAULT_CACHE_SIZE
     shared_cache: str | None = None
     shared_cache_size: str = DEFAULT_CACHE_SIZE
-    min_free: str = DEFAULT_MIN_FREE
+    min_free: str = MIN_FREE
+    min_free_most: int = 0
+    """What ``min_free`` is at most; 0: whatever it says."""
     session: str = "direct"
     source_uri: str | None = None
     source_options: dict[str, str] = field(default_factory=dict)
@@ -105,11 +106,8 @@ class Settings:
 
     def least_free(self) -> int:
         """Bytes that shall stay free on the file system of the cache, whoever fills it."""
-        if self.min_free == "0":
-            return 0
-        if self.min_free == DEFAULT_MIN_FREE:
-            return least_free(self.cache_dir)
-        return _bytes_of(self.min_free, self.cache_dir)
+        least = 0 if self.min_free == "0" else _bytes_of(self.min_free, self.cache_dir)
+        return min(least, self.min_free_most or least)
 
     def shared_cache_limit(self, root: str) -> int:
         """As ``cache_limit``, for the shared cache at ``root``; waits for its file system."""
@@ -126,7 +124,7 @@ def _bytes_of(text: str, directory: str) -> int:
 
 def least_free(directory: str) -> int:
     """As ``Settings.least_free`` of a cache in ``directory``, unless told otherwise."""
-    return min(_bytes_of(_MIN_FREE, directory), _MOST_MIN_FREE)
+    return min(_bytes_of(MIN_FREE, directory), MIN_FREE_MOST)
 
 
 def default_cache_dir(environ: Mapping[str, str] = os.environ) -> str:

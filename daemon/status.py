@@ -139,7 +139,7 @@ class MountStatus:
 
 
 def _crowded(tier: NodeStatistics) -> str:
-    if tier.limit_bytes >= tier.size_bytes * _LITTLE:
+    if tier.limit_bytes and tier.limit_bytes >= tier.alone_bytes * _LITTLE:
         return ""
     return (
         f"others fill the disk of the cache: it may use {size_text(tier.limit_bytes)} of {size_text(tier.size_bytes)} "

@@ -24,7 +24,8 @@ async def check_room(tier: NodeTier, totals: Totals, found: Callable[[], Found],
     need, quota = totals.space_bytes, origin.quota_bytes
     statistics = tier.statistics()
     limit, room, pinned = statistics.limit_bytes, tier.room_bytes, tier.index.pinned_whole_bytes
-    raise_it = "raise --cache-size" if limit == statistics.size_bytes else "make room on its disk, or --min-free less"
+    crowded = limit < statistics.size_bytes >= need
+    raise_it = "make room on its disk, or --min-free less" if crowded else "raise --cache-size"
     what = f"{size_text(need)} in {totals.files} files do not fit"
     if need > room:
         own = f", {size_text(limit - room)} of which it needs itself" if need <= limit else ""

@@ -18,7 +18,7 @@ from daemon.cli import mount
 from daemon.cli.options import CacheDir
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
-from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_MIN_FREE, DEFAULT_SCRUB_EVERY, Settings
+from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_SCRUB_EVERY, Settings
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
 from dsfs.fuse.patience import kernel_patience_s, within_patience
@@ -65,7 +65,7 @@ def serve(
     cache_size: mount.CacheSize = DEFAULT_CACHE_SIZE,
     shared_cache: mount.SharedCache = None,
     shared_cache_size: mount.SharedCacheSize = DEFAULT_CACHE_SIZE,
-    min_free: mount.MinFree = DEFAULT_MIN_FREE,
+    min_free: mount.MinFree = None,
     scrub_every: mount.ScrubEvery = DEFAULT_SCRUB_EVERY,
     http: mount.Http = None,
     option: mount.SourceOptions = None,

@@ -26,9 +26,10 @@ from daemon.dead import DEAD, NO_ANSWER, errno_of_look
 from daemon.keeping.mounting import TYPES
 from daemon.settings import (
     DEFAULT_CACHE_SIZE,
-    DEFAULT_MIN_FREE,
     DEFAULT_SCRUB_EVERY,
     LOG_FORMATS,
+    MIN_FREE,
+    MIN_FREE_MOST,
     Settings,
     default_cache_dir,
     parse_address,
@@ -64,11 +65,8 @@ SharedCacheSize = Annotated[
     str, typer.Option(metavar="SIZE", help="How much the shared cache may use, such as 20TiB or 80%.")
 ]
 MinFree = Annotated[
-    str,
-    typer.Option(
-        metavar="SIZE",
-        help="How much of its disk the cache leaves free, such as 5% or 20GiB; 0: none; auto: 5%, 2GiB at most.",
-    ),
+    str | None,
+    typer.Option(metavar="SIZE", help="What it leaves free of its disk; 0: none. [default: 5%, at most 2GiB]"),
 ]
 ScrubEvery = Annotated[
     str,
@@ -102,7 +100,7 @@ def mount(
     cache_size: CacheSize = DEFAULT_CACHE_SIZE,
     shared_cache: SharedCache = None,
     shared_cache_size: SharedCacheSize = DEFAULT_CACHE_SIZE,
-    min_free: MinFree = DEFAULT_MIN_FREE,
+    min_free: MinFree = None,
     scrub_every: ScrubEvery = DEFAULT_SCRUB_EVERY,
     session: Annotated[str, typer.Option(metavar="auto|direct|pyfuse3", help="How to speak to the kernel.")] = "auto",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted or stopped.")] = False,
@@ -172,7 +170,7 @@ def settings_of(
     cache_size: str,
     shared_cache: str | None,
     shared_cache_size: str,
-    min_free: str,
+    min_free: str | None,
     scrub_every: str,
     http: str | None,
     option: list[str] | None,
@@ -192,7 +190,7 @@ def settings_of(
     _usage("--shared-cache-size", parse_size_or_percent, shared_cache_size)
     if shared_cache_size != DEFAULT_CACHE_SIZE and shared_cache is None:
         raise typer.BadParameter("--shared-cache-size goes with --shared-cache DIR")
-    if min_free not in ("0", DEFAULT_MIN_FREE):
+    if min_free not in ("0", None):
         _usage("--min-free", parse_size_or_percent, min_free)
     scrub_every_s = 0.0 if scrub_every == "0" else _usage("--scrub-every", parse_duration, scrub_every)
     if log_format not in LOG_FORMATS:
@@ -222,7 +220,8 @@ def settings_of(
         cache_size=cache_size,
         shared_cache=os.path.abspath(shared_cache) if shared_cache else None,
         shared_cache_size=shared_cache_size,
-        min_free=min_free,
+        min_free=min_free or MIN_FREE,
+        min_free_most=0 if min_free else MIN_FREE_MOST,
         scrub_every_s=scrub_every_s,
         source_uri=None if file else where[0],
         source_options=_options(option or []),

@@ -26,17 +26,20 @@ class Allowance:
         """What may be used now: less than ``size_bytes`` when others need the disk."""
         self.size_bytes = 0
         """What may be used when the disk has room."""
+        self.alone_bytes = 0
+        """What could be used if nobody else used the disk."""
 
     def look(self, leaving_bytes: Callable[[], int]) -> None:
         """Ask the disk again. ``leaving_bytes`` is what is unlinked and still open: that comes back by itself, and must
         not cost others theirs."""
-        limit_bytes = self.size_bytes = self._limit()
+        limit_bytes = self.size_bytes = alone_bytes = self._limit()
         least_free = self._least_free()
         if least_free > 0:
             disk = os.statvfs(self._root)
             spare_bytes = disk.f_bavail * disk.f_frsize + leaving_bytes() - least_free
             limit_bytes = min(limit_bytes, max(0, self._used() + spare_bytes))
-        self.limit_bytes = limit_bytes
+            alone_bytes = min(alone_bytes, max(0, disk.f_blocks * disk.f_frsize - least_free))
+        self.limit_bytes, self.alone_bytes = limit_bytes, alone_bytes
 
     def reserve(self, size_bytes: int) -> bool:
         """Set space aside; False when there is not so much. Give it back with ``release``."""

@@ -35,6 +35,8 @@ class NodeStatistics:
     """What may be used now: less than ``size_bytes`` when others need the disk."""
     size_bytes: int
     """What may be used when the disk has room."""
+    alone_bytes: int
+    """What could be used if nobody else used the disk."""
     reserved_bytes: int
     trouble: str
 
@@ -67,6 +69,7 @@ class NodeTier(Objects):
             self.used_bytes,
             allowance.limit_bytes,
             allowance.size_bytes,
+            allowance.alone_bytes,
             allowance.reserved_bytes,
             self._trouble.reason,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from functools import partial
@@ -269,11 +270,15 @@ class Objects:
 
     def drop_cleared(self, key: str) -> int:
         """As ``drop``, for who makes the object, or is ``clearing`` it away."""
+        return self._remove(key) or 0
+
+    def _remove(self, key: str) -> int | None:
+        """The bytes that were freed; None when the disk refuses."""
         try:
             freed = remove_object(self.layout.object_path(key))
         except OSError as error:
             self.note_trouble(error)
-            return 0
+            return None
         self._forget(key)
         try:
             self.unproven.discard(key)
@@ -297,19 +302,26 @@ class Objects:
         """An open object cannot be read: it is dropped, where that is its fault. Any thread; blocks on the disk."""
         if isinstance(error, OSError):
             self.note_trouble(error)
-        if is_of_the_object(error) and not obj.unlinked:  # else another may have its name by now
-            self.drop_damaged(obj.key, error)
+        dropped = is_of_the_object(error) and self.drop_damaged(obj.key, error, obj)
+        if dropped and isinstance(error, DamagedObject):  # what could not be read was right where it had been
             self.on_bad(obj.key)
 
-    def drop_damaged(self, key: str, error: DamagedObject | OSError) -> None:
-        """Drop what lies under a key, as it cannot be used. Blocks on the disk."""
-        self.note_damaged(key, error)
-        self.drop(key)
+    def drop_damaged(self, key: str, error: DamagedObject | OSError, opened: CachedObject | None = None) -> bool:
+        """Drop what lies under a key, as it cannot be used; whether it went. Blocks on the disk.
+
+        ``opened`` is what was found to be so: if it is gone already, another has its name by now.
+        """
+        with self._making.clearing(key, even_open=True) as clear:
+            gone = clear and not (opened is not None and opened.unlinked) and self._remove(key) is not None
+        if gone:
+            self.note_damaged(key, error)
+        return gone
 
     def note_damaged(self, key: str, error: DamagedObject | OSError) -> None:
-        """Log and count an object that is going to be dropped, as it cannot be used."""
+        """Log and count an object that is dropped, as it cannot be used."""
         log.warning("cached object dropped", key=key, reason=str(error))
-        metrics.CORRUPT_BLOCKS.inc()
+        if isinstance(error, DamagedObject) or error.errno == errno.EIO:  # else it is a disk that was not to be reached
+            metrics.CORRUPT_BLOCKS.inc()
 
     def drop_bad_block(self, obj: CachedObject, block: int) -> None:
         """A block did not match its checksum: take it back, or the whole object if it is complete."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,8 +33,11 @@ COPY_LIMIT: Final = "bandwidthLimit"
 
 _FSSPEC_ENVIRONMENT: Final = (
     "AWS_", "AZURE_", "BOTO_", "DW_", "GIT_", "GOOGLE_", "HADOOP_", "HF_", "KRB5", "NASDAQ_", "NETRC", "QUANDL_",
-    "SSH_AUTH_SOCK",
 )  # fmt: skip
+
+_GIT_ENVIRONMENT: Final = ("AWS_", "AZURE_", "GIT_", "GOOGLE_", "KRB5", "NETRC")
+"""Its credential helpers have those of clouds."""
+_OVER_SSH: Final = re.compile(r"(git\+)?(ssh|sftp)(\+\w+)?://|[^/:]+@[^/:]+:")
 
 _BUILT: Final = SourceKind(why_not="is built, not read (build it, and name the directory as type PVC)")
 
@@ -43,9 +47,11 @@ SOURCES: Final[Mapping[SourceType, SourceKind]] = {
     SourceType.NFS: SourceKind("dsfs.sources.nfs:nfs_source"),
     SourceType.PVC: SourceKind("dsfs.sources.directory:directory_source"),
     SourceType.FSSPEC: SourceKind("dsfs.sources.object_stores:by_scheme", environment=_FSSPEC_ENVIRONMENT),
-    SourceType.GIT: SourceKind("dsfs.sources.git:git_source", environment=("GIT_", "NETRC", "SSH_AUTH_SOCK")),
-    SourceType.HADOOP: SourceKind("dsfs.sources.hadoop:hadoop_source", environment=("HADOOP_", "KRB5")),
-    SourceType.HUGGING_FACE: SourceKind("dsfs.sources.huggingface:huggingface_source", environment=("HF_",)),
+    SourceType.GIT: SourceKind("dsfs.sources.git:git_source", environment=_GIT_ENVIRONMENT),
+    SourceType.HADOOP: SourceKind("dsfs.sources.hadoop:hadoop_source", environment=("HADOOP_", "KRB5", "NETRC")),
+    SourceType.HUGGING_FACE: SourceKind(
+        "dsfs.sources.huggingface:huggingface_source", environment=("HF_", "HUGGING_FACE_")
+    ),
     SourceType.MODEL_SCOPE: SourceKind("dsfs.sources.modelscope:modelscope_source", environment=("MODELSCOPE_",)),
     SourceType.REFERENCE: SourceKind(
         why_not="needs the dataset that it refers to (mount both from manifests, with -f)"
@@ -62,10 +68,12 @@ def check_type(kind: SourceType) -> None:
         raise ConfigError(f"source type {kind} {_BUILT.why_not}")
 
 
-def credential_environment(kind: SourceType, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a source of this type that is given no Secret may take its credentials from. What changes with each login,
-    and is nothing to it, would lose its dataset the right to what is cached."""
-    begins = SOURCES[kind].environment
+def credential_environment(spec: SourceSpec, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a source that is given no Secret may take its credentials from. What changes with each login, and is nothing
+    to it, would lose its dataset the right to what is cached."""
+    begins = SOURCES[spec.type].environment
+    if _OVER_SSH.match(spec.uri):
+        begins += ("SSH_AUTH_SOCK",)
     return {name: value for name, value in environ.items() if begins and name.startswith(begins)}
 
 

@@ -115,6 +115,31 @@ def test_a_bad_object_goes_and_others_stay(tier: NodeTier) -> None:
     assert metrics.CORRUPT_BLOCKS._value.get() == before + 1
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_the_disk_cannot_read_is_not_called_wrong(
+    tier: NodeTier, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """The kernel's pages of it are right; and what a disk that takes no more keeps is not told of as dropped."""
+    put(tier, 2)
+    obj = tier.open(key_of(2), len(data_of(2)), "a/one")
+    assert obj is not None
+    told: list[str] = []
+    tier.on_bad = told.append
+
+    def read_only(_path: str) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        if refused:
+            patch.setattr("dsfs.cache.objects.remove_object", read_only)
+        before = metrics.CORRUPT_BLOCKS._value.get()
+        tier.drop_unreadable(obj, OSError(errno.EIO, os.strerror(errno.EIO)))
+        tier.drop_unreadable(obj, OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+        assert metrics.CORRUPT_BLOCKS._value.get() == before + (not refused)
+    assert told == []
+    assert obj.unlinked is not refused
+
+
 @pytest.mark.parametrize("way", ["scrub", "verify", "rebuild", "open"])
 def test_an_object_that_is_torn_is_counted_whoever_finds_it(tier: NodeTier, way: str) -> None:
     put(tier, 2)

@@ -10,6 +10,7 @@ import pytest
 from daemon import settings
 from daemon.settings import Settings, default_cache_dir
 from dsfs.errors import ConfigError
+from dsfs.manifest.sizes import parse_size_or_percent
 
 
 def test_what_a_later_version_wrote_can_be_read(tmp_path: Path) -> None:
@@ -52,7 +53,15 @@ def test_what_stays_free_of_a_large_disk_is_no_share_of_it(
 ) -> None:
     """A large disk that others have filled to 96 % has room for much, and a cache there kept nothing."""
     monkeypatch.setattr("os.statvfs", lambda _path: SimpleNamespace(f_blocks=size_gib << 18, f_frsize=4096))
-    mount = Settings("/mnt", "/run/x", "/cache")
+    mount = Settings("/mnt", "/run/x", "/cache", min_free_most=settings.MIN_FREE_MOST)
     assert mount.least_free() == free_mib << 20
+    assert settings.least_free("/cache") == free_mib << 20
+    mount = replace(mount, min_free_most=0)
     assert replace(mount, min_free="10%").least_free() == (size_gib << 30) // 10
     assert replace(mount, min_free="0").least_free() == 0
+
+
+def test_a_version_before_this_one_can_read_what_stays_free(tmp_path: Path) -> None:
+    """It knows sizes and percentages only; what it does not know it leaves out."""
+    Settings("/mnt", str(tmp_path), "/cache", min_free_most=settings.MIN_FREE_MOST).save()
+    parse_size_or_percent(json.loads((tmp_path / "settings.json").read_text())["min_free"])

@@ -73,10 +73,18 @@ def test_another_login_is_no_other_access() -> None:
         "SSH_AUTH_SOCK": "/s",
         "SSH_CONNECTION": "1",
     }
-    assert credential_environment(SourceType.S3, first) == {"AWS_PROFILE": "a"}
-    assert credential_environment(SourceType.HUGGING_FACE, first) == {"HF_TOKEN": "b"}
-    assert credential_environment(SourceType.GIT, first) == {"GIT_SSH_COMMAND": "ssh", "SSH_AUTH_SOCK": "/s"}
-    assert credential_environment(SourceType.PVC, first) == {}
+
+    def counted(kind: SourceType, environ: dict[str, str], uri: str = "") -> dict[str, str]:
+        return credential_environment(SourceSpec(type=kind, uri=uri or URIS.get(kind, "x://y")), environ)
+
+    assert counted(SourceType.S3, first) == {"AWS_PROFILE": "a"}
+    assert counted(SourceType.HUGGING_FACE, first) == {"HF_TOKEN": "b"}
+    assert counted(SourceType.PVC, first) == {}
+    agent = {"SSH_AUTH_SOCK": "/s"}
+    assert counted(SourceType.GIT, first) == {"AWS_PROFILE": "a", "GIT_SSH_COMMAND": "ssh"}
+    for uri in ("ssh://git@host/x.git", "git+ssh://host/x.git", "git@host:team/x.git"):
+        assert counted(SourceType.GIT, first, uri).items() >= agent.items()
+    assert counted(SourceType.FSSPEC, first, "sftp://host/x").items() >= agent.items()
     for kind in SourceType:
-        second = first | {"SSH_CONNECTION": "2", "SSH_CLIENT": "2", "SSH_TTY": "/dev/pts/2"}
-        assert credential_environment(kind, first) == credential_environment(kind, second)
+        second = first | {"SSH_CONNECTION": "2", "SSH_CLIENT": "2", "SSH_TTY": "/dev/pts/2", "SSH_AUTH_SOCK": "/other"}
+        assert counted(kind, first) == counted(kind, second)
