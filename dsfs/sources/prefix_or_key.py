@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from dsfs.errors import SourceError, first_of
+from dsfs.errors import SourceError, SourceMissing, SourceRefused, first_of
 from dsfs.model import Kind, SourceObject, is_name
 
 
@@ -53,10 +53,15 @@ class Root:
         self._single = False
 
     async def file(self) -> SourceObject | None:
-        """The one file, where a listing has found nothing below the prefix."""
+        """The one file, where a listing has found nothing below the prefix. Raises SourceError; SourceMissing for a key
+        that is refused: who may read what is below the prefix alone is refused that, and keys may come there yet."""
         if not self._name:
             return None
-        found = await self._head(self._name, self._key)
+        try:
+            found = await self._head(self._name, self._key)
+        except SourceRefused as error:
+            self._single = None
+            raise SourceMissing(f"{error}, and there is nothing under this prefix") from error
         self._single = True if found is not None else None  # it may come yet
         return found
 
@@ -69,7 +74,10 @@ class Root:
     async def key(self, path: str) -> str:
         """Of a file that was listed. Raises SourceError."""
         if path == self._name and self._single is None:
-            found = await prefix_or_key(path, self._has_keys(self.prefix), self._head(path, self._key))
+            # Not at once: who may read what is below the prefix alone is refused its name as a key.
+            if await self._has_keys(self.prefix):
+                self._single = False
+            elif await self._head(path, self._key) is not None:
+                self._single = True
             # Where there is neither, either may come yet.
-            self._single = None if found is None else found.kind is Kind.FILE
         return self.known_key(path) or self.prefix + path
