@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -59,7 +59,7 @@ PIECE_BYTES: Final = 1 * MiB  # as in ``s3_read``: one hop between the runtimes 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what stands for bytes that are no text
 _STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
 _REFUSED_KEY: Final = re.compile(r'Path "(.*?)"(?:: Encountered| contained) ', re.DOTALL)
-_HEADS_IN_FLIGHT: Final = 32  # as many as names that are looked at for their sizes
+_LOOKS_IN_FLIGHT: Final = 32  # as many as names that are looked at for their sizes
 _FAILURES: Final = (BaseError, OSError, ValueError)
 
 # What reads which scheme of type FSSPEC; any other one, and "fsspec+" before these, is fsspec's.
@@ -122,18 +122,19 @@ class ObjectStoreSource:
         yield ListingPage((), (directory,))
 
     async def _directly_in(self, directory: str) -> tuple[str, list[str], Sequence[Mapping[str, Any]]]:
-        """The prefix that was listed, the paths of directories below it, and what is said of objects.
-
-        Raises SourceRefused for a directory below the root that obstore cannot list.
-        """
-        prefix = self._key(f"{directory}/" if directory else "")
-        asked = obstore.list_with_delimiter_async(self._store, prefix or None)
+        """As ``_names_in``. Raises SourceRefused for a directory below the root that obstore cannot list."""
         try:
-            answer = await self._call(asked, f"{self.uri}{directory}", limited=False)
+            return await self._names_in(directory)
         except _ImpossibleKey as error:
             if not directory:
                 raise
             raise SourceRefused(str(error)) from error
+
+    async def _names_in(self, directory: str) -> tuple[str, list[str], Sequence[Mapping[str, Any]]]:
+        """The prefix that was listed, the paths of directories below it, and what is said of objects."""
+        prefix = self._key(f"{directory}/" if directory else "")
+        asked = obstore.list_with_delimiter_async(self._store, prefix or None)
+        answer = await self._call(asked, f"{self.uri}{directory}", limited=False)
         found = [each.rstrip("/") for each in answer["common_prefixes"]]
         return prefix, [self._path(each) for each in found if each != prefix.rstrip("/")], answer["objects"]
 
@@ -160,6 +161,7 @@ class ObjectStoreSource:
     async def _flat(self) -> AsyncIterator[ListingPage]:
         tree = FlatTree()
         run, found = tree.run(), False
+        looked_into: dict[str, Mapping[str, Kind]] = {}
         stream = obstore.list(self._store, self._prefix or None, chunk_size=PAGE_NAMES).__aiter__()
         while True:
             try:
@@ -168,7 +170,8 @@ class ObjectStoreSource:
                 break
             found = found or bool(chunk)
             # Without the marker of the directory itself.
-            for obj in await self._told_apart([self._object(i) for i in chunk if f"{i['path']}/" != self._prefix]):
+            objects = [self._object(item) for item in chunk if f"{item['path']}/" != self._prefix]
+            for obj in await self._told_apart(objects, looked_into):
                 run.add(obj)
             yield run.take_page()
         if not found and self._prefix:
@@ -179,41 +182,52 @@ class ObjectStoreSource:
         yield run.take_page()
         yield tree.finish()
 
-    async def _told_apart(self, objects: list[SourceObject]) -> list[SourceObject]:
-        """With directories for their markers: obstore lists a key ``x/`` as ``x``, and finds none of that name."""
-        empty = [at for at, obj in enumerate(objects) if not obj.size]
-        unclear = []
-        for at in empty:
-            if at + 1 < len(objects) and objects[at + 1].path.startswith(f"{objects[at].path}/"):
-                objects[at] = SourceObject(objects[at].path, Kind.DIRECTORY)  # it is one in any case
-            else:
-                unclear.append(at)
-        gate = asyncio.Semaphore(_HEADS_IN_FLIGHT)
+    async def _told_apart(
+        self, objects: list[SourceObject], looked_into: dict[str, Mapping[str, Kind]]
+    ) -> list[SourceObject]:
+        """With directories for their markers: obstore lists a key ``x/`` as ``x``.
 
-        async def look(at: int) -> None:
+        A directory with a name of which that is not clear is listed by itself, where it is, and once: ``looked_into``
+        keeps what was found until the keys are those of another. What was not there then, as it had gone or came later,
+        is left out.
+        """
+        unclear: dict[int, str] = {}
+        for at, obj in enumerate(objects):
+            if obj.size:
+                continue
+            if at + 1 < len(objects) and objects[at + 1].path.startswith(f"{obj.path}/"):
+                objects[at] = SourceObject(obj.path, Kind.DIRECTORY)  # it is one in any case
+            else:
+                unclear[at] = obj.path.rpartition("/")[0]
+        await self._look_into({*unclear.values()} - looked_into.keys(), looked_into)
+        told = []
+        for at, obj in enumerate(objects):
+            kind = looked_into[unclear[at]].get(obj.path) if at in unclear else obj.kind
+            if kind is not None:
+                told.append(obj if kind is obj.kind else SourceObject(obj.path, kind))
+        last = objects[-1].path if objects else ""
+        for directory in [each for each in looked_into if each and not last.startswith(f"{each}/")]:
+            del looked_into[directory]
+        return told
+
+    async def _look_into(self, directories: Collection[str], looked_into: dict[str, Mapping[str, Kind]]) -> None:
+        gate = asyncio.Semaphore(_LOOKS_IN_FLIGHT)
+
+        async def look(directory: str) -> None:
             async with gate:
-                if not await self._is_there(objects[at].path):
-                    objects[at] = SourceObject(objects[at].path, Kind.DIRECTORY)
+                _prefix, below, items = await one_of_many(partial(self._names_in, directory))
+            kinds = {self._path(item["path"]): Kind.FILE for item in items}
+            looked_into[directory] = kinds | dict.fromkeys(below, Kind.DIRECTORY)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for at in unclear:
-                    group.create_task(look(at))
+                for directory in directories:
+                    group.create_task(look(directory))
         except BaseExceptionGroup as errors:
             ours = first_of(errors, SourceError)
             if ours is None:
                 raise
             raise ours from ours.__cause__  # one is enough: the others were cancelled
-        return objects
-
-    async def _is_there(self, path: str) -> bool:
-        def is_quick(error: SourceError, _delay_s: float) -> bool:
-            return not isinstance(error, SourceTimeout)
-
-        try:
-            return await one_of_many(partial(self._head, path, self._key(path)), is_quick) is not None
-        except SourceRefused:
-            return True  # who may list is told when there is none
 
     async def _single(self) -> ListingPage:
         """All there is where nothing is under the prefix. Raises SourceMissing."""

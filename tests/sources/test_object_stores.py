@@ -137,7 +137,8 @@ def test_tree_bytes_and_ranges(store: GcsServer | AzureServer) -> None:
 
 def test_markers_and_files_beside_prefixes(store: GcsServer | AzureServer) -> None:
     folder = f"case-{next(_folders)}"
-    keys = ("", "a-b", "beside", "beside/f", "empty/", "empty-not", "full/", "full/f", "full/inner/", "zero")
+    keys = ("", "a-b", "beside", "beside/f", "empty/", "empty-not", "full/", "full/f", "full/inner/")
+    keys += ("mixed", "mixed-1", "mixed/", "zero")
     for key in keys:
         store.put_exactly(f"{folder}/{key}", b"x" if key.endswith(("b", "f", "t")) else b"")
 
@@ -148,13 +149,14 @@ def test_markers_and_files_beside_prefixes(store: GcsServer | AzureServer) -> No
                 found.setdefault(obj.path, set()).add(obj.kind)
         beside = found.pop("beside")
         assert Kind.DIRECTORY in beside, "which the catalog shows then"
+        assert Kind.DIRECTORY in found.pop("mixed"), "though another key is between it and its marker"
         top = {"a-b": Kind.FILE, "empty": Kind.DIRECTORY, "empty-not": Kind.FILE, "full": Kind.DIRECTORY}
-        top["zero"] = Kind.FILE
+        top |= {"mixed-1": Kind.FILE, "zero": Kind.FILE}
         below = {"beside/f": Kind.FILE, "full/f": Kind.FILE, "full/inner": Kind.DIRECTORY}
         assert found == {path: {kind} for path, kind in (top | below).items()}
         names = [obj async for page in source.list_directory("") for obj in page.objects]
         assert SourceObject("beside", Kind.DIRECTORY) in names
-        assert {obj.path: obj.kind for obj in names if obj.path != "beside"} == top
+        assert {obj.path: obj.kind for obj in names if obj.path not in ("beside", "mixed")} == top
         assert await names_in(source, "full") == {"full/f": Kind.FILE, "full/inner": Kind.DIRECTORY}
         assert await names_in(source, "empty") == {}
         for directory in ("beside", *(() if isinstance(store, AzureServer) else ("empty", "full/inner"))):
