@@ -33,7 +33,7 @@ from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.manifest.schema import Manifest, SourceType
 from dsfs.model import Phase, SourceObject
 from dsfs.prefetch.completion import Samples
-from dsfs.sources.base import Source, go_on_at
+from dsfs.sources.base import Source, go_on_at, read_at
 
 log = structlog.get_logger()
 
@@ -189,12 +189,13 @@ class Dataset:
             self.on_listed()  # nothing of it could be pinned meanwhile
 
     def _keep_to_revision(self, source: Source) -> None:
-        """A listing that has begun goes on with the revision that it began with, or it would be one of two."""
-        if self._names.writer is not None and (revision := self._begun_revision()):
-            go_on_at(source, revision)
+        """A listing that has begun goes on with the revision that it began with, or it would be one of two. One that is
+        whole is only read: its source need not search for what it is."""
+        if revision := self._begun_revision():
+            (go_on_at if self._names.writer is not None else read_at)(source, revision)
 
     def _begun_revision(self) -> str:
-        """What the source calls the revision whose listing has begun; "" while that is not known, or it has no name."""
+        """What the source calls the revision that is listed, or begun; "" while that is not known or has no name."""
         self.catalog.refresh()
         return self.catalog.revision if self.catalog.revision != self.catalog.name else ""
 
@@ -230,6 +231,7 @@ class Dataset:
             await trio.to_thread.run_sync(self._names.writer.close, limiter=CATALOG)
             self._names.writer = None
         self._names.show_next(older)  # none of the numbers that were kept for the new one is given again
+        self._keep_to_revision(self.origin.source)
         log.warning(
             "source does not answer, its last revision is shown",
             dataset=self.manifest.id,

@@ -87,6 +87,20 @@ def go_on_at(source: Source, revision: str) -> None:
         source.go_on_at(revision)
 
 
+@runtime_checkable
+class LooksUpRevisions(Protocol):
+    """A source that may be given a name that costs a long search: too long for somebody who reads."""
+
+    def read_at(self, revision: str) -> None:
+        """What is read was listed as this revision, before this source was made. What is listed next need not be."""
+
+
+def read_at(source: Source, revision: str) -> None:
+    """As ``LooksUpRevisions.read_at``, of a source that may be none."""
+    if isinstance(source, LooksUpRevisions):
+        source.read_at(revision)
+
+
 @asynccontextmanager
 async def closing(pages: AsyncIterator[ListingPage]) -> AsyncIterator[AsyncIterator[ListingPage]]:
     """Have a listing ended by whoever leaves it: after a cancel it may still have requests under way."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from dsfs.errors import ConfigError, SourceChanged, SourceMissing, SourceRefused
@@ -23,7 +24,7 @@ from dsfs.sources.digest import Digest, git_blob
 from dsfs.sources.git_access import Access
 from dsfs.sources.git_address import Address, parse_address
 from dsfs.sources.git_objects import POINTER_MAX_BYTES, Pointer, TreeEntry, parse_pointer
-from dsfs.sources.git_repository import Once, Repository, check_revision
+from dsfs.sources.git_repository import Once, Repository, check_revision, is_short_for
 from dsfs.sources.git_tree import CommitTree, Directory, Module, is_directory, is_executable, is_symlink, settings_in
 from dsfs.sources.options import UnknownOption
 from dsfs.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -65,7 +66,8 @@ class GitSource:
     """One revision of a repository: pinned when it is first looked at, the same until ``close``.
 
     ``work_directory`` is where git's objects lie meanwhile: a private directory in it, at most about 0.5 GB and one
-    batch while blobs are small, removed at ``close``.
+    batch while blobs are small, removed at ``close``. Where a commit's first digits are the revision, the history comes
+    to that: a third of a kilobyte for each commit, all that there is from a server that can leave out nothing.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class GitSource:
         self._repositories: dict[str, Repository] = {}
         self._tree: CommitTree | None = None
         self._pinning: Once[CommitTree] = Once()
+        self._pinning_to_read: Once[CommitTree] = Once()
         self._mentions_lfs: dict[str, bool] = {}
         self._pointers: dict[str, Pointer | None] = {}
         self._alone = False  # the tree cannot be had: blobs are fetched without those near them
@@ -94,6 +97,11 @@ class GitSource:
     def go_on_at(self, revision: str) -> None:
         """See ``NamesRevisions``."""
         self._revision = revision
+
+    def read_at(self, revision: str) -> None:
+        """See ``LooksUpRevisions``. A branch or tag is looked up as ever: should the commit be gone, it is not."""
+        if is_short_for(self._revision, revision):
+            self._revision = revision
 
     @property
     def revision(self) -> str:
@@ -182,12 +190,20 @@ class GitSource:
     # -- the commit -----------------------------------------------------------------------------------------------
 
     async def _pinned(self) -> CommitTree:
-        return self._tree if self._tree is not None else await self._pinning.do(self._pin)
+        """For a listing, which may take its time."""
+        pin = partial(self._pin, search=True)
+        return self._tree if self._tree is not None else await self._pinning.do(pin)
 
-    async def _pin(self) -> CommitTree:
+    async def _pinned_to_read(self) -> CommitTree:
+        """A read would be out of time before a long history has come, and the next one would begin with nothing."""
+        pin = partial(self._pin, search=False)
+        return self._tree if self._tree is not None else await self._pinning_to_read.do(pin)
+
+    async def _pin(self, *, search: bool) -> CommitTree:
         repository = await self._main()
-        pin = await repository.pin(self._revision)
-        self._tree = CommitTree(repository, pin, self._repository if self._submodules else None)
+        pin = await repository.pin(self._revision, search=search)
+        if self._tree is None:
+            self._tree = CommitTree(repository, pin, self._repository if self._submodules else None)
         return self._tree
 
     async def _main(self) -> Repository:
@@ -209,13 +225,13 @@ class GitSource:
         main = await self._main()
         if not self._submodules:
             return [main]
-        found = await (await self._pinned()).find(path)
+        found = await (await self._pinned_to_read()).find(path)
         first = main if found is None else found[0].module.repository
         return [first, *(other for other in self._repositories.values() if other is not first)]
 
     async def _configure_lfs(self) -> None:
         """``lfs.url`` of .lfsconfig says where the objects are; git-lfs looks there too."""
-        await self._pinned()
+        await self._pinned_to_read()
         for module in self._modules():
             lfs = module.repository.lfs
             if lfs.configured_by != module.pin.commit:
@@ -237,7 +253,7 @@ class GitSource:
             # A server that gives nothing but whole branches: have this one, and look there.
             if self._tree is not None:
                 raise
-            await self._pinned()
+            await self._pinned_to_read()
             await repository.blobs.read(obj.version_tag, obj.size or 0, wanted, sink)
 
     async def _near(self, repository: Repository, obj: SourceObject) -> list[str]:
@@ -249,7 +265,7 @@ class GitSource:
         if count < 2 or self._alone:
             return []
         try:
-            found = await (await self._pinned()).find(obj.path)
+            found = await (await self._pinned_to_read()).find(obj.path)
         except (SourceMissing, SourceRefused):
             self._alone = True  # the revision is not there any more; what was listed may be
             return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from cachetools import LRUCache
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _ABBREVIATED = re.compile(r"[0-9a-f]{4,63}")
+_SEARCHED_DIGITS: Final = 7  # as many as git shows at least; with fewer it may well be a year, or a word
 # git check-ref-format, and nothing that git could take for an option or a pattern
 _REF = re.compile(r"(?!-)(?!.*(?:\.\.|@\{|//|/\.))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])(?<!\.lock)")
 _EVERY: Final = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
@@ -35,6 +36,11 @@ def check_revision(text: str) -> str:
     if not _REF.fullmatch(text):
         raise ConfigError("GIT: the revision is no name of a branch, a tag or a commit")
     return text.lower() if _OID.fullmatch(text.lower()) else text
+
+
+def is_short_for(revision: str, commit: str) -> bool:
+    """Whether a revision is what ``Repository.pin`` may have searched for to find this commit."""
+    return _ABBREVIATED.fullmatch(revision.lower()) is not None and commit.startswith(revision.lower())
 
 
 class Pin(NamedTuple):
@@ -94,10 +100,10 @@ class Repository:
         self._key: tuple[object, ...] = ()
         self._main: Store | None = None
         self._whole: Store | None = None
-        self._history: Store | None = None  # while a short name of a commit was looked for, and not found
-        self._meant: dict[str, str] = {}  # short names of commits that were found, and their whole ones
+        self._history: Store | None = None  # of all branches and tags, once a short name of a commit was looked for
         self._pinned: dict[str, bool] = {}  # commits that were listed, and whether ``_whole`` has them
         self._fetching = asyncio.Lock()
+        self._searching = asyncio.Lock()  # one of its own: who knows the commit does not wait for a history
         self._reading = asyncio.Lock()
         self._trees: LRUCache[str, dict[str, TreeEntry]] = LRUCache(_TREES_KEPT)
 
@@ -128,7 +134,7 @@ class Repository:
         self._all.pop(self._key, None)
         await self.lfs.close()
         await self.blobs.close()
-        for store in (self._main, self._whole, self._history):
+        for store in {self._main, self._whole, self._history}:  # the history may be the main one
             if store is not None:
                 await store.close()
         await self.program.close()
@@ -136,12 +142,13 @@ class Repository:
 
     # -- which commit ---------------------------------------------------------------------------------------------
 
-    async def pin(self, revision: str) -> Pin:
+    async def pin(self, revision: str, *, search: bool = True) -> Pin:
         """Look up a revision at the server, and have its commit and trees here. Raises SourceError.
 
         The server is asked each time, also for a commit that is here: it may not be shown to us any more.
+        The first digits of a commit that is no tip are missing unless they may be searched for in the history.
         """
-        oid = await self._resolve(revision)
+        oid = await self._resolve(revision, search=search)
         async with self._fetching:
             main = self._main
             if main is None:
@@ -161,7 +168,7 @@ class Repository:
                 self._pinned[oid] = True
             self.blobs.complete = self._whole or self.blobs.complete
 
-    async def _resolve(self, revision: str) -> str:
+    async def _resolve(self, revision: str, *, search: bool) -> str:
         if _OID.fullmatch(revision):
             refs = await self._refs(["HEAD"])  # shows that we may, and in which format objects are named
             return revision
@@ -178,40 +185,46 @@ class Repository:
         if not revision or revision == "HEAD":
             raise SourceMissing(f"{self.address.shown}: has no commits (or its HEAD names a branch that is not there)")
         if _ABBREVIATED.fullmatch(short := revision.lower()):
-            tips = set((await self._refs([])).values())
-            found = {oid for oid in tips if oid.startswith(short)}
-            if not found and tips:
-                found = await self._commits_like(short, len(min(tips)))
+            refs = await self._refs([])
+            found = {oid for oid in refs.values() if oid.startswith(short)}
+            searched = search and len(short) >= _SEARCHED_DIGITS
+            if not found and refs and searched:
+                found = await self._commits_like(short, refs)
             if len(found) == 1:
                 return found.pop()
-            hint = "no commit of a branch or tag begins so"
+            hint = "no commit of a branch or tag begins so" if searched else "no branch or tag is at such a commit"
+            if len(short) < _SEARCHED_DIGITS:
+                hint += f", and others are looked for by {_SEARCHED_DIGITS} digits or more"
             if found:
                 hint = f"{len(found)} commits begin so: give more digits"
         else:
             hint = "name a branch, a tag, a commit or refs/…"
         raise SourceMissing(f"{self.address.shown}: has no revision {revision!r} ({hint})")
 
-    async def _commits_like(self, short: str, oid_hex: int) -> set[str]:
-        """All commits of branches and tags whose numbers begin so: their whole history is fetched for it."""
-        async with self._fetching:
-            if short in self._meant:
-                return {self._meant[short]}
-            # Kept if there is no such commit: who asks again fetches only what is new. Else the next one is another.
-            directory = f"{self._work.path}/history-{len(self._meant)}"
-            history = self._history = self._history or Store(self.program, directory, oid_hex)
+    async def _commits_like(self, short: str, refs: Mapping[str, str]) -> set[str]:
+        """All commits of branches and tags whose numbers begin so. ``refs`` is what the server has: their history is
+        fetched when it is looked for the first time, and afterwards what is new in it."""
+        async with self._searching:
+            for store in dict.fromkeys((self._history, self.blobs.complete)):
+                if store is not None and (found := await self._begin_so(store, short)):
+                    return found
+            tips = {oid for name, oid in refs.items() if name.startswith(("refs/heads/", "refs/tags/"))}
+            history = self._history
+            if history is not None and None not in await history.objects.info(sorted(tips)):
+                return set()
+            if history is None:
+                history = Store(self.program, f"{self._work.path}/history", len(min(refs.values())))
             words = await self._fetch_history(history)
-            command = [f"--git-dir={history.directory}", "rev-parse", f"--disambiguate={short}"]
-            oids = (await self.program.local(command)).stdout.decode().split()
-            infos = await history.objects.info(oids)
-            found = {oid for oid, info in zip(oids, infos, strict=True) if info and info.type in ("commit", "tag")}
-            if len(found) == 1:
-                self._meant[short] = min(found)
-                self._history = None
-                if self._main is None and _UNFILTERED.search(words):
-                    self._main = self.blobs.complete = history  # all that there is has come: it need not come twice
-                else:
-                    await history.retire()
-            return found
+            self._history = history
+            if self._main is None and _UNFILTERED.search(words):
+                self._main = self.blobs.complete = history  # all that there is has come: it need not come twice
+            return await self._begin_so(history, short)
+
+    async def _begin_so(self, store: Store, short: str) -> set[str]:
+        command = [f"--git-dir={store.directory}", "rev-parse", f"--disambiguate={short}"]
+        oids = (await self.program.local(command)).stdout.decode().split()
+        infos = await store.objects.info(oids)
+        return {oid for oid, info in zip(oids, infos, strict=True) if info and info.type in ("commit", "tag")}
 
     async def _fetch_history(self, store: Store) -> str:
         """Commits without their trees (a third of a kilobyte each) where the server can leave those out, a clone
@@ -234,8 +247,10 @@ class Repository:
     async def _fetch(self, store: Store, oid: str, filtering: str) -> None:
         # The ref is what the next fetch says it has: of a later commit only trees that changed come.
         refspec = f"{oid}:refs/dsfs/{oid}"
+        # Cut off at one commit a history would lack those before it for good: with what is here, it is little anyway.
+        depth = [] if store is self._history else ["--depth=1"]
         try:
-            words = await self._fetch_into(store, ["--depth=1", filtering, "dsfs", refspec])
+            words = await self._fetch_into(store, [*depth, filtering, "dsfs", refspec])
         except NoShallow:
             await self._fetch_into(store, ["--no-filter", "dsfs", refspec])
             self.blobs.complete = store

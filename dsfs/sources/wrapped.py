@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dsfs.model import SourceObject
 from dsfs.ranges import ByteRange
-from dsfs.sources.base import Sink, Source, go_on_at
+from dsfs.sources.base import Sink, Source, go_on_at, read_at
 from dsfs.sources.digest import Digest, ask_digest, digest_of, may_tell
 from dsfs.sources.wire_request import WireRequest, as_wire, at_once_of
 
@@ -26,6 +26,9 @@ class WrappedSource(ABC):
 
     def go_on_at(self, revision: str) -> None:
         go_on_at(self._source, revision)
+
+    def read_at(self, revision: str) -> None:
+        read_at(self._source, revision)
 
     @abstractmethod
     def _inner(self, path: str) -> str:

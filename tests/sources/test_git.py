@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import shutil
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,8 @@ from tests.servers.streams import listening
 from tests.sources.sinks import names_in, read_range, tree_of
 
 T = TypeVar("T")
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+AUTHOR = ("-c", "user.name=T", "-c", "user.email=t@t.t")
 FILES = {"a.txt": b"first", "sub/b.txt": b"second", "sub/deep/er/c.txt": b"third", "empty": b"", "sub-way.txt": b"4"}
 
 
@@ -193,11 +195,10 @@ def _with_dot_git(repository: Repository) -> None:
         mode, _kind, oid = entry.partition("\t")[0].split()
         raw += f"{mode.lstrip('0')} {entry.partition(chr(9))[2]}\0".encode() + bytes.fromhex(oid)
     tree = git("hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=bytes(raw), at=repository.path)
-    settings = ("-c", "user.name=T", "-c", "user.email=t@t.t")
     git(
         "update-ref",
         "refs/heads/main",
-        git(*settings, "commit-tree", "-m", "x", tree, at=repository.path),
+        git(*AUTHOR, "commit-tree", "-m", "x", tree, at=repository.path),
         at=repository.path,
     )
 
@@ -252,14 +253,19 @@ def test_a_short_commit_that_is_no_tip(way: str, request: pytest.FixtureRequest)
         content = (await content_of(source))["f"]
         (opened,) = source.repositories()
         before = opened.program.network_commands
-        assert (await opened.pin(source.revision[:8])).commit == source.revision
-        assert opened.program.network_commands - before <= 4, "a history that was fetched is not fetched again"
+        for known in (source.revision[:7], source.revision[:8], source.revision[:39]):
+            assert (await opened.pin(known)).commit == source.revision
+        assert opened.program.network_commands - before == 3 * 2, "it is asked which branches and tags there are"
         for other in (commits[0], side[0]):  # as of other datasets of this repository
+            before = opened.program.network_commands
             pin = await opened.pin(other[:9])
+            brought = other == source.revision or way == "unfiltered"  # by now, all of it
+            brought |= way == "plain" and (source.revision, other) == (commits[1], commits[0])  # what is before it too
+            fetches = 0 if brought else 2 if way == "plain" else 1  # a plain web server refuses a part first
+            assert opened.program.network_commands - before == 2 + fetches, "no history is fetched again"
             assert pin.commit == other
             assert (await opened.trees([pin.tree]))[0].keys() >= {"f"}
-        left = [name for name in os.listdir(opened.program.directory) if name.startswith("history")]
-        assert left == (["history-0"] if way == "unfiltered" else [])
+        assert [name for name in os.listdir(opened.program.directory) if name.startswith("history")] == ["history"]
         assert (await content_of(source))["f"] == content
         return source.revision, content
 
@@ -270,21 +276,124 @@ def test_a_short_commit_that_is_no_tip(way: str, request: pytest.FixtureRequest)
 
 def test_a_short_commit_says_what_keeps_it_from_being_one(http: GitServer) -> None:
     repository = http.repository("ambiguous.git")
-    said = "".join(f"commit refs/heads/main\ncommitter T <t@t.t> {n} +0000\ndata 0\n\n" for n in range(1000))
-    git("fast-import", "--quiet", stdin=said.encode(), at=repository.path)
-    every = git("rev-list", "main", at=repository.path).split()
-    alike = [oid for oid, count in Counter(oid[:4] for oid in every[1:]).items() if count == 2 and every[0][:4] != oid]
+    alike = _commits_alike(repository, 7)
+    tip = git(*AUTHOR, "commit-tree", "-m", "x", "-p", alike[0], "-p", alike[1], EMPTY_TREE, at=repository.path)
+    git("update-ref", "refs/heads/main", tip, at=repository.path)
 
     async def use(source: GitSource) -> None:
-        with pytest.raises(SourceMissing, match=rf"{alike[0]}' \(2 commits begin so: give more digits\)"):
+        with pytest.raises(SourceMissing, match=rf"{alike[0][:7]}' \(2 commits begin so: give more digits\)"):
             await tree_of(source)
         (opened,) = source.repositories()
-        with pytest.raises(SourceMissing, match=r"ffffff7' \(no commit of a branch or tag begins so\)"):
-            await opened.pin("ffffff7")
-        whole = next(oid for oid in every[1:] if oid.startswith(alike[0]))
-        assert (await opened.pin(whole[:12])).commit == whole
+        before = opened.program.network_commands
+        with pytest.raises(SourceMissing, match=r"fffffff7' \(no commit of a branch or tag begins so\)"):
+            await opened.pin("fffffff7")
+        assert opened.program.network_commands - before == 2, "all history of these branches and tags is here"
+        assert (await opened.pin(alike[0][:12])).commit == alike[0]
+        later = repository.commit({"f": b"later"})
+        repository.commit({"f": b"last"})
+        assert (await opened.pin(later[:12])).commit == later
 
-    using(build(f"{http.url}ambiguous.git", revision=alike[0]), use)
+    using(build(f"{http.url}ambiguous.git", revision=alike[0][:7]), use)
+
+
+def _commits_alike(repository: Repository, digits: int) -> tuple[str, str]:
+    """Two commits without a parent whose numbers begin with the same digits."""
+    git("hash-object", "-w", "-t", "tree", "--stdin", stdin=b"", at=repository.path)
+    seen: dict[str, tuple[str, bytes]] = {}
+    for number in range(1_000_000):
+        raw = f"tree {EMPTY_TREE}\nauthor T <t@t.t> {number} +0000\ncommitter T <t@t.t> {number} +0000\n\n".encode()
+        oid = hashlib.sha1(b"commit %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
+        if other := seen.setdefault(oid[:digits], (oid, raw)):
+            if other[0] == oid:
+                continue
+            for content in (other[1], raw):
+                git("hash-object", "-w", "-t", "commit", "--stdin", stdin=content, at=repository.path)
+            return other[0], oid
+    raise AssertionError("no two are alike")
+
+
+def test_a_short_name_of_few_digits_is_a_tip_or_nothing(http: GitServer) -> None:
+    repository = http.repository("few.git")
+    first, tip = repository.commit({"f": b"1"}), repository.commit({"f": b"2"})
+
+    async def use(source: GitSource) -> None:
+        with pytest.raises(SourceMissing, match=rf"{first[:6]}' \(no branch or tag .* by 7 digits or more\)"):
+            await tree_of(source)
+        (opened,) = source.repositories()
+        assert opened.program.network_commands == 2
+        assert "history" not in os.listdir(opened.program.directory)
+        assert (await opened.pin(tip[:4])).commit == tip
+
+    using(build(f"{http.url}few.git", commit=first[:6]), use)
+
+
+def test_a_history_that_is_all_that_there_is_stays_whole(http: GitServer) -> None:
+    """Of a server that filters nothing it is where commits are listed from, and later ones come into it."""
+    repository = http.repository("unshallow.git", filters=False)
+    first = repository.commit({"f": b"1"})
+    repository.commit({"f": b"2"})
+
+    async def use(source: GitSource) -> None:
+        await tree_of(source)
+        (opened,) = source.repositories()
+        between, tip = repository.commit({"f": b"3"}), repository.commit({"f": b"4"})
+        assert (await opened.pin("main")).commit == tip
+        before = opened.program.network_commands
+        assert (await opened.pin(between[:7])).commit == between
+        assert opened.program.network_commands - before == 2
+        assert set(os.listdir(opened.program.directory)) == {".lock", "history"}
+
+    using(build(f"{http.url}unshallow.git", commit=first[:7]), use)
+
+
+def test_who_knows_the_commit_waits_for_no_search(http: GitServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = http.repository("searched.git")
+    first = repository.commit({"f": b"1"})
+    repository.commit({"f": b"2"})
+
+    async def use(source: GitSource) -> None:
+        await tree_of(source)
+        (opened,) = source.repositories()
+        begun, gate, fetch = asyncio.Event(), asyncio.Event(), opened._fetch_history
+
+        async def held(store: git_blobs.Store) -> str:
+            begun.set()
+            await gate.wait()
+            return await fetch(store)
+
+        monkeypatch.setattr(opened, "_fetch_history", held)
+        search = asyncio.create_task(opened.pin(first[:8]))
+        await begun.wait()
+        async with asyncio.timeout(30):
+            assert (await opened.pin(first)).commit == first
+        gate.set()
+        assert (await search).commit == first
+
+    using(build(f"{http.url}searched.git"), use)
+
+
+def test_a_read_searches_no_history(http: GitServer) -> None:
+    """As a daemon reads that was started again: it knows which commit was listed, or, at worst, does not."""
+    repository = http.repository("restarted.git")
+    first = repository.commit({f"f{i}": b"%d" % i for i in range(20)})
+    repository.commit({"f0": b"other"})
+    listed = using(build(f"{http.url}restarted.git", commit=first[:8]), tree_of)
+
+    async def use(source: GitSource) -> int:
+        for number in range(4):
+            assert await read_range(source, listed[f"f{number}"], 0, 1) == b"%d" % number
+        (opened,) = source.repositories()
+        assert not [name for name in os.listdir(opened.program.directory) if name.startswith("history")]
+        return opened.program.network_commands
+
+    assert using(build(f"{http.url}restarted.git", commit=first[:8]), use) == 2 + 4, "two look-ups, and one by one"
+    told = build(f"{http.url}restarted.git", commit=first[:8])
+    told.read_at(first)
+    assert using(told, use) == 2 + 1, "a look-up, the trees, and all at once"
+    branch = build(f"{http.url}restarted.git", branch="main")
+    branch.read_at("0" * 40)
+    untold = build(f"{http.url}restarted.git", branch="main")
+    assert using(branch, use) == using(untold, use), "a commit that is gone is no matter to a branch"
 
 
 def _move_ref(repository: Repository, before: str, after: str) -> None:

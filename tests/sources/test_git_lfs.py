@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dsfs.errors import RetryLater, SourceChanged, SourceError, SourceRefused, SourceUnavailable
+from dsfs.errors import RetryLater, SourceChanged, SourceError, SourceMissing, SourceRefused, SourceUnavailable
 from dsfs.model import Kind, SourceObject
 from dsfs.ranges import MiB
 from dsfs.sources.git import GitSource
@@ -79,6 +80,25 @@ def test_files_have_their_real_size_and_bytes(http: GitServer) -> None:
         assert await read_range(source, seen[0], 7, 9) == BIG[7:9]
 
     serving(server, build(f"{http.url}lfs.git"), reads_without_listing)
+
+
+def test_a_read_after_a_restart_knows_the_commit_of_a_short_name(http: GitServer) -> None:
+    server = LfsServer(http.lfs_port)
+    repository = http.repository("lfs-short.git")
+    _commit(repository, server)
+    first = repository.commit({".gitattributes": ATTRIBUTES, "a.bin": server.add(SMALL)})
+    repository.commit({"text.txt": b"other"})
+    small = SourceObject("a.bin", Kind.FILE, len(SMALL), version_tag=f"lfs:{hashlib.sha256(SMALL).hexdigest()}")
+
+    async def use(source: GitSource) -> None:
+        with pytest.raises(SourceMissing, match="no branch or tag is at such a commit"):  # at once, not out of time
+            await read_range(source, small, 0, 3)
+        source.read_at(first)
+        assert await read_range(source, small, 0, len(SMALL)) == SMALL
+        (opened,) = source.repositories()
+        assert "history" not in os.listdir(opened.program.directory)
+
+    serving(server, build(f"{http.url}lfs-short.git", commit=first[:7]), use)
 
 
 def test_many_reads_share_batches(http: GitServer) -> None:

@@ -35,6 +35,7 @@ class Branch:
     head = "a"
     failures = 0
     gone: frozenset[str] = frozenset()
+    read_at_revisions: list[str] = []  # noqa: RUF012  # each test that looks at it has its own
 
     def __init__(self) -> None:
         self.revision = ""
@@ -42,6 +43,9 @@ class Branch:
 
     def go_on_at(self, revision: str) -> None:
         self._wanted = revision
+
+    def read_at(self, revision: str) -> None:
+        Branch.read_at_revisions.append(revision)
 
     async def list_tree(self) -> AsyncIterator[ListingPage]:
         if self._wanted in Branch.gone:
@@ -108,6 +112,40 @@ def test_a_branch_that_moves_while_it_is_listed(tmp_path: Path, make: type[Branc
             with trio.fail_after(10):
                 assert await dataset.resync() == "b"
             assert tags(dataset) == {"b"}
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+
+
+def test_what_was_listed_is_told_to_a_source_that_is_only_read(
+    tmp_path: Path, make: type[Branch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Branch, "read_at_revisions", told)
+
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+            dataset = begun(bridge, tmp_path, make)
+            first = trio.CancelScope()
+            nursery.start_soon(run_until, dataset, first)
+            await dataset.settled.wait()
+            first.cancel()
+            assert told == []
+            Branch.head = "b"
+            dataset = begun(bridge, tmp_path, make, *dataset.shown())
+            assert told == ["a"]
+            nursery.start_soon(dataset.run)
+            await dataset.renew()
+            assert told == ["a", "a"]
+            assert await dataset.resync() == "b", "what is listed next is what the name means by then"
+            assert told == ["a", "a"]
+            with monkeypatch.context() as silent:
+                silent.setattr(Branch, "list_tree", unreachable)
+                dataset = begun(bridge, tmp_path, make)
+                nursery.start_soon(dataset.run)
+                await dataset.settled.wait()
+            assert told == ["a", "a", "b"]
             nursery.cancel_scope.cancel()
 
     with structlog.testing.capture_logs():
@@ -333,6 +371,11 @@ def test_a_resync_that_was_refused_is_tried_again_with_the_next_credentials(
 
     with structlog.testing.capture_logs():
         trio.run(main)
+
+
+async def unreachable(_source: Branch) -> AsyncIterator[ListingPage]:
+    raise SourceUnavailable("nothing answers")
+    yield ListingPage(())  # makes this an asynchronous generator
 
 
 async def refuse(_source: Branch) -> AsyncIterator[ListingPage]:
