@@ -7,7 +7,7 @@ that works in a cluster must work here. What it refuses is a wrong type or value
 
 from __future__ import annotations
 
-from urllib.parse import unquote
+from urllib.parse import parse_qsl
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -75,12 +75,15 @@ def as_their_loader(source: SourceSpec) -> SourceSpec:
             if options.get("repoType", "").lower() not in _REPO_TYPES[source.type]:
                 del options["repoType"]
             address, _, query = uri.partition("?")
-            kept = [part for part in query.split("&") if _means_something(part, source.type)]
-            uri = "?".join([address, *(["&".join(kept)] if kept else [])])
+            parts = query.split("&")
+            kept = [part for part in parts if _can_be_read(part, source.type)]
+            if kept != parts:  # else it stays letter by letter: another URI is another dataset
+                uri = "?".join([address, *(["&".join(kept)] if kept else [])])
     return SourceSpec(type=source.type, uri=uri, options=options)
 
 
-def _means_something(part: str, hub: SourceType) -> bool:
-    """Whether a part of a query is one that the sources of hubs know."""
-    key, _, value = part.partition("=")
-    return key == "revision" or (key == "repoType" and unquote(value).lower() in _REPO_TYPES[hub])
+def _can_be_read(part: str, hub: SourceType) -> bool:
+    """Whether a part of a query is one that the sources of hubs know, or says nothing to them."""
+    return all(
+        key == "revision" or (key == "repoType" and value.lower() in _REPO_TYPES[hub]) for key, value in parse_qsl(part)
+    )

@@ -192,8 +192,13 @@ def test_what_the_sources_know_is_left_as_it_is():
         ("huggingface://Owner/Name?foo=1", "huggingface://Owner/Name"),
         ("huggingface://Owner/Name?foo=1&revision=v2", "huggingface://Owner/Name?revision=v2"),
         ("huggingface://Owner/Name?repoType=datasets", "huggingface://Owner/Name"),
-        ("huggingface://Owner/Name?repoType=DATASET&&a", "huggingface://Owner/Name?repoType=DATASET"),
-        ("huggingface://Owner/Name?", "huggingface://Owner/Name"),
+        ("huggingface://Owner/Name?repoType=DATASET&&a=1", "huggingface://Owner/Name?repoType=DATASET&"),
+        # what could be read all along is the same URI as ever, or it would be another dataset
+        ("huggingface://Owner/Name?", "huggingface://Owner/Name?"),
+        ("huggingface://Owner/Name", "huggingface://Owner/Name"),
+        ("huggingface://Owner/Name?revision=v2&", "huggingface://Owner/Name?revision=v2&"),
+        ("huggingface://Owner/Name?repoType=DATASET&&a", "huggingface://Owner/Name?repoType=DATASET&&a"),
+        ("huggingface://Owner/Name?%72evision=v2&foo=", "huggingface://Owner/Name?%72evision=v2&foo="),
     ],
 )
 def test_their_loader_looks_at_no_query(written, read_as):
