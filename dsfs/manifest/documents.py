@@ -99,9 +99,11 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
             _refuse_second(secrets.get(key), place, key)
             secrets[key] = values, place
         elif kind == "Namespace":
-            namespace, values = _read_namespace(document, place)
-            _refuse_second(labels.get(namespace), place, namespace)
-            labels[namespace] = values, place
+            namespace, said = _read_namespace(document, place)
+            first = labels.get(namespace)
+            if said is not None and (first is None or first[0] != said):  # several files may create it, each the same
+                _refuse_second(first, place, namespace)
+                labels[namespace] = said, place
         elif kind == "ConfigMap" and document.get("apiVersion") == "v1":
             config_maps.append((document, place))
         else:
@@ -258,8 +260,9 @@ def _read_secret(document: Mapping[Any, Any], place: Place) -> tuple[tuple[str, 
     return (namespace, name), MappingProxyType(secret_values(document, place))
 
 
-def _read_namespace(document: Mapping[Any, Any], place: Place) -> tuple[tuple[str], Mapping[str, str]]:
-    """Its name and its labels; of the rest nothing is needed here."""
+def _read_namespace(document: Mapping[Any, Any], place: Place) -> tuple[tuple[str], Mapping[str, str] | None]:
+    """Its name and its labels; of the rest nothing is needed here. None: it says nothing of labels, as one that is only
+    to create the namespace, and so not that there are none."""
     if _text(document, "apiVersion", place) != "v1":
         raise place.problem("apiVersion", "must be v1 for a Namespace")
     metadata = _mapping(document, "metadata", place) or {}
@@ -267,7 +270,9 @@ def _read_namespace(document: Mapping[Any, Any], place: Place) -> tuple[tuple[st
         name = check_namespace(_text(metadata, "name", place, "metadata."))
     except ValueError as error:
         raise place.problem("metadata.name", str(error)) from None
-    labels = metadata.get("labels") or {}
+    labels = metadata.get("labels")
+    if labels is None:
+        return (name,), None
     if not isinstance(labels, dict):
         raise place.problem("metadata.labels", "must be a mapping")
     if not all(isinstance(text, str) for label in labels.items() for text in label):

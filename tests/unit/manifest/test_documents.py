@@ -421,7 +421,7 @@ def namespace(name="nlp", **metadata):
 
 
 def test_labels_of_namespaces():
-    found = read(namespace(labels={"team": "a", "tier": ""}, annotations={"x": "y"}), namespace("b"), SMALL)
+    found = read(namespace(labels={"team": "a", "tier": ""}, annotations={"x": "y"}), namespace("b", labels={}), SMALL)
     assert found.labels == {"nlp": {"team": "a", "tier": ""}, "b": {}}
     assert found.passed_over == ()
 
@@ -435,11 +435,17 @@ def test_labels_of_namespaces():
         (namespace() | {"metadata": None}, "field metadata.name: is missing"),
         (namespace(labels=["a"]), "field metadata.labels: must be a mapping"),
         (namespace(labels={"a": 1}), "field metadata.labels: must be text, keys and values (put it in quotes)"),
-        (namespace("first"), "field metadata.name: first is already in f.yaml: document 1"),
+        (namespace("first", labels={"a": "c"}), "field metadata.name: first is already in f.yaml: document 1"),
     ],
 )
 def test_a_namespace_that_is_none(document, expected):
-    assert line(namespace("first"), document).startswith(f"f.yaml: document 2: {expected}")
+    assert line(namespace("first", labels={"a": "b"}), document).startswith(f"f.yaml: document 2: {expected}")
+
+
+def test_a_namespace_that_several_files_create():
+    labelled = namespace(labels={"team": "a"})
+    assert read(namespace(), labelled, labelled, namespace(labels=None)).labels == {"nlp": {"team": "a"}}
+    assert read(namespace(), namespace()).labels == {}, "which says nothing of labels, and not that there are none"
 
 
 def test_secrets_are_not_in_the_repr():
