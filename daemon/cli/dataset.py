@@ -59,10 +59,12 @@ def apply(
     as_json: AsJson = False,
 ) -> None:
     """Add datasets to a running mount, or change them; another dataSyncRound asks for a resync."""
-    from dsfs.manifest.documents import as_yaml, documents_of, texts_of  # 0.1 s that every other verb does without
+    # 0.1 s that every other verb does without
+    from dsfs.manifest.documents import as_yaml, documents_of, refuse_others_alone, texts_of
 
     texts = texts_of(file)
     documents = documents_of(texts)  # refused here, with the name of the file, before anything is sent
+    refuse_others_alone(documents)
     _say_passed_over(documents.passed_over)
     body = {"manifests": "\n---\n".join(as_yaml(name, text) for name, text in texts)}
     answer = ask(running.find(mountpoint), "POST", "/api/v1/apply", body, timeout_s=None)
@@ -81,10 +83,11 @@ def check(
     import structlog
 
     from daemon import checking
-    from dsfs.manifest.documents import load_documents
+    from dsfs.manifest.documents import load_documents, refuse_others_alone
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # a server has a log
     documents = load_documents(file, none_yet=True)
+    refuse_others_alone(documents)
     findings = checking.check(documents)
     _say_passed_over(documents.passed_over)
     for line in findings.unknown:

@@ -46,10 +46,13 @@ def load_documents(paths: Sequence[str], *, none_yet: bool = False) -> Documents
     """All datasets and secrets of these files and directories.
 
     Of a directory its files ``*.yaml``, ``*.yml`` and ``*.json`` are read in the order of their names, not those of
-    directories in it. A file that is named twice is read once. ``none_yet``: a directory may have none of them, as
-    others put them there and take them out. Raises ConfigError.
+    directories in it. A file that is named twice is read once. ``none_yet``: a directory may have none of them, or none
+    of ours, as others put them there and take them out. Raises ConfigError.
     """
-    return documents_of(texts_of(paths, none_yet=none_yet))
+    documents = documents_of(texts_of(paths, none_yet=none_yet))
+    if not none_yet:
+        refuse_others_alone(documents)
+    return documents
 
 
 def parse_documents(text: str, file: str) -> Documents:
@@ -65,6 +68,14 @@ def texts_of(paths: Sequence[str], *, none_yet: bool = False) -> list[tuple[str,
 def documents_of(texts: Sequence[tuple[str, str]]) -> Documents:
     """As ``load_documents``, of what ``texts_of`` has read. Raises ConfigError."""
     return collect(placed for file, text in texts for placed in _objects(text, file))
+
+
+def refuse_others_alone(documents: Documents) -> None:
+    """Raises ConfigError where all that was read is for others: another file than was meant."""
+    if documents.passed_over and not (documents.manifests or documents.secrets or documents.labels):
+        first, *rest = documents.passed_over
+        more = f" [and {len(rest)} more]" if rest else ""
+        raise ConfigError(f"{first}{more}, and nothing that is known here is there")
 
 
 def as_yaml(file: str, text: str) -> str:

@@ -236,6 +236,7 @@ spec: {source: {type: PVC, uri: /tmp}}
         (GOOD.replace("{source", "{reedPath: auto, source"), ["spec.reedPath", "readPath"]),
         (GOOD.replace("v1alpha1", "v9"), ["apiVersion"]),
         (GOOD.replace("kind: Dataset", "kind: Deployment"), ["kind"]),
+        (GOOD.replace("dsfs.dev/v1alpha1\nkind: Dataset", "apps/v1\nkind: Deployment"), ["Deployment is passed over"]),
         (GOOD.replace("uri: /tmp", "uri: 'https://u:fake-passw0rd@host/'"), ["spec.source.uri", "password"]),
     ],
 )
@@ -244,7 +245,8 @@ def test_manifests(try_mount: Try, tmp_path: Path, text: str, words: list[str]) 
     file.write_text(text)
     line = one_line_failure(try_mount("-f", file), str(file), *words)
     assert "fake-passw0rd" not in line
-    assert one_line_failure(dsfs("dataset", "check", "-f", file)) == line
+    for verb in ("check", "apply"):  # before it looks for a mount
+        assert one_line_failure(dsfs("dataset", verb, "-f", file)) == line
 
 
 def test_manifests_that_are_fine(source: Path, tmp_path: Path) -> None:

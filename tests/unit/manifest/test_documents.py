@@ -540,6 +540,20 @@ def test_files_that_cannot_be_read(tmp_path):
         assert expected in str(caught.value)
 
 
+def test_what_is_for_others_alone_is_another_file_than_was_meant(tmp_path):
+    file = tmp_path / "d.yaml"
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+    file.write_text(yaml.safe_dump_all([{"apiVersion": "apps/v1", "kind": "Deployment"}, claim, namespace()]))
+    with pytest.raises(ConfigError) as caught:
+        load_documents([str(file)])
+    told = "document 1: kind Deployment is passed over (it means nothing to dsfs) [and 1 more]"
+    assert str(caught.value) == f"{file}: {told}, and nothing that is known here is there"
+    assert load_documents([str(file)], none_yet=True).manifests == (), "others may yet put some there"
+    for ours in (small(), secret(), namespace(labels={"a": "b"})):
+        file.write_text(yaml.safe_dump_all([claim, ours]))
+        assert len(load_documents([str(file)]).passed_over) == 1
+
+
 def test_a_directory_that_has_none_yet(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/README.md").write_text("put them here")
