@@ -68,6 +68,7 @@ class Builder:
         self._many = not wanted.single
         self._look_from_s = 0.0  # at where directories lie; a while after one of them did not answer
         self._built: WeakKeyDictionary[Source, Mapping[str, str]] = WeakKeyDictionary()
+        self._hidden: dict[str, str] = {}  # why, of each REFERENCE that was told to be that
 
     async def build(self, manifest: Manifest, depth: int = 0) -> Source:
         """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""
@@ -132,10 +133,12 @@ class Builder:
         target = self.known.get(f"{namespace}/{name}")
         # One answer for both: a team does not learn which datasets others have.
         if target is None or not visible(target, [manifest.namespace], self.labels):
-            if target is not None:
-                why = why_hidden(target, manifest.namespace, self.labels)
+            why = why_hidden(target, manifest.namespace, self.labels) if target is not None else ""
+            if why and self._hidden.get(manifest.id) != why:  # it is built again and again, until it is shared
                 log.info("reference to what is not shared with its namespace", dataset=manifest.id, reason=why)
+            self._hidden[manifest.id] = why
             raise not_shared(manifest, self.labels)
+        self._hidden.pop(manifest.id, None)
         if depth >= LONGEST_CHAIN:
             raise refers_back(manifest)
         source = await self.build(target, depth + 1)

@@ -85,6 +85,9 @@ def test_a_selector_goes_by_the_labels_of_the_reference_s_namespace(label: str |
         return
     with capture_logs() as logged, pytest.raises(ConfigError) as caught:
         asyncio.run(builder.build(lent))
+    with capture_logs() as again, pytest.raises(ConfigError):
+        asyncio.run(builder.build(lent))
+    assert again == [], "it is built again every half a minute"
     known_labels = f"kubernetes.io/metadata.name=b{f', team={label}' if label else ''}"
     assert "is not there or not shared with namespace b (its owner sets spec.share; " in str(caught.value)
     assert str(caught.value).endswith(f"known here: {known_labels})")
@@ -98,6 +101,31 @@ def test_a_selector_goes_by_the_labels_of_the_reference_s_namespace(label: str |
     with pytest.raises(ConfigError) as other:
         asyncio.run(builder.build(absent))
     assert str(other.value) == str(caught.value).replace("a/own", "a/none"), "which of the two it is stays the owner's"
+
+
+def test_each_reason_why_a_reference_is_hidden_is_logged_once(tmp_path: Path) -> None:
+    documents = parse_documents(
+        MANIFESTS.replace("share: true", "share: false").replace("secretRef: keys,", ""), "m.yaml"
+    )
+    known = {manifest.id: manifest for manifest in documents.manifests}
+    wanted = Wanted(documents.manifests, known, Secrets(None, ()), single=False)
+    builder = Builder(Settings("/data", str(tmp_path), str(tmp_path)), wanted)
+    own, lent = known["a/own"], known["b/lent"]
+    selected = {"share": True, "share_to_namespace_selector": {"matchLabels": {"team": "nlp"}}}
+
+    def logged(**update: object) -> list[str]:
+        builder.known["a/own"] = own.model_copy(update=update)
+        with capture_logs() as lines, pytest.raises(ConfigError):
+            asyncio.run(builder.build(lent))
+        return [line["reason"] for line in lines]
+
+    assert logged() == ["spec.share of a/own is not true"]
+    assert logged() == []
+    assert len(logged(**selected)) == 1
+    assert logged(**selected) == []
+    builder.known["a/own"] = own.model_copy(update={"share": True})
+    asyncio.run(_closed(builder.build(lent)))
+    assert len(logged(**selected)) == 1, "it was shared meanwhile"
 
 
 async def _closed(building: Awaitable[Source]) -> None:
