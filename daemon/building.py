@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -16,6 +17,8 @@ from dsfs.cache.shared_layout import PUBLIC, private_area
 from dsfs.client import is_below
 from dsfs.datasets.access import Labels, labels_of, visible, why_hidden
 from dsfs.errors import ConfigError, NotShared, SourceUnavailable, one_line
+from dsfs.manifest.config_maps import Configs, config_map_of, with_files
+from dsfs.manifest.documents import Documents
 from dsfs.manifest.schema import API_VERSION, MANUAL_URI, Manifest, SourceSpec, SourceType
 from dsfs.sources.base import Source, is_of_this_node
 from dsfs.sources.directory import DirectorySource
@@ -57,18 +60,35 @@ def refers_back(manifest: Manifest) -> ConfigError:
 
 class Builder:
     """``known`` are all manifests of this mount, ``secrets`` all of its secrets, ``labels`` those of namespaces,
-    ``own`` the credentials that datasets were given by hand; all change while it runs."""
+    ``configs`` its ConfigMaps, ``own`` the credentials that datasets were given by hand; all change while it runs."""
 
     def __init__(self, settings: Settings, wanted: Wanted) -> None:
         self.known = dict(wanted.known)
         self.secrets = wanted.secrets
         self.labels = dict(wanted.labels)
+        self.configs = dict(wanted.configs)
         self.own = {dataset: dict(values) for dataset, values in wanted.own.items()}
         self._settings = settings
         self._many = not wanted.single
         self._look_from_s = 0.0  # at where directories lie; a while after one of them did not answer
         self._built: WeakKeyDictionary[Source, Mapping[str, str]] = WeakKeyDictionary()
         self._hidden: dict[str, str] = {}  # why, of each REFERENCE that was told to be that
+
+    def with_known_configs(self, documents: Documents) -> Documents:
+        """Datasets whose ConfigMap is not among these documents keep what is known of it, as they keep their Secret."""
+        manifests = []
+        for manifest in documents.manifests:
+            name = manifest.namespace, config_map_of(manifest.source) or ""
+            if name in self.configs and name not in documents.configs:
+                update = {"source": with_files(manifest.source, self.configs[name])}
+                manifests.append(manifest.model_copy(update=update))
+            else:
+                manifests.append(manifest)
+        return replace(documents, manifests=tuple(manifests))
+
+    def add_configs(self, configs: Configs) -> None:
+        """Take in more ConfigMaps; a file of a known key replaces it."""
+        self.configs |= {name: {**self.configs.get(name, {}), **files} for name, files in configs.items()}
 
     async def build(self, manifest: Manifest, depth: int = 0) -> Source:
         """On the network side: the dataset's source, with the credentials of now. Raises ConfigError."""

@@ -74,7 +74,8 @@ class Changes:
             raise ConfigError("a mount of a single dataset takes no manifests (mount with -f)")
         # In a thread: many thousands take longer than the keeper waits for a word of this server.
         parse = partial(parse_documents, text, "applied manifest")
-        return await self._take_in(await trio.to_thread.run_sync(parse, limiter=_PARSING))
+        documents = await trio.to_thread.run_sync(parse, limiter=_PARSING)
+        return await self._take_in(self._builder.with_known_configs(documents))
 
     async def follow_files(self, delete: Callable[[str], Awaitable[object]]) -> None:
         """Show what the manifests say that ``dsfs serve`` was started with, where a server before it has read others.
@@ -126,6 +127,7 @@ class Changes:
             known = self._builder.known
             changed = {each.id for each in documents.manifests if concerns_others(known.get(each.id), each)}
             self._builder.secrets.add(documents.secrets)
+            self._builder.add_configs(documents.configs)
             self._builder.known.update({manifest.id: manifest for manifest in documents.manifests})
             entitled = {name: self._builder.is_entitled(each.manifest) for name, each in self._shown.datasets.items()}
             relabelled = self._relabel(documents, unlabelled)

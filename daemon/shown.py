@@ -310,7 +310,8 @@ class Shown:
         """Have the keeper hold what is shown, for the next server."""
         if self._tree is not None:
             builder = self._builder
-            documents = Documents(tuple(builder.known.values()), builder.secrets.documents, builder.labels)
+            manifests, secrets = tuple(builder.known.values()), builder.secrets.documents
+            documents = Documents(manifests, secrets, builder.labels, builder.configs)
             await self._keeper.hold(HANDED_OVER, to_text(documents))
 
 

@@ -10,6 +10,7 @@ import structlog
 
 from daemon.settings import Settings
 from dsfs.datasets.access import Labels, visible
+from dsfs.manifest.config_maps import Configs
 from dsfs.manifest.documents import Documents, load_documents
 from dsfs.manifest.schema import API_VERSION, Manifest
 from dsfs.manifest.secrets import Secrets
@@ -40,6 +41,7 @@ class Wanted:
     own: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     """Credentials that datasets were given by ``set-credential``, by their ids."""
     labels: Labels = field(default_factory=dict)
+    configs: Configs = field(default_factory=dict)
 
 
 def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
@@ -59,7 +61,7 @@ def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
     labels = documents.labels
     seen = tuple(each for each in documents.manifests if visible(each, settings.namespaces, labels))
     secrets = Secrets(documents.secrets, settings.secrets_dirs)
-    return Wanted(seen, known, secrets, single=False, own=own, labels=labels)
+    return Wanted(seen, known, secrets, single=False, own=own, labels=labels, configs=documents.configs)
 
 
 def written_down(settings: Settings) -> Documents:
@@ -77,9 +79,11 @@ def written_down(settings: Settings) -> Documents:
 def to_text(documents: Documents) -> str:
     # where there are none: nothing, so that manifests without have the digest that an older version gave them
     labels = {name: dict(values) for name, values in documents.labels.items()}
+    configs = [[*name, dict(files)] for name, files in documents.configs.items()]
     return json.dumps(
         {
             **({"labels": labels} if labels else {}),
+            **({"configs": configs} if configs else {}),
             "manifests": [manifest.model_dump(mode="json", exclude={_FORM}) for manifest in documents.manifests],
             # beside them, as a version that knows nothing of it must be able to take over, and refuses what is unknown
             "forms": {each.id: each.api_version for each in documents.manifests if each.api_version != API_VERSION},
@@ -94,4 +98,5 @@ def _from_text(text: str) -> Documents:
     read = (Manifest.model_validate(each) for each in raw["manifests"])
     manifests = tuple(each.model_copy(update={_FORM: forms.get(each.id, API_VERSION)}) for each in read)
     secrets = {(namespace, name): values for namespace, name, values in raw["secrets"]}
-    return Documents(manifests, secrets, raw.get("labels", {}))
+    configs = {(namespace, name): files for namespace, name, files in raw.get("configs", ())}
+    return Documents(manifests, secrets, raw.get("labels", {}), configs)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dsfs.errors import ConfigError, one_line
 from dsfs.manifest import baize, schema
-from dsfs.manifest.config_maps import config_map_of, with_config
+from dsfs.manifest.config_maps import Configs, config_map_of, files_of, with_files
 from dsfs.manifest.names import DEFAULT_NAMESPACE, check_dataset_name, check_namespace, is_secret_name
 from dsfs.manifest.parsing import parse, read_text
 from dsfs.manifest.problems import Place
@@ -32,12 +32,13 @@ _OWN_KEYS = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 @dataclass(frozen=True, slots=True)
 class Documents:
     """What was read, in the order of the files. ``secrets`` maps (namespace, name) to keys and stripped values,
-    ``labels`` a namespace to those of its Namespace; ``places`` says where each dataset stands, by its id;
-    ``passed_over`` has a line on each object for others."""
+    ``labels`` a namespace to those of its Namespace; ``configs`` are the ConfigMaps that datasets name; ``places`` says
+    where each dataset stands, by its id; ``passed_over`` has a line on each object for others."""
 
     manifests: tuple[Manifest, ...] = ()
     secrets: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict, repr=False)
     labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    configs: Configs = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict, repr=False, compare=False)
     passed_over: tuple[str, ...] = field(default=(), compare=False)
 
@@ -119,11 +120,13 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
             config_maps.append((document, place))
         else:
             passed_over.append(_pass_over(kind, document, place))
-    passed_over += _take_config(manifests, config_maps)
+    configs, others = _take_config(manifests, config_maps)
+    passed_over += [_pass_over("ConfigMap", document, place) for document, place in others]
     return Documents(
         manifests=tuple(manifest for manifest, _ in manifests.values()),
         secrets=MappingProxyType({key: values for key, (values, _) in secrets.items()}),
         labels=MappingProxyType({name: values for (name,), (values, _) in labels.items()}),
+        configs=MappingProxyType(configs),
         places=MappingProxyType({manifest.id: place for manifest, place in manifests.values()}),
         passed_over=tuple(passed_over),
     )
@@ -131,20 +134,23 @@ def collect(objects: Iterator[tuple[Place, dict[Any, Any]]]) -> Documents:
 
 def _take_config(
     manifests: dict[tuple[str, str], tuple[Manifest, Place]], config_maps: Sequence[tuple[Mapping[Any, Any], Place]]
-) -> list[str]:
-    """Give datasets what they have in ConfigMaps; a line on each of these that is for others. Raises ConfigError."""
+) -> tuple[dict[tuple[str, str], dict[str, str]], list[tuple[Mapping[Any, Any], Place]]]:
+    """Give datasets what they have in ConfigMaps: what was taken, and those that are for others. Raises ConfigError."""
     by_name = {_name_of(document): document for document, _ in config_maps}  # the last one wins, as in a cluster
-    taken = set()
+    taken: dict[tuple[str, str], dict[str, str]] = {}
     for key, (manifest, place) in manifests.items():
-        wanted = manifest.namespace, config_map_of(manifest.source)
-        if wanted in by_name:
-            manifests[key] = _with_config(manifest, by_name[wanted], place), place
-            taken.add(wanted)
-    others = [(document, place) for document, place in config_maps if _name_of(document) not in taken]
-    return [_pass_over("ConfigMap", document, place) for document, place in others]
+        wanted = manifest.namespace, config_map_of(manifest.source) or ""
+        if wanted[1] and wanted in by_name:
+            try:
+                files = files_of(manifest.source, by_name[wanted])
+            except ValueError as error:
+                raise place.problem("spec.source.options", str(error)) from None
+            taken.setdefault(wanted, {}).update(files)
+            manifests[key] = _with_files(manifest, files, place), place
+    return taken, [(document, place) for document, place in config_maps if _name_of(document) not in taken]
 
 
-def _name_of(document: Mapping[Any, Any]) -> tuple[str, str | None]:
+def _name_of(document: Mapping[Any, Any]) -> tuple[str, str]:
     """Namespace and name of an object that may be for others, and is not checked."""
     metadata = document.get("metadata")
     found = metadata if isinstance(metadata, dict) else {}
@@ -152,9 +158,9 @@ def _name_of(document: Mapping[Any, Any]) -> tuple[str, str | None]:
     return str(namespace), name if isinstance(name, str) else ""
 
 
-def _with_config(manifest: Manifest, config_map: Mapping[Any, Any], place: Place) -> Manifest:
+def _with_files(manifest: Manifest, files: Mapping[str, str], place: Place) -> Manifest:
     try:
-        return manifest.model_copy(update={"source": with_config(manifest.source, config_map)})
+        return manifest.model_copy(update={"source": with_files(manifest.source, files)})
     except ValidationError as error:
         raise place.rejected(error, SourceSpec, "spec.source") from None  # its text may hold values
 

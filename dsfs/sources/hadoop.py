@@ -2,7 +2,7 @@
 
 Which of the two is decided by what the manifest says, in this order, so that every node reads in the same way:
 
-* ``webhdfs://`` and ``swebhdfs://``, the option ``webhdfs`` or ``webhdfsPort``, or an inline ``hdfsSiteXml`` that names
+* ``webhdfs://`` and ``swebhdfs://``, the option ``webhdfs`` or ``webhdfsPort``, or an ``hdfsSiteXml`` that names
   ``dfs.namenode.http-address``: WebHDFS (``hadoop_webhdfs``), which needs nothing but HTTP;
 * any other ``hdfs://``: hdfs-native (``hadoop_native``; no Java).
 """

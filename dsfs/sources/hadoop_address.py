@@ -1,4 +1,4 @@
-"""What URI, options and inline XML of a HADOOP dataset say: which namenodes, which path, which user. No I/O."""
+"""What URI, options and XML of a HADOOP dataset say: which namenodes, which path, which user. No I/O."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, urlsplit
-from xml.etree import ElementTree
 
 from dsfs.errors import ConfigError
+from dsfs.manifest.config_maps import settings_of
 from dsfs.model import path_parts
 from dsfs.sources.options import UnknownOption
 
@@ -153,14 +153,7 @@ def _settings(options: Mapping[str, str], option: str) -> dict[str, str]:
     text = options.get(option, "").strip()
     if not text.startswith("<"):
         return {}
-    if "<!" in re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL):
-        raise ConfigError(f"HADOOP: {option} has a DOCTYPE or entities (leave them out, Hadoop files need none)")
     try:
-        tree = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError):
-        raise ConfigError(f"HADOOP: {option} is not XML") from None
-    return {
-        name: (entry.findtext("value") or "").strip()
-        for entry in tree.iter("property")
-        if (name := (entry.findtext("name") or "").strip())
-    }
+        return settings_of(text)
+    except ValueError as error:
+        raise ConfigError(f"HADOOP: {option} {error}") from None

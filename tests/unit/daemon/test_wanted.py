@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon import running
+from daemon.building import Builder
 from daemon.cli.cache import _user_of
 from daemon.settings import Settings
 from daemon.wanted import HANDED_OVER, read_wanted, to_text
@@ -45,6 +46,30 @@ def test_labels_of_namespaces_are_handed_over(tmp_path: Path) -> None:
         wanted = read_wanted(settings, {HANDED_OVER: text})
         assert (wanted.manifests, wanted.labels) == (seen, {"b": {"team": "nlp"}})
     assert "labels" not in json.loads(to_text(parse_documents(shared, "m.yaml"))), "as a version without them wrote it"
+
+
+CONFIG = """
+{apiVersion: v1, kind: ConfigMap, metadata: {name: conf, namespace: a},
+ data: {core.xml: "<c><property><name>fs.defaultFS</name><value>hdfs://nn:8020</value></property></c>"}}
+---
+"""
+HADOOP = """{apiVersion: dsfs.dev/v1alpha1, kind: Dataset, metadata: {name: data, namespace: a},
+ spec: {source: {type: HADOOP, uri: "hdfs://", options: {hdfsConfigName: conf, coreSiteXml: core.xml}}}}"""
+
+
+def test_config_maps_are_handed_over_and_used_where_a_dataset_alone_is_applied(tmp_path: Path) -> None:
+    documents = parse_documents(CONFIG + HADOOP, "m.yaml")
+    settings = Settings("/data", str(tmp_path), str(tmp_path))
+    alone = parse_documents(HADOOP, "n.yaml")
+    builder = Builder(settings, read_wanted(settings, {HANDED_OVER: to_text(documents)}))
+    assert builder.with_known_configs(alone).manifests == documents.manifests != alone.manifests
+    assert "configs" not in json.loads(to_text(alone)), "as a version without them wrote it"
+    other = parse_documents(HADOOP.replace("name: conf", "name: b").replace("Name: conf", "Name: other"), "n.yaml")
+    assert builder.with_known_configs(other).manifests == other.manifests
+    changed = parse_documents(CONFIG.replace("nn:8020", "other:8020") + HADOOP, "m.yaml")
+    assert builder.with_known_configs(changed).manifests == changed.manifests, "what comes with it is newer"
+    builder.add_configs(changed.configs)
+    assert builder.with_known_configs(alone).manifests == changed.manifests
 
 
 def test_what_is_passed_over_is_in_the_log(tmp_path: Path) -> None:

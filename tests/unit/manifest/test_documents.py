@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+from xml.sax.saxutils import escape
 
 import pytest
 import yaml
@@ -380,7 +381,7 @@ def config_map(name="conf", **data):
 
 
 NAMED = {"hdfsConfigName": "conf", "coreSiteXml": "core-site.xml", "hdfsSiteXml": "hdfs-site.xml"}
-CORE = "<c><property><name>fs.defaultFS</name><value>hdfs://nn:8020</value></property></c>"
+CORE = "<configuration><property><name>fs.defaultFS</name><value>hdfs://nn:8020</value></property></configuration>"
 SITE = "<c><property><name>dfs.namenode.http-address</name><value>nn:9870</value></property></c>"
 
 
@@ -409,11 +410,47 @@ def test_what_no_key_of_the_config_map_has_stays_as_it_is(options, data, kept):
     assert manifest.source.options == kept
 
 
-def test_a_credential_in_a_config_map_is_refused_and_not_shown():
-    value = "<c><property><name>x</name><value>https://u:hunter2@h/</value></property></c>"
-    said = line(config_map(**{"core-site.xml": value}), hadoop(**NAMED))
-    assert said.startswith("f.yaml: document 2: field spec.source.options: coreSiteXml ")
-    assert "hunter2" not in said
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", "https://u:hunter2@h/"),
+        ("fs.s3a.secret.key", "hunter2"),
+        ("fs.s3a.endpoint", "https://h/"),
+        ("hadoop.security.group.mapping.ldap.bind.password", "hunter2"),
+        ("hadoop.security.group.mapping.ldap.url", "ldap://u:hunter2@h/"),
+        ("hadoop.zk.auth", "digest:u:hunter2"),
+        ("dfs.x", "http://h:1/ https://u:hunter2@h/"),
+    ],
+)
+def test_of_a_config_map_what_the_address_needs_is_taken_and_no_credential(name, value):
+    """The file is the whole cluster's, and options are shown."""
+    other = f"<!-- hunter2 --><property><name>{name}</name><value>{value}</value></property>"
+    text = CORE.replace("<property>", f"{other}<property>", 1)
+    (manifest,) = read(config_map(**{"core-site.xml": text}), hadoop(**NAMED)).manifests
+    assert manifest.source.options == NAMED | {"coreSiteXml": CORE}
+
+
+def test_what_names_hosts_and_their_protection_is_taken_from_a_config_map():
+    known = {"fs.defaultFS": "hdfs://a", "dfs.nameservices": "a", "hadoop.rpc.protection": "privacy", "dfs.x": "<&>"}
+    text = "".join(f"<property><name>{k}</name><value>{escape(v)}</value></property>" for k, v in known.items())
+    (manifest,) = read(config_map(**{"core-site.xml": f"<c>{text}</c>"}), hadoop(**NAMED)).manifests
+    assert hdfs_address(manifest.source.uri, manifest.source.options, {}, {}).settings == known
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("<c>hunter2", "is not XML"),
+        ("password=hunter2", "is not XML"),
+        ("<!DOCTYPE c><c>hunter2</c>", "has a DOCTYPE or entities (leave them out, Hadoop files need none)"),
+    ],
+)
+def test_a_file_in_a_config_map_that_cannot_be_read_is_told(text, why):
+    said = line(config_map(**{"hdfs-site.xml": text}), hadoop(**NAMED))
+    told = f"hdfsSiteXml {why}, in the ConfigMap that hdfsConfigName names"
+    assert said == f"f.yaml: document 2: field spec.source.options: {told}"
+    (manifest,) = read(config_map(other=text, **{"hdfs-site.xml": "\n"}), hadoop(**NAMED)).manifests
+    assert manifest.source.options == NAMED, "an empty file, and one that is not named"
 
 
 def namespace(name="nlp", **metadata):
