@@ -10,9 +10,9 @@ from dsfs.errors import SourceError, SourceRefused
 from dsfs.model import Kind
 
 _MOST = 10_000  # names that a revision may be without; where more are refused, it is not sealed
-_SET = f"""
-    UPDATE entry SET listed = ? WHERE parent = ? AND name = ?
-    AND ((kind = {Kind.DIRECTORY:d} AND listed = 0) OR (kind = {Kind.FILE:d} AND size IS NULL))
+_SET_FILE = f"UPDATE entry SET listed = ? WHERE parent = ? AND name = ? AND kind = {Kind.FILE:d} AND size IS NULL"
+_SET_DIRECTORY = f"""
+    UPDATE entry SET listed = ? WHERE parent = ? AND name = ? AND kind = {Kind.DIRECTORY:d} AND listed = 0
 """
 _SET_BELOW = f"""
     UPDATE entry SET listed = ? WHERE listed = 0 AND ino IN (
@@ -32,9 +32,12 @@ class Refusals:
 
     def __init__(self) -> None:
         self._said: dict[str, tuple[type[SourceError], str]] = {}  # no errors: those hold on to what raised them
+        self._names: set[str] = set()  # those of which it was said when somebody looked at the name alone
 
-    def __contains__(self, path: str) -> bool:
-        return path in self._said
+    def of_listing(self, path: str) -> bool:
+        """Whether it was said when the path was listed, or by a listing: a look at a name says nothing of a directory
+        that another look has found there."""
+        return path in self._said and path not in self._names
 
     @property
     def are_many(self) -> bool:
@@ -47,17 +50,26 @@ class Refusals:
         kind, why = next(iter(self._said.values()), (SourceError, ""))
         return kind(why) if self._said else None
 
-    def add(self, path: str, why: str, kind: type[SourceError]) -> None:
-        """The source does not let a directory be listed, or a file be looked at or read."""
-        if not self.are_many:
-            self._said.setdefault(path, (kind, why))
+    def add(self, path: str, why: str, of_name: type[SourceError] | None) -> None:
+        """The source does not let a directory be listed; or, when somebody looked at the name, a file be looked at or
+        read, and what it said is of that kind."""
+        if self.are_many or self.of_listing(path):
+            return
+        if of_name is None:
+            self.forget(path)
+            self._said[path] = (SourceRefused, why)
+        elif path not in self._said:
+            self._said[path] = (of_name, why)
+            self._names.add(path)
 
     def forget(self, path: str) -> None:
         """It is known by now."""
         self._said.pop(path, None)
+        self._names.discard(path)
 
     def clear(self) -> None:
         self._said.clear()
+        self._names.clear()
 
     def seal(self, db: sqlite3.Connection, place_of: Callable[[str], tuple[int, bytes] | None]) -> None:
         """Have the catalog say what was refused, and is not known by another way: somebody may have listed it.
@@ -68,10 +80,13 @@ class Refusals:
         of_one: dict[int, str] = {}
         for path, (kind, why) in self._said.items():
             place = place_of(path)
-            if place is not None:
-                mark = REFUSED if issubclass(kind, SourceRefused) else UNREADABLE
-                of_path = db.execute(_SET, (mark, *place)).rowcount
-                of_path += db.execute(_SET_BELOW, (mark, *place)).rowcount  # what the listing of all did not come to
+            if place is None:
+                continue
+            of_file = REFUSED if issubclass(kind, SourceRefused) else UNREADABLE
+            # A directory is refused whatever was said of its name: only that says that names in it are not known.
+            # The last: what the listing of all did not come to.
+            for mark, query in ((of_file, _SET_FILE), (REFUSED, _SET_DIRECTORY), (REFUSED, _SET_BELOW)):
+                of_path = db.execute(query, (mark, *place)).rowcount
                 number[mark] += of_path
                 if of_path:
                     of_one.setdefault(mark, why)

@@ -16,7 +16,7 @@ from cachetools import LRUCache
 
 from dsfs.catalog.lookup import CATALOG_LAYOUT, IMPOSSIBLE, ROOT_INO, SUM_OF_SIZES
 from dsfs.catalog.refusals import Refusals
-from dsfs.errors import CatalogError, SourceError, SourceRefused
+from dsfs.errors import CatalogError, SourceError
 from dsfs.model import Kind, ListingPage, SourceObject, is_name, is_size, path_parts
 
 log = structlog.get_logger()
@@ -177,10 +177,10 @@ class CatalogWriter:
         if obj is not None and obj.kind is Kind.DIRECTORY:
             self._db.execute(_SET_FOUND, (parent.ino, os.fsencode(name)))
 
-    def refuse(self, path: str, why: str, kind: type[SourceError] = SourceRefused) -> None:
-        """The source does not let a directory be listed, or a file be looked at; of another kind: or be read."""
+    def refuse(self, path: str, why: str, of_name: type[SourceError] | None = None) -> None:
+        """See ``Refusals.add``."""
         with self._lock:
-            self._refusals.add(path, why, kind)
+            self._refusals.add(path, why, of_name)
 
     def refusal(self) -> SourceError | None:
         """What was said of the first name that was refused; None where none was."""
@@ -234,7 +234,7 @@ class CatalogWriter:
             query = "SELECT ino FROM entry WHERE kind = 1 AND listed = 0 AND executable = 1"
             many = self._refusals.are_many  # then it fails, however many more there are
             found = [] if self._sealed or many else self._db.execute(query).fetchall()
-        return [path for (ino,) in found if (path := self.path_of(ino)) not in self._refusals]
+        return [path for (ino,) in found if not self._refusals.of_listing(path := self.path_of(ino))]
 
     def name_revision(self, revision: str) -> None:
         """Take the source's own name for what is listed, instead of the time."""

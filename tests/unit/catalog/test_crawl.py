@@ -363,6 +363,46 @@ def test_a_name_that_is_found_after_it_was_refused_is_not() -> None:
         assert not writer.refusal()
 
 
+def test_a_name_that_is_found_to_be_a_directory_is_listed_whatever_a_late_look_at_it_says() -> None:
+    """A reader and the crawl ask for it at once, and one of them is declined."""
+
+    class Indexed(Paged):
+        listed = 0
+
+        async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
+            self.listed += 1
+            yield ListingPage((SourceObject(f"{directory}/f", size=1),), (directory,))
+
+        async def list_tree(self) -> AsyncIterator[ListingPage]:
+            yield ListingPage((SourceObject("d", size=None), SourceObject("x")), ("",))
+            writer.add_found({"d": SourceObject("d", Kind.DIRECTORY)})
+            writer.refuse("d", "declined", SourceDeclined)
+
+    with new_catalog() as (writer, catalog):
+        source = Indexed()
+        asyncio.run(asyncio.wait_for(crawl.crawl(source, writer, lambda: None), 20))
+        catalog.refresh()
+        assert set(everything(catalog)) == {"d", "d/f", "x"}
+        assert (catalog.sealed, catalog.refused, catalog.unreadable, source.listed) == (True, 0, 0, 1)
+
+
+@pytest.mark.parametrize("of_listing", [False, True])
+def test_a_directory_is_refused_and_never_a_file_that_cannot_be_read(of_listing: bool) -> None:
+    """Where its names are not known, none of them is certain not to be there."""
+    with new_catalog() as (writer, catalog):
+        writer.add(ListingPage((SourceObject("d", size=None), SourceObject("x")), ()))
+        writer.refuse("d", "declined", SourceDeclined)
+        writer.add_found({"d/sub/f": SourceObject("d/sub/f", size=1)})
+        if of_listing:
+            writer.refuse("d", "refused")
+        writer.seal()
+        catalog.refresh()
+        assert (catalog.refused, catalog.unreadable) == (2, 0)
+        assert catalog.refusal.endswith("refused" if of_listing else "declined")
+        directories = [row.ino for path, row in everything(catalog).items() if path in {"d", "d/sub"}]
+        assert not any(catalog.is_listed(ino) for ino in directories)
+
+
 def test_very_many_found_directories_that_are_refused_end_the_crawl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsfs.catalog.refusals._MOST", 1)
 
