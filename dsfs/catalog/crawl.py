@@ -30,7 +30,8 @@ log = structlog.get_logger()
 
 _STATS_IN_FLIGHT = 32
 _TOGETHER = 128  # names; then it is looked where somebody wants more
-_ODD_TRIED_AGAIN = 8  # of those: where more are declined, trying each again would take hours, and they are so for good
+_ODD_TRIED_AGAIN = 8  # of all: where more are declined, trying each again would take hours, and they are so for good
+_DECLINED_AT_FIRST = 1000  # names, while no other has a size: then it is not the names, and the rest would take hours
 _OF_ONE_NAME = (SourceRefused, SourceUnsupported, SourceDeclined)
 """What a source that is there may say of a name, and give all others."""
 
@@ -105,8 +106,12 @@ async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int
     wrong and not to be sealed so.
     """
     failure: SourceError | None = None
-    alive = False
-    while True:
+    alive = some_known = False
+    while not writer.refusals.are_many:
+        if not some_known and writer.refusals.declined >= _DECLINED_AT_FIRST:
+            some_known = await asyncio.to_thread(writer.refuses_single_names)
+            if not some_known:
+                break  # the crawl fails by this
         paths = await asyncio.to_thread(_wanted_paths, writer)
         if not paths:
             after, paths = await asyncio.to_thread(_next_paths, writer, after)
@@ -162,7 +167,7 @@ async def resolve(source: Source, writer: CatalogWriter, paths: Sequence[str], *
     unexpected: list[tuple[str, Exception]] = []
 
     def go_on(error: SourceError, _delay_s: float) -> bool:
-        many = isinstance(error, SourceDeclined) and len(wrong) >= _ODD_TRIED_AGAIN
+        many = isinstance(error, SourceDeclined) and writer.refusals.declined >= _ODD_TRIED_AGAIN
         return alive and not many and not isinstance(error, SourceTimeout)
 
     async def one(path: str) -> None:

@@ -33,6 +33,8 @@ class Refusals:
     def __init__(self) -> None:
         self._said: dict[str, tuple[type[SourceError], str]] = {}  # no errors: those hold on to what raised them
         self._names: set[str] = set()  # those of which it was said when somebody looked at the name alone
+        self.declined = 0
+        """How many were not refused, but cannot be read as they are there."""
 
     def of_listing(self, path: str) -> bool:
         """Whether it was said when the path was listed, or by a listing: a look at a name says nothing of a directory
@@ -61,15 +63,18 @@ class Refusals:
         elif path not in self._said:
             self._said[path] = (of_name, why)
             self._names.add(path)
+            self.declined += not issubclass(of_name, SourceRefused)
 
     def forget(self, path: str) -> None:
         """It is known by now."""
-        self._said.pop(path, None)
+        kind, _why = self._said.pop(path, (SourceRefused, ""))
         self._names.discard(path)
+        self.declined -= not issubclass(kind, SourceRefused)
 
     def clear(self) -> None:
         self._said.clear()
         self._names.clear()
+        self.declined = 0
 
     def seal(self, db: sqlite3.Connection, place_of: Callable[[str], tuple[int, bytes] | None]) -> None:
         """Have the catalog say what was refused, and is not known by another way: somebody may have listed it.

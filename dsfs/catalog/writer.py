@@ -59,7 +59,7 @@ class CatalogWriter:
         self._said: set[str] = set()
         self._sealed = False  # then all that may be asked is in the catalog, and who comes late looks there
         self._revision = ""
-        self._refusals = Refusals()
+        self.refusals = Refusals()  # to be looked at from elsewhere, no more
         self.wanted: deque[tuple[int, bytes]] = deque(maxlen=_WANTED)
         """Directories, and from which name on somebody looks there."""
         self.reshaped: list[int] = []
@@ -109,7 +109,7 @@ class CatalogWriter:
         """All is listed from the start: what was skipped before, or refused, will be so again."""
         with self._lock, self._open_transaction() as is_open:
             if is_open:
-                self._refusals.clear()
+                self.refusals.clear()
                 self._db.execute("UPDATE meta SET value = 0 WHERE key = 'skipped'")
 
     def add(self, page: ListingPage, *, of_all: bool = True) -> None:
@@ -152,7 +152,7 @@ class CatalogWriter:
             if not is_open:
                 return
             for path, obj in found.items():
-                self._refusals.forget(path)
+                self.refusals.forget(path)
                 parts = _names(path)
                 parent = self._directory(parts[:-1]) if parts else None
                 if parts and parent is not None:
@@ -180,17 +180,17 @@ class CatalogWriter:
     def refuse(self, path: str, why: str, of_name: type[SourceError] | None = None) -> None:
         """See ``Refusals.add``."""
         with self._lock:
-            self._refusals.add(path, why, of_name)
+            self.refusals.add(path, why, of_name)
 
     def refusal(self) -> SourceError | None:
         """What was said of the first name that was refused; None where none was."""
         with self._lock:
-            return self._refusals.first
+            return self.refusals.first
 
     def refuses_single_names(self) -> bool:
         """Whether there is a file that is not refused, and not very many that are."""
         query = f"SELECT 1 FROM entry WHERE kind IN ({Kind.FILE:d}, {Kind.SYMLINK:d}) AND size IS NOT NULL LIMIT 1"
-        return not self._refusals.are_many and bool(self._select(query))
+        return not self.refusals.are_many and bool(self._select(query))
 
     def want(self, parent: int, name: bytes) -> None:
         """Somebody looks at a name whose size is not known: those behind it in its directory come first."""
@@ -232,9 +232,9 @@ class CatalogWriter:
         """Those that were found to be some when somebody looked at their names, and that no listing has had since."""
         with self._lock:
             query = "SELECT ino FROM entry WHERE kind = 1 AND listed = 0 AND executable = 1"
-            many = self._refusals.are_many  # then it fails, however many more there are
+            many = self.refusals.are_many  # then it fails, however many more there are
             found = [] if self._sealed or many else self._db.execute(query).fetchall()
-        return [path for (ino,) in found if not self._refusals.of_listing(path := self.path_of(ino))]
+        return [path for (ino,) in found if not self.refusals.of_listing(path := self.path_of(ino))]
 
     def name_revision(self, revision: str) -> None:
         """Take the source's own name for what is listed, instead of the time."""
@@ -258,7 +258,7 @@ class CatalogWriter:
         with self._lock:
             with self._transaction():
                 self._db.execute("DELETE FROM entry WHERE parent = 0 AND ino != ?", (ROOT_INO,))
-                self._refusals.seal(self._db, self._place_of)
+                self.refusals.seal(self._db, self._place_of)
                 # No listing said of these that they are whole, yet the whole tree is: markers in listings, mostly.
                 pending = self._db.execute("SELECT ino FROM entry WHERE kind = 1 AND listed = 0").fetchall()
                 reshaped = self._db.execute(_RESHAPED).fetchall()

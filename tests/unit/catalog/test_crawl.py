@@ -233,6 +233,43 @@ def test_names_that_are_declined_are_tried_again_and_cost_no_hours_where_they_ar
         assert len(source.asked) < 800
 
 
+class Walled(Unsized):
+    """Declines all but the names that are ``let``."""
+
+    def __init__(self, number: int, let: frozenset[str]) -> None:
+        super().__init__()
+        self.names = [f"{directory}/{each:04}" for directory in "ab" for each in range(number)]
+        self.let = let
+
+    async def stat(self, path: str) -> SourceObject | None:
+        self.asked.append(path)
+        if path not in self.let:
+            raise SourceDeclined(f"{path} is declined")
+        return SourceObject(path, size=7)
+
+
+@pytest.mark.parametrize(
+    ("let", "most", "asked"),
+    [(frozenset(), 10_000, 300), (frozenset({"a/0000"}), 10_000, 800), (frozenset({"a/0000"}), 200, 450)],
+    ids=["all", "most, and not very many", "very many"],
+)
+def test_it_costs_no_hours_to_find_that_names_are_declined(
+    monkeypatch: pytest.MonkeyPatch, let: frozenset[str], most: int, asked: int
+) -> None:
+    monkeypatch.setattr("dsfs.catalog.crawl._DECLINED_AT_FIRST", 100)
+    monkeypatch.setattr("dsfs.catalog.refusals._MOST", most)
+    with new_catalog() as (writer, catalog):
+        source = Walled(300, let)
+        fails = pytest.raises(SourceDeclined, match="is declined")
+        with contextlib.nullcontext() if asked == 800 else fails:
+            asyncio.run(asyncio.wait_for(crawl.crawl(source, writer, lambda: None), 60))
+        catalog.refresh()
+        assert catalog.sealed == (asked == 800)
+        assert len(source.asked) < asked
+        again = [path for path, times in Counter(source.asked).items() if times > 1]
+        assert len(again) < 50, "few are tried again in all, not of each batch"
+
+
 def test_a_name_that_fails_unexpectedly_does_not_end_the_others() -> None:
     class Broken(Unsized):
         async def stat(self, path: str) -> SourceObject | None:
