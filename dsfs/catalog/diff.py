@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from dsfs.catalog.lookup import IMPOSSIBLE, REFUSED, ROOT_INO, SUM_OF_SIZES, UNREADABLE
 from dsfs.errors import CatalogError
+from dsfs.model import Kind
 
 _SAME = """
     o.kind = e.kind AND (e.kind = 1 OR (o.size IS e.size AND (o.mtime_ns = e.mtime_ns OR e.tag != '') AND o.tag = e.tag
@@ -30,6 +31,9 @@ _DIFFERENT = """
     ) WHERE parent != 0
 """
 
+# A file that cannot be read there any more, in place of the one that is shown: it gets that one's number, and its row.
+_LOST = f"e.listed = {UNREADABLE} AND o.kind = {Kind.FILE:d} AND o.size IS NOT NULL"
+
 # Where no name differs: a name is refused newly only if it is new, or that revision is not shown.
 _REFUSED_DIFFER = """
     SELECT EXISTS (
@@ -41,8 +45,9 @@ _REFUSED_DIFFER = """
 
 _NEWLY_REFUSED = f"""
     SELECT e.ino FROM main.entry AS e JOIN shown.entry AS o ON o.parent = e.parent AND o.name = e.name
-    WHERE e.listed IN ({REFUSED}, {UNREADABLE}) AND o.listed NOT IN ({REFUSED}, {UNREADABLE})
-    AND o.kind >= 0 AND o.size IS NOT NULL AND (o.kind != 1 OR o.listed) LIMIT 1
+    WHERE (e.listed = {REFUSED} OR (e.listed = {UNREADABLE} AND o.kind = {Kind.DIRECTORY:d}))
+    AND o.listed NOT IN ({REFUSED}, {UNREADABLE}) AND o.kind >= 0 AND o.size IS NOT NULL
+    AND (o.kind != 1 OR o.listed) LIMIT 1
 """
 
 # What is known below a directory that is refused before and after. Numbers are the same, and none was given since.
@@ -56,6 +61,10 @@ _KEEP_BELOW_REFUSED = f"""
     )
     SELECT * FROM shown.entry WHERE parent IN below
 """
+_KEEP_LOST = f"""
+    UPDATE main.entry SET size = o.size, tag = o.tag, executable = o.executable, listed = 0
+    FROM shown.entry AS o WHERE o.ino = entry.ino AND entry.listed = {UNREADABLE} AND o.size IS NOT NULL
+"""
 _COUNT = f"""
     UPDATE main.meta SET value = CASE key
         WHEN 'files' THEN (SELECT count(*) FROM main.entry WHERE kind = 0)
@@ -64,7 +73,7 @@ _COUNT = f"""
         WHEN 'unreadable' THEN (SELECT count(*) FROM main.entry WHERE listed = {UNREADABLE})
         WHEN 'impossible' THEN (SELECT count(*) FROM main.entry WHERE listed = {IMPOSSIBLE} AND kind = 0)
         ELSE (SELECT count(*) FROM main.entry WHERE listed = {REFUSED}) END
-    WHERE key IN ('files', 'bytes', 'largest', 'unreadable', 'impossible', 'refused')
+    WHERE key IN
 """
 
 
@@ -113,7 +122,7 @@ def adopt_numbers(new_file: str, shown_file: str, next_ino: int) -> int:
             db.execute(
                 f"""
                 INSERT INTO below SELECT e.ino, o.ino FROM level JOIN main.entry AS e ON e.parent = level.ino
-                LEFT JOIN shown.entry AS o ON o.parent = level.given AND o.name = e.name AND {_SAME}
+                LEFT JOIN shown.entry AS o ON o.parent = level.given AND o.name = e.name AND ({_SAME} OR ({_LOST}))
                 """
             )
             (fresh,) = db.execute("SELECT count(*) FROM below WHERE given IS NULL").fetchone()
@@ -169,13 +178,23 @@ def keep_below_refused(new_file: str, shown_file: str) -> None:
     with _both(new_file, shown_file, "cannot take over from") as db:
         db.execute("BEGIN IMMEDIATE")
         if db.execute(_KEEP_BELOW_REFUSED).rowcount:
-            db.execute(_COUNT)
+            db.execute(f"{_COUNT} ('files', 'bytes', 'largest', 'unreadable', 'impossible', 'refused')")
+        db.execute("COMMIT")
+
+
+def keep_unreadable(new_file: str, shown_file: str) -> None:
+    """Take over files that cannot be read any more from the revision that is shown, after all else: what it says of
+    their number, and of one of them why, stays true. Blocks on the disk."""
+    with _both(new_file, shown_file, "cannot take over from") as db:
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute(_KEEP_LOST).rowcount:
+            db.execute(f"{_COUNT} ('bytes', 'largest')")
         db.execute("COMMIT")
 
 
 def newly_refused(new_file: str, shown_file: str) -> int | None:
-    """The number, in the new one of two catalogs with common numbers, of something that its source refused, or that
-    cannot be read there, and that the other one has. Blocks on the disk."""
+    """The number, in the new one of two catalogs with common numbers, of something that its source refused, or of
+    a directory that it said was none and could not be read, and that the other one has. Blocks on the disk."""
     with _both(new_file, shown_file) as db:
         found = db.execute(_NEWLY_REFUSED).fetchone()
     return None if found is None else int(found[0])

@@ -72,7 +72,7 @@ class Catalog:
         self.refused = 0
         """Names that the source does not let be looked at, once it is sealed."""
         self.unreadable = 0
-        """Files of which it does not say what it takes to read them, once it is sealed."""
+        """Files of which it does not say what it takes to read them, once it is sealed; some may be as they were."""
         self.impossible = 0
         """Files of sizes that none can have, once it is sealed."""
         try:

@@ -4,7 +4,8 @@ CREATE TABLE meta (
     key   TEXT PRIMARY KEY,  -- layout, revision, sealed (0 or 1), files, bytes, largest (file, bytes), skipped, created_ns,
                              -- next_ino: the first number that neither this nor a revision before it has given;
                              -- and, where the source refused some, their number: refused, and of one of them why: refusal;
-                             -- of files that cannot be read as they are there: unreadable, and unreadable_one;
+                             -- of files that cannot be read as they are there, also of those that stay as they were shown:
+                             -- unreadable, and unreadable_one;
                              -- where it gave some sizes that no file can have: impossible, and one of their paths: impossible_one
     value
 ) WITHOUT ROWID;

@@ -11,12 +11,20 @@ import trio
 
 from dsfs.bridge import Bridge
 from dsfs.catalog.crawl import crawl
-from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, keep_below_refused, newly_refused
+from dsfs.catalog.diff import (
+    Changes,
+    ManyChanges,
+    adopt_numbers,
+    changes,
+    keep_below_refused,
+    keep_unreadable,
+    newly_refused,
+)
 from dsfs.catalog.lookup import INO_BITS, ROOT_INO, Catalog
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore, new_revision, remove_catalog
-from dsfs.errors import CatalogError, DsfsError, SourceRefused, SourceUnavailable
+from dsfs.errors import CatalogError, DsfsError, SourceRefused, SourceUnavailable, SourceUnsupported
 from dsfs.fetch.origin import Origin
 from dsfs.manifest.schema import Manifest
 from dsfs.sources.base import Source
@@ -99,16 +107,17 @@ async def list_beside(
 
 
 def _keep_refused(new_file: str, shown_file: str) -> None:
-    """What is shown is not taken away by a source that refuses it now, or has trouble with it. Raises SourceRefused,
-    SourceUnavailable."""
+    """What is shown is not taken away by a source that refuses it now, or has trouble with it: a file that cannot be
+    read any more stays as it was, and the rest moves on. Raises SourceRefused, SourceUnsupported."""
     with closing(Catalog(new_file)) as catalog:
         if not (catalog.refused or catalog.unreadable):
             return
         if (ino := newly_refused(new_file, shown_file)) is not None:
-            if not catalog.is_refused(ino):  # it could be read, and so may be again
-                raise SourceUnavailable(f"{catalog.path_of(ino)} cannot be read any more; {catalog.refusal}")
+            if not catalog.is_refused(ino):  # and may be for good: not listed again and again for that
+                raise SourceUnsupported(f"{catalog.path_of(ino)} cannot be listed any more; {catalog.refusal}")
             raise SourceRefused(f"{catalog.path_of(ino)} is there no more for these credentials; {catalog.refusal}")
     keep_below_refused(new_file, shown_file)
+    keep_unreadable(new_file, shown_file)
 
 
 def _nobody_looks() -> None:

@@ -11,10 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsfs.catalog.diff import Changes, ManyChanges, adopt_numbers, changes, keep_below_refused, newly_refused
+from dsfs.catalog.diff import (
+    Changes,
+    ManyChanges,
+    adopt_numbers,
+    changes,
+    keep_below_refused,
+    keep_unreadable,
+    newly_refused,
+)
 from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import CatalogError
+from dsfs.errors import CatalogError, SourceDeclined, SourceError
 from dsfs.model import Kind, ListingPage, SourceObject
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
@@ -151,6 +159,46 @@ def test_a_size_that_no_file_can_have_is_a_change_and_no_refusal(tmp_path: Path)
     assert newly_refused(after, before) is None
     assert not changes(again, after, 10)
     assert Catalog(again).impossible == 1
+
+
+def with_odd(directory: Path, known: dict[str, int], odd: dict[str, type[SourceError]]) -> str:
+    """As ``sealed``, of a source that says what is odd in place of a size."""
+    writer = CatalogWriter.create(f"{directory}/{next(_numbers)}.sqlite", "r", time.time_ns())
+    objects = [SourceObject(path, Kind.FILE, size, 1, f"v{size}") for path, size in known.items()]
+    writer.add(ListingPage((*objects, *(SourceObject(path, size=None) for path in odd)), ("",)))
+    for path, kind in odd.items():
+        writer.refuse(path, f"{path}: {kind.__name__}", kind)
+    writer.seal()
+    return writer.file
+
+
+def test_a_file_that_cannot_be_read_any_more_stays_as_it_was_and_nothing_else(tmp_path: Path) -> None:
+    shown = with_odd(tmp_path, {"a": 7, "b": 1}, {"c": SourceDeclined})
+    free, before = Catalog(shown).next_ino(), Catalog(shown)
+    for known, names in (({"b": 2}, {b"b"}), ({"b": 2}, set()), ({"a": 7, "b": 2}, set())):
+        odd = dict.fromkeys({"a", "c"} - set(known), SourceDeclined)
+        new = with_odd(tmp_path, known, odd)  # type: ignore[arg-type]
+        free = adopt_numbers(new, shown, free)
+        assert newly_refused(new, shown) is None
+        keep_unreadable(new, shown)
+        found, catalog = changes(new, shown, 10), Catalog(new)
+        assert isinstance(found, Changes)
+        assert {name for _parent, name in found.names} == names
+        assert found.refused == (catalog.unreadable != Catalog(shown).unreadable)
+        assert catalog.find("a") == before.find("a")
+        assert catalog.totals() == (3, 9, 0)
+        assert catalog.largest() == 7
+        assert catalog.unreadable == len(odd), "the status still says that it cannot be read"
+        assert catalog.refusal.endswith("a: SourceDeclined" if "a" in odd else "c: SourceDeclined")
+        shown = new
+
+
+def test_a_directory_is_not_taken_away_by_a_look_at_its_name_that_was_declined(tmp_path: Path) -> None:
+    shown, new = sealed(tmp_path, {"a/x": 1, "b": 1}), with_odd(tmp_path, {"b": 1}, {"a": SourceDeclined})
+    adopt_numbers(new, shown, 100)
+    odd = newly_refused(new, shown)
+    assert odd is not None
+    assert Catalog(new).path_of(odd) == "a"
 
 
 def test_a_number_of_what_was_deleted_long_ago_is_not_given_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -99,9 +100,34 @@ def test_all_others_are_a_revision(tmp_path: Path, server: web.Hostile, behaviou
             assert (await dataset.status()).refusal == ""
 
             server.always(ODD, behaviour)
-            with pytest.raises(SourceUnavailable, match="odd cannot be read any more"):
+            server.files["/data/ok"] = b"newer bytes"
+            shown = dataset.lookup(1, b"odd")
+            for _ in range(2):
                 await dataset.resync()
-            assert await size_of(dataset, b"odd") == 5, "what is shown is not taken away"
+                assert (dataset.phase, dataset.message) == (Phase.READY, "")
+                assert dataset.rounds.heals_within_s == math.inf, "it is not listed again and again for that"
+                assert dataset.lookup(1, b"odd") == shown, "what is shown is not taken away"
+                assert await size_of(dataset, b"ok") == 11, "and keeps nothing else"
+                assert (await dataset.status()).refusal == said
+            assert len(dataset.shown()) == 3, "what is as before is no other revision"
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+
+
+def test_a_directory_that_is_shown_is_not_taken_away_by_its_name(tmp_path: Path, server: web.Hostile) -> None:
+    """Which an index links without "/"."""
+    uri = put_tree(server, {**FILES, "sub/f": b"below"})
+    server.files["/data/"] = server.files["/data/"].replace(b"sub/", b"sub")
+
+    async def main() -> None:
+        async with running(tmp_path, uri) as dataset:
+            await dataset.settled.wait()
+            server.always("/data/sub", web.status(423))
+            with pytest.raises(SourceUnsupported, match="sub cannot be listed any more"):
+                await dataset.resync()
+            assert dataset.rounds.heals_within_s == math.inf, "it is not listed again and again for that"
+            assert {path for path, _row in dataset.catalog.files()} == {"odd", "ok", "sub/f"}
 
     with structlog.testing.capture_logs():
         trio.run(main)
