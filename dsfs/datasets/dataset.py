@@ -183,7 +183,7 @@ class Dataset:
         """Build the source anew: a Secret has come, has changed or is gone. What is under way ends on the old one."""
         was_unusable = self.sources.unusable
         if await self.sources.renew(self._keep_to_revision) and (
-            was_unusable or self.catalog.refused or self.rounds.failures
+            was_unusable or self.catalog.refused or self.catalog.unreadable or self.rounds.failures
         ):
             self.ask_for_resync()
             self.on_listed()  # nothing of it could be pinned meanwhile

@@ -115,6 +115,24 @@ def test_all_others_are_a_revision(tmp_path: Path, server: web.Hostile, behaviou
         trio.run(main)
 
 
+def test_another_secret_may_read_what_could_not_be_read(tmp_path: Path, server: web.Hostile) -> None:
+    uri = put_tree(server, FILES)
+    server.always(ODD, web.status(423))
+
+    async def main() -> None:
+        async with running(tmp_path, uri) as dataset:
+            await dataset.settled.wait()
+            server.always(ODD, lambda _asked, _data, answer: answer)
+            swapped = dataset.swapped
+            await dataset.renew()
+            with trio.fail_after(10):
+                await swapped.wait()
+            assert await size_of(dataset, b"odd") == 5
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+
+
 def test_a_directory_that_is_shown_is_not_taken_away_by_its_name(tmp_path: Path, server: web.Hostile) -> None:
     """Which an index links without "/"."""
     uri = put_tree(server, {**FILES, "sub/f": b"below"})
