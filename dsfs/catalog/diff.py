@@ -34,12 +34,15 @@ _DIFFERENT = """
 # A file that cannot be read there any more, in place of the one that is shown: it gets that one's number, and its row.
 _LOST = f"e.listed = {UNREADABLE} AND o.kind = {Kind.FILE:d} AND o.size IS NOT NULL"
 
-# Where no name differs: a name is refused newly only if it is new, or that revision is not shown.
+# Where no name differs: a name is refused newly only if it is new, or that revision is not shown. Numbers alone do not
+# do: one may be refused now that could not be read, and another the other way round.
 _REFUSED_DIFFER = """
     SELECT EXISTS (
-        SELECT 1 FROM (SELECT 'refused' AS key UNION ALL SELECT 'unreadable') AS counted
-        WHERE (SELECT value FROM main.meta WHERE key = counted.key)
-        IS NOT (SELECT value FROM shown.meta WHERE key = counted.key)
+        SELECT 1 FROM (VALUES ('refused'), ('refusal'), ('unreadable'), ('unreadable_one')) AS told
+        WHERE (SELECT value FROM main.meta WHERE key = told.column1)
+        IS NOT (SELECT value FROM shown.meta WHERE key = told.column1)
+    ) OR EXISTS (
+        SELECT 1 FROM main.entry AS e JOIN shown.entry AS o ON o.ino = e.ino WHERE e.listed > 1 AND e.listed != o.listed
     )
 """
 

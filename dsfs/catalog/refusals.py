@@ -83,7 +83,7 @@ class Refusals:
         """
         number = dict.fromkeys(_TOLD, 0)
         of_one: dict[int, str] = {}
-        for path, (kind, why) in self._said.items():
+        for path, (kind, why) in sorted(self._said.items()):  # the same one of them is told of the next revision
             place = place_of(path)
             if place is None:
                 continue

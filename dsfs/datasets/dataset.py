@@ -311,14 +311,14 @@ class Dataset:
             remove_catalog(file)
             raise
         # No await between these lines: from here on the tree is the new one.
-        left, odd = self.catalog.file, (self.catalog.refused, self.catalog.unreadable)
+        left, refusal = self.catalog.file, self.catalog.refusal
         if found:
             self._names.show_next(file)
         else:  # the same under another name: older ones stay, as many as before
             self._names.show_instead(file)
         self._say("revision swapped")
         self.on_listed()
-        if (self.catalog.refused, self.catalog.unreadable) != odd:
+        if self.catalog.refusal != refusal:
             self.rounds.refuses_other()
         swapped, self.swapped = self.swapped, trio.Event()
         swapped.set()

@@ -22,7 +22,7 @@ from dsfs.catalog.diff import (
 )
 from dsfs.catalog.lookup import ROOT_INO, Catalog
 from dsfs.catalog.writer import CatalogWriter
-from dsfs.errors import CatalogError, SourceDeclined, SourceError
+from dsfs.errors import CatalogError, SourceDeclined, SourceError, SourceRefused
 from dsfs.model import Kind, ListingPage, SourceObject
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
@@ -199,6 +199,40 @@ def test_a_directory_is_not_taken_away_by_a_look_at_its_name_that_was_declined(t
     odd = newly_refused(new, shown)
     assert odd is not None
     assert Catalog(new).path_of(odd) == "a"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"a": SourceRefused, "b": SourceDeclined}, {"a": SourceDeclined, "b": SourceRefused}),
+        (
+            {"a": SourceRefused, "b": SourceRefused, "c": SourceDeclined, "d": SourceDeclined},
+            {"a": SourceRefused, "b": SourceDeclined, "c": SourceDeclined, "d": SourceRefused},
+        ),
+        ({"a": SourceRefused}, {"a": SourceRefused}),
+    ],
+    ids=["and what is told", "though the same is told", "the same"],
+)
+def test_as_many_that_are_refused_need_not_be_the_same(
+    tmp_path: Path, before: dict[str, type[SourceError]], after: dict[str, type[SourceError]]
+) -> None:
+    shown, new = (with_odd(tmp_path, {"x": 1}, odd) for odd in (before, after))
+    adopt_numbers(new, shown, 100)
+    assert changes(new, shown, 10) == Changes((), (), before != after)
+    assert Catalog(new).refused == Catalog(shown).refused
+
+
+def test_what_is_told_of_one_that_cannot_be_read_is_of_today(tmp_path: Path) -> None:
+    files = []
+    for number, why in enumerate(("423", "451")):
+        writer = CatalogWriter.create(f"{tmp_path}/told{number}.sqlite", "r", 1)
+        writer.add(ListingPage((SourceObject("a", size=None), SourceObject("x", size=1)), ("",)))
+        writer.refuse("a", why, SourceDeclined)
+        writer.seal()
+        files.append(writer.file)
+    shown, new = files
+    adopt_numbers(new, shown, 100)
+    assert changes(new, shown, 10) == Changes((), (), True)
 
 
 def test_a_number_of_what_was_deleted_long_ago_is_not_given_again(tmp_path: Path) -> None:
