@@ -46,5 +46,7 @@ def translated(error: Exception, what: str) -> SourceError:
 
 
 def harmless(error: Exception) -> Exception | None:
-    """The error as a cause, unless its text may hold a URL, which may be signed."""
-    return None if isinstance(error, ValueError | aiohttp.ClientResponseError) else error
+    """The error as a cause, if its text surely holds no URL, which may be signed: a system call's, a broken body's."""
+    if isinstance(error, ValueError | aiohttp.ConnectionTimeoutError):  # the latter is an OSError, and names the URL
+        return None
+    return error if isinstance(error, OSError | aiohttp.ClientPayloadError) else None

@@ -21,7 +21,7 @@ from yarl import URL
 
 from dsfs.errors import SourceError, SourceTimeout, SourceUnavailable, SourceUnsupported
 from dsfs.ranges import ByteRange, KiB, MiB
-from dsfs.sources.aiohttp_edge import origin_of
+from dsfs.sources.aiohttp_edge import harmless, origin_of
 from dsfs.sources.answers import check_not_coded, retry_after_s
 from dsfs.sources.certificates import NOT_TRUSTED
 from dsfs.sources.hadoop_answers import Standby, error_of
@@ -106,7 +106,7 @@ class WebHdfsClient:
                 if len(data) > piece.length:
                     break
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _translated(error, what) from _cause(error)
+            raise _translated(error, what) from harmless(error)
         if len(data) != piece.length:
             raise SourceUnavailable(f"{what}: the answer has {len(data)} bytes or more for {piece.length}")
         return data
@@ -189,7 +189,7 @@ class WebHdfsClient:
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise _translated(error, what) from _cause(error)
+            raise _translated(error, what) from harmless(error)
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -227,7 +227,7 @@ async def _json(answer: aiohttp.ClientResponse, what: str) -> object:
             if len(data) > _JSON_MAX_BYTES:
                 raise SourceUnavailable(f"{what}: the answer has no end")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _translated(error, what) from _cause(error)
+        raise _translated(error, what) from harmless(error)
     try:
         if len(data) > _PARSED_IN_LOOP_BYTES:
             return await asyncio.to_thread(json.loads, data)  # seconds for a million names
@@ -235,11 +235,6 @@ async def _json(answer: aiohttp.ClientResponse, what: str) -> object:
     except (ValueError, RecursionError):
         return None
     return parsed
-
-
-def _cause(error: Exception) -> Exception | None:
-    """The error, unless its text holds a request's URL, which may carry a token."""
-    return None if isinstance(error, ValueError | aiohttp.ClientResponseError) else error
 
 
 def _translated(error: Exception, what: str) -> SourceError:

@@ -22,6 +22,9 @@ SIGNED = "http:///f?Signature=s3cr3t"
         (aiohttp.ServerTimeoutError(), SourceTimeout, True),
         (aiohttp.ClientPayloadError("cut off"), SourceUnavailable, True),
         (OSError(5, "no"), SourceUnavailable, True),
+        (aiohttp.ConnectionTimeoutError(f"Connection timeout to host {SIGNED}"), SourceTimeout, False),
+        (aiohttp.NonHttpUrlClientError(SIGNED), SourceUnavailable, False),
+        (aiohttp.ServerDisconnectedError(f"302 Location: {SIGNED}"), SourceUnavailable, False),
         (aiohttp.InvalidURL(SIGNED), SourceUnsupported, False),
         (ValueError(SIGNED), SourceUnsupported, False),
         (aiohttp.ClientResponseError(None, (), message=SIGNED), SourceUnavailable, False),  # type: ignore[arg-type]
