@@ -22,9 +22,9 @@ from dsfs.errors import MountError
 
 _BATCH = 200  # files whose checksums are asked for at once
 _PASSES = 3
-_LEFT_OUT = frozenset({errno.EACCES, errno.EPERM, errno.EOVERFLOW, errno.EIO})
-"""What a look at a name says that the origin refuses, that is of a size that no file can have, or of which the origin
-does not say what it takes to read it."""
+_LEFT_OUT = frozenset({errno.EACCES, errno.EPERM, errno.EOVERFLOW})
+"""What a look at a name says that the origin refuses, or that is of a size that no file can have. EIO is said of one of
+which the origin does not say what it takes to read it, but of a disk that fails too: the daemon knows which it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ class Daemon(Protocol):
 
     def checksums(self, paths: Sequence[str]) -> list[Checksums]:
         """Of files of the dataset."""
+
+    def is_unreadable(self, path: str) -> bool:
+        """Whether the revision was sealed without what it takes to read a file."""
 
     def verify(self, path: str) -> None:
         """Check what is cached of a file, and drop what is wrong."""
@@ -76,7 +79,8 @@ class Export:
         self.files = 0
         self.bytes = 0
         self.left_out: list[str] = []
-        """Paths that the source refuses; of a directory there is no more than its name."""
+        """Paths that the source refuses, or that cannot be read from it; of a directory there is no more than its name.
+        """
         self.mode = 0o777
         """Bits that the modes of all of it have, as far as it was walked through: who may read a copy in one piece."""
         self._daemon = daemon
@@ -127,7 +131,7 @@ class Export:
         """Everything below the root, a directory before what is in it; checksums beside files."""
         batch: list[Entry] = []
         self.mode &= os.stat(self.root).st_mode
-        for entry in _entries(self.root, self.left_out):
+        for entry in _entries(self.root, self.left_out, self._daemon):
             if not stat.S_ISLNK(entry.status.st_mode):
                 self.mode &= entry.status.st_mode
             batch.append(entry)
@@ -248,7 +252,7 @@ class _Stream:
         return piece
 
 
-def _entries(root: str, left_out: list[str], below: str = "") -> Iterator[Entry]:
+def _entries(root: str, left_out: list[str], daemon: Daemon, below: str = "") -> Iterator[Entry]:
     try:
         with os.scandir(f"{root}/{below}") as found:
             names = sorted(entry.name for entry in found)
@@ -264,13 +268,13 @@ def _entries(root: str, left_out: list[str], below: str = "") -> Iterator[Entry]
         try:
             entry = Entry(root, path, os.lstat(f"{root}/{path}"))
         except OSError as error:
-            if error.errno not in _LEFT_OUT:
+            if error.errno not in _LEFT_OUT and not (error.errno == errno.EIO and daemon.is_unreadable(path)):
                 raise
             left_out.append(path)
             continue
         yield entry
         if stat.S_ISDIR(entry.status.st_mode):
-            yield from _entries(root, left_out, path)
+            yield from _entries(root, left_out, daemon, path)
 
 
 def _make_way(place: str, *, for_directory: bool = False) -> None:

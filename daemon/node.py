@@ -24,7 +24,7 @@ from dsfs.cache.index import NOBODY
 from dsfs.cache.mapfile import stored_checksums
 from dsfs.cache.node import NodeTier
 from dsfs.cache.verify import Verified, verify, verify_one
-from dsfs.catalog.lookup import Catalog
+from dsfs.catalog.lookup import UNREADABLE, Catalog
 from dsfs.client import is_below
 from dsfs.datasets.dataset import Dataset
 from dsfs.datasets.pins import Pins
@@ -246,21 +246,25 @@ class Node:
         return {"dataset": dataset.manifest.id, "keys": keys}
 
     async def checksums(self, selector: str, paths: Sequence[str]) -> dict[str, Any]:
-        """What the cache holds of files: a crc32c for each block, None for one that is not there."""
+        """What the cache holds of files: a crc32c for each block, None for one that is not there. And which of them
+        cannot be read from the source, as the revision was sealed without what that takes."""
         dataset = self._select_whole(selector)
-        found = await trio.to_thread.run_sync(self._checksums, dataset, paths, limiter=CATALOG)
-        return {"block_bytes": self._tier.block_bytes, "checksums": found}
+        found, unreadable = await trio.to_thread.run_sync(self._checksums, dataset, paths, limiter=CATALOG)
+        return {"block_bytes": self._tier.block_bytes, "checksums": found, "unreadable": unreadable}
 
-    def _checksums(self, dataset: Dataset, paths: Sequence[str]) -> list[list[int | None]]:
+    def _checksums(self, dataset: Dataset, paths: Sequence[str]) -> tuple[list[list[int | None]], list[str]]:
         catalog = Catalog(dataset.catalog.file)
         try:
-            found = []
+            found: list[list[int | None]] = []
+            unreadable = []
             for path in paths:
                 row = catalog.find(path)
+                if row is not None and row.listed == UNREADABLE:
+                    unreadable.append(path)
                 size_bytes = (row.size if row else None) or 0
                 key = dataset.origin.key_of(path, row.tag if row else "")
                 found.append(stored_checksums(self._tier.layout.map_path(key), key, size_bytes, self._tier.block_bytes))
-            return found
+            return found, unreadable
         finally:
             catalog.close()
 

@@ -57,7 +57,8 @@ def export(
     if made.left_out:
         first = one_line(made.left_out[0])
         raise MountError(
-            f"{name}: {len(made.left_out)} refused names are not in the copy, {first} is one (dsfs status)"
+            f"{name}: {len(made.left_out)} names that the source refuses or that cannot be read are not in the copy, "
+            f"{first} is one (dsfs status)"
         )
 
 
@@ -108,9 +109,16 @@ class _Daemon:
         return str(ask(self._found, "GET", f"/api/v1/datasets/{self._name}")["revision"])
 
     def checksums(self, paths: Sequence[str]) -> list[Checksums]:
-        body: dict[str, Any] = {"selector": self._name, "paths": list(paths)}
-        answer = ask(self._found, "POST", "/api/v1/checksums", body, timeout_s=None)
+        answer = self._checksums(paths)
         return [Checksums(answer["block_bytes"], each) for each in answer["checksums"]]
+
+    def is_unreadable(self, path: str) -> bool:
+        return path in self._checksums([path]).get("unreadable", ())  # a server from before an upgrade does not say
+
+    def _checksums(self, paths: Sequence[str]) -> dict[str, Any]:
+        body: dict[str, Any] = {"selector": self._name, "paths": list(paths)}
+        answer: dict[str, Any] = ask(self._found, "POST", "/api/v1/checksums", body, timeout_s=None)
+        return answer
 
     def verify(self, path: str) -> None:
         ask(self._found, "POST", "/api/v1/verify-file", {"selector": self._name, "path": path}, timeout_s=None)

@@ -176,7 +176,8 @@ class Routes:
         return web.json_response(await self._bridge.await_on_file_side(self._node.set_credential, selector, values))
 
     async def checksums(self, request: web.Request) -> web.Response:
-        """{"selector", "paths"} → {"block_bytes", "checksums"}: for each path a list, crc32c or null, of its blocks."""
+        """{"selector", "paths"} → {"block_bytes", "checksums", "unreadable"}: for each path a list, crc32c or null, of
+        its blocks; and those of the paths that cannot be read from the source."""
         body: dict[str, Any] = await request.json()
         selector, paths = str(body.get("selector", "")), [str(path) for path in body.get("paths", ())]
         return web.json_response(await self._bridge.await_on_file_side(self._node.checksums, selector, paths))

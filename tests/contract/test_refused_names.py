@@ -43,10 +43,12 @@ def errno_of(work: Callable[[], object]) -> int | None:
     return None
 
 
-def mount_all_but_two(mounts: Mounts, server: web.Hostile, session: str = "auto") -> Mount:
+def mount_all_but_two(
+    mounts: Mounts, server: web.Hostile, session: str = "auto", private: web.Behaviour = refuse
+) -> Mount:
     manifest = dataset("data", put_tree(server, FILES), "team", type="HTTP")
-    for path in REFUSED:
-        server.always(path, refuse)
+    for path, behaviour in zip(REFUSED, (refuse, private), strict=True):
+        server.always(path, behaviour)
     mount = mounts.mount(
         "-f", write_manifests(mounts.directory / "m.yaml", manifest), session=session, dataset="team/data"
     )
@@ -80,7 +82,7 @@ def test_all_others_are_exported(mounts: Mounts, server: web.Hostile, tmp_path: 
         done = dsfs("export", "team/data", target, "-m", mount.mountpoint)
         assert done.returncode == 1
         assert "2 files" in done.stderr.splitlines()[0]
-        assert "2 refused names" in done.stderr.splitlines()[1]
+        assert "2 names that the source refuses or that cannot be read" in done.stderr.splitlines()[1]
         assert "lost+found" in done.stderr.splitlines()[1]
     with tarfile.open(tar) as packed:
         assert sorted(packed.getnames()) == ["a.txt", "d", "d/b.txt", "lost+found"]
@@ -94,6 +96,17 @@ def test_all_others_are_exported(mounts: Mounts, server: web.Hostile, tmp_path: 
     assert dsfs("export", "team/data", copy, "-m", mount.mountpoint).returncode == 0
     assert {str(path.relative_to(copy)): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == FILES
     assert server.sent_bytes["/data/d/b.txt"] == sent
+
+
+def test_what_cannot_be_read_is_not_exported(mounts: Mounts, server: web.Hostile, tmp_path: Path) -> None:
+    mount = mount_all_but_two(mounts, server, private=web.status(423))
+    assert "1 file cannot be read from the source" in mount.dataset()["message"]
+    assert errno_of(lambda: os.stat(mount.root / "private.txt")) == errno.EIO
+    done = dsfs("export", "team/data", tmp_path / "copy", "-m", mount.mountpoint)
+    assert done.returncode == 1
+    assert "2 names that the source refuses or that cannot be read" in done.stderr.splitlines()[1]
+    assert not (tmp_path / "copy/private.txt").exists()
+    assert (tmp_path / "copy/d/b.txt").read_bytes() == b"second"
 
 
 def test_it_is_resynced_and_what_is_allowed_later_is_there(mounts: Mounts, server: web.Hostile) -> None:

@@ -31,6 +31,9 @@ class Daemon:
     def checksums(self, paths: Sequence[str]) -> list[Checksums]:
         return [Checksums(1 << 20, [None]) for _path in paths]
 
+    def is_unreadable(self, path: str) -> bool:
+        return path == "odd"
+
     def verify(self, path: str) -> None:
         raise AssertionError(path)
 
@@ -217,19 +220,41 @@ def test_nor_one_that_is_put_there_meanwhile(tree: Path, tmp_path: Path) -> None
     assert os.listdir(theirs) == []
 
 
-def test_what_cannot_be_looked_at_is_left_out_and_told(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def failing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names, a look at which says EIO."""
+    names: set[str] = set()
     lstat = os.lstat
 
     def look(path: str) -> os.stat_result:
-        if path == f"{tree}/a":
-            raise OSError(errno.EIO, "its source does not say how long it is")
+        if path in {f"{tree}/{name}" for name in names}:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         return lstat(path)
 
     monkeypatch.setattr("daemon.exporting.os.lstat", look)
+    return names
+
+
+def test_what_cannot_be_looked_at_is_left_out_and_told(tree: Path, tmp_path: Path, failing: set[str]) -> None:
+    """Its source does not say how long it is, and the catalog tells so."""
+    (tree / "odd").touch()
+    failing.add("odd")
     made, copy = export_of(tree), tmp_path / "copy"
     copy.mkdir()
     made.to_directory(str(copy), 0)
-    assert made.left_out == ["a"]
-    assert (copy / "sub/b").read_text() == "bytes of b"
+    assert made.left_out == ["odd"]
+    assert (copy / "a").read_text() == "bytes of a"
+    assert (copy / "sub/b").read_bytes() == b"bytes of b"
+
+
+def test_a_disk_that_fails_leaves_nothing_out(tree: Path, tmp_path: Path, failing: set[str]) -> None:
+    """It says EIO as well, and a copy without what it did not give would be taken for whole."""
+    failing.add("sub/b")
+    made, copy = export_of(tree), tmp_path / "copy"
+    copy.mkdir()
+    for target in (lambda: made.to_directory(str(copy), 0), lambda: _to_file(made, f"{tmp_path}/x.tar")):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            target()
+        assert caught.value.errno == errno.EIO
+    assert made.left_out == []
+    assert sorted(os.listdir(tmp_path)) == ["copy", "tree"], "no tar, nor a part of one"
