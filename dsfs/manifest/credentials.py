@@ -17,7 +17,15 @@ ADVICE = (
     "or into the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, netrc, a git credential helper"
 )
 
-_ADVICE_ON_OPTIONS = f"{ADVICE}; a header of an HTTP source goes into its Secret under its own name, such as X-API-Key"
+HEADERS_IN_SECRETS = (
+    "Authorization, Cookie, Api-Key, PRIVATE-TOKEN, JOB-TOKEN, Deploy-Token, Ocp-Apim-Subscription-Key, "
+    "or X-… for a key or token, such as X-API-Key"
+)
+"""For people: see ``secret_keys.is_header``."""
+
+_ADVICE_ON_OPTIONS = (
+    f"{ADVICE}; a header of an HTTP source goes into its Secret under its own name, if it is {HEADERS_IN_SECRETS}"
+)
 
 # Compared with the name in lower case and without "-", "_", "." and the like: X-Amz-Signature ends in "signature".
 # Only endings, so that `signature_version`, `tokenizer` and `secretsManager` stay what they are.

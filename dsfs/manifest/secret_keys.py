@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from dsfs.errors import ConfigError, one_line
+from dsfs.manifest.credentials import HEADERS_IN_SECRETS, is_credential_name
 from dsfs.manifest.schema import SourceType
 from dsfs.manifest.secrets import VALUE_MAX_BYTES
 
@@ -29,16 +30,38 @@ KEYS_OF: Final[Mapping[SourceType, tuple[str, ...]]] = {
 }
 """What each type of source looks for; the types that are not here read without a credential. HTTP: and headers."""
 
-_HEADER: Final = re.compile(r"(?=.*[a-z-])[A-Z][A-Za-z0-9-]*|x-[A-Za-z0-9-]+")
+_HEADER: Final = re.compile(
+    r"[Xx]-[A-Za-z0-9-]+|Authorization|Cookie|Api-Key|Ocp-Apim-Subscription-Key"
+    r"|(PRIVATE|JOB|DEPLOY)-TOKEN|(Private|Job|Deploy)-Token"
+)
 
 
 def is_header(key: str) -> bool:
     """Whether a key of the Secret of an HTTP dataset is the name of a header to send: ``X-API-Key``, ``Cookie``.
 
-    A Secret may be another program's as well, and what is for that must not be sent: keys of Kubernetes and of our
-    other sources begin small, those that become variables of an environment have no small letter and no dash.
+    A Secret may be another program's as well, and what is for that must not be sent: so only headers by which sites are
+    known to take a credential, in their usual letters. A header that chooses what is answered is none of them: as an
+    option it is part of what the source is, from a Secret it would not be.
     """
-    return _HEADER.fullmatch(key) is not None
+    return _HEADER.fullmatch(key) is not None and is_credential_name(key)
+
+
+def headers_in(values: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The headers that a Secret of an HTTP dataset has to send, and of those that cannot be sent why."""
+    headers: dict[str, str] = {}
+    why: dict[str, str] = {}
+    for key, value in values.items():
+        if not value or not is_header(key):
+            continue
+        if key == "Authorization" and any(values.get(other) for other in KEYS_OF[SourceType.HTTP]):
+            why[key] = "is made of its token, or username and password, too (leave one out)"
+        elif any(key.lower() == other.lower() for other in headers):
+            why[key] = "is there in other letters too (leave one out)"
+        elif not (value.isascii() and value.isprintable()):
+            why[key] = "is not plain ASCII text (check it for stray characters)"
+        else:
+            headers[key] = value
+    return headers, why
 
 
 def check_secret_values(values: Mapping[str, object], source: SourceType) -> dict[str, str]:
@@ -54,7 +77,7 @@ def check_secret_values(values: Mapping[str, object], source: SourceType) -> dic
         shown = one_line(key, 60)
         is_http = source is SourceType.HTTP
         if key not in known and not (is_http and is_header(key)):
-            more = "; a header begins with a capital or x-, such as X-API-Key" if is_http else ""
+            more = f"; and headers: {HEADERS_IN_SECRETS}" if is_http else ""
             raise ConfigError(f"key {shown!r} means nothing to type {source} (known are {', '.join(known)}{more})")
         if not isinstance(value, str):
             raise ConfigError(f"key {shown}: its value must be text")
@@ -64,4 +87,7 @@ def check_secret_values(values: Mapping[str, object], source: SourceType) -> dic
         if len(text.encode("utf-8", "surrogateescape")) > VALUE_MAX_BYTES:
             raise ConfigError(f"key {shown}: its value is larger than 1 MiB")
         checked[key] = text
+    if source is SourceType.HTTP:
+        for key, reason in headers_in(checked)[1].items():
+            raise ConfigError(f"key {one_line(key, 60)}: {reason}")
     return checked

@@ -59,7 +59,7 @@ _SAFE: Final = "/!$&'()*+,:=@~"  # RFC 3986 pchar but ";", which some servers cu
 def http_source(spec: SourceSpec, credentials: Mapping[str, str], **_: object) -> Source:
     """What ``list`` and ``archive`` say is behind the URL; neither: an index or one file. Raises ConfigError."""
     headers, authorization = headers_of(spec.options), authorization_of(credentials)
-    secret = secret_headers_of(credentials, spec.options)
+    secret = secret_headers_of(credentials, without_query(spec.uri))
     listed = spec.options.get("list", "").strip()
     archive = flag(spec.options, "archive")
     if listed.lower() not in ("", "false"):
@@ -99,8 +99,7 @@ class HttpSource:
         sent = {**(headers or {}), **(secret or {})}
         if authorization is not None:
             sent["Authorization"] = authorization
-        own_credentials = authorization is not None or bool(secret)
-        self._client = HttpClient(self._root, sent, timeouts, own_credentials=own_credentials)
+        self._client = HttpClient(self._root, sent, timeouts, own_credentials="Authorization" in sent)
         self._timeouts = timeouts
         self._redirects = False
         self._single: bool | None = None  # whether the URL is one file; None: not asked yet

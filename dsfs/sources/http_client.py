@@ -76,7 +76,7 @@ class Answered(Protocol):
 class HttpClient:
     """Requests of one dataset. ``headers``, credentials among them, are sent to the origin of ``root`` and to no other.
 
-    ``own_credentials`` says that credentials are among the headers: then netrc is not asked.
+    ``own_credentials`` says that netrc is not to be asked, as an Authorization is among the headers, or none is wanted.
     """
 
     def __init__(self, root: str, headers: Mapping[str, str], timeouts: Timeouts, *, own_credentials: bool) -> None:

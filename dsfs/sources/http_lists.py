@@ -73,8 +73,7 @@ class HttpListSource:
         sent = {**(headers or {}), **(secret or {})}
         if authorization is not None:
             sent["Authorization"] = authorization
-        own_credentials = authorization is not None or bool(secret)
-        self._client = HttpClient(self._list_url, sent, timeouts, own_credentials=own_credentials)
+        self._client = HttpClient(self._list_url, sent, timeouts, own_credentials="Authorization" in sent)
         self._loading = asyncio.Lock()
         self._entries: dict[str, Entry] | None = None
         self._tree = Tree()

@@ -9,8 +9,12 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Final
 
+import structlog
+
 from dsfs.errors import ConfigError, one_line
-from dsfs.manifest.secret_keys import is_header
+from dsfs.manifest.secret_keys import headers_in
+
+log = structlog.get_logger()
 
 _OWN_OPTIONS: Final = frozenset({"syncMode", "list", "archive"})
 # What a header must not do here: change which bytes come, or under which framing.
@@ -46,23 +50,14 @@ def authorization_of(credentials: Mapping[str, str]) -> str | None:
     return authorization
 
 
-def secret_headers_of(credentials: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
-    """The keys of the Secret that are headers to send. Raises ConfigError, which never shows a value."""
-    taken = {name.lower(): "in the options" for name in headers_of(options)}
-    taken.update(dict.fromkeys(_RESERVED_HEADERS, "set by dsfs itself"))
-    if authorization_of(credentials) is not None:
-        taken["authorization"] = "made of its token, or username and password,"
-    headers: dict[str, str] = {}
-    for key, value in credentials.items():
-        if not value or not is_header(key):
-            continue
-        shown = one_line(key, 60)
-        if (where := taken.get(key.lower())) is not None:
-            raise ConfigError(f"HTTP: header {shown} in the Secret is {where} too (leave one out)")
-        if not (value.isascii() and value.isprintable()):
-            raise ConfigError(f"HTTP: {shown} in the Secret is not plain ASCII text (check it for stray characters)")
-        taken[key.lower()] = "there in other letters"
-        headers[key] = value
+def secret_headers_of(credentials: Mapping[str, str], what: str) -> dict[str, str]:
+    """The keys of the Secret that are headers to send. What cannot be sent is passed over: it may be for others.
+
+    ``what`` is for people: the source that they are sent to.
+    """
+    headers, refused = headers_in(credentials)
+    for key, why in refused.items():
+        log.warning("a header in the Secret is not sent", source=what, header=one_line(key, 60), reason=why)
     return headers
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+import structlog
 
 from dsfs.datasets.proofs import Proofs
 from dsfs.errors import ConfigError
@@ -21,8 +23,12 @@ from tests.sources.sinks import KeepingSink, WireReading
 KEY = "fake-key-1"
 DATA = b"0123456789"
 SENT = ["X-API-Key", "x-api-key", "PRIVATE-TOKEN", "X-Auth-Token", "Cookie", "Authorization", "Api-Key"]
+SENT += ["X-Access-Token", "Private-Token", "JOB-TOKEN", "Deploy-Token", "Ocp-Apim-Subscription-Key"]
 KEPT = ["username", "token", "access-key", "ssh-privatekey", "ca.crt", "tls.key", "config", "apikey", "x", "X"]
 OF_ENVIRONMENTS = ["PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "X_API_KEY", "Straße", "A B", ""]
+OF_PROGRAMS = ["ClientSecret", "AccessKey", "SecretKey", "ApiKey", "Password", "Username", "Config", "Certificate"]
+OF_PROGRAMS += ["DB-PASSWORD", "HF-TOKEN", "ConnectionStrings--Default", "api-key", "private-token", "cookie"]
+OF_REQUESTS = ["Host", "Connection", "Range", "Accept", "Accept-Language", "X-Tenant", "Proxy-Authorization"]
 
 
 @pytest.mark.parametrize("key", SENT)
@@ -31,13 +37,17 @@ def test_a_header_that_is_refused_as_an_option_goes_into_the_secret(key: str) ->
     assert found is not None
     assert "into its Secret under its own name" in found[1]
     assert check_secret_values({key: f" {KEY}\n"}, SourceType.HTTP) == {key: KEY}
-    assert secret_headers_of({key: KEY, "username": ""}, {"Accept": "*/*"}) == {key: KEY}
+    assert secret_headers_of({key: KEY, "username": ""}, "https://h/") == {key: KEY}
 
 
-@pytest.mark.parametrize("key", [*KEPT, *OF_ENVIRONMENTS])
+@pytest.mark.parametrize("key", [*KEPT, *OF_ENVIRONMENTS, *OF_PROGRAMS, *OF_REQUESTS])
 def test_what_is_for_others_is_not_sent(key: str) -> None:
+    """Nor is it a reason to refuse the rest, whatever it holds."""
     assert not is_header(key)
-    assert secret_headers_of({key: KEY}, {}) == {}
+    with structlog.testing.capture_logs() as logs:
+        assert secret_headers_of({key: KEY, "token": "t"}, "https://h/") == {}
+        build_source(SourceSpec(type="HTTP", uri="https://h/"), {key: f"{KEY}\n-----END-----", "token": "t"})
+    assert logs == []
 
 
 @pytest.mark.parametrize("kind", [SourceType.S3, SourceType.GIT, SourceType.FSSPEC])
@@ -47,26 +57,58 @@ def test_no_other_source_has_headers(kind: SourceType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "options", "why"),
+    ("secret", "sent", "why"),
     [
-        ({"Range": KEY}, {}, "Range in the Secret is set by dsfs itself"),
-        ({"Authorization": KEY, "token": "t"}, {}, "made of its token"),
-        ({"X-Team": KEY}, {"x-team": "vision"}, "in the options"),
-        ({"X-Team": KEY, "x-team": "vision"}, {}, "in other letters"),
-        ({"X-API-Key": f"{KEY}\r\nHost: h"}, {}, "not plain ASCII"),
-        ({"X-API-Key": f"{KEY}é"}, {}, "not plain ASCII"),
+        ({"Authorization": KEY, "token": "t"}, {}, "Authorization: is made of its token"),
+        ({"Authorization": KEY, "username": "u"}, {}, "Authorization: is made of its token"),
+        ({"X-API-Key": "fake-key-2", "x-api-key": KEY}, {"X-API-Key": "fake-key-2"}, "x-api-key: is there in other"),
+        ({"X-API-Key": f"{KEY}\r\nHost: h"}, {}, "X-API-Key: is not plain ASCII"),
+        ({"X-API-Key": f"{KEY}é", "Cookie": "c"}, {"Cookie": "c"}, "X-API-Key: is not plain ASCII"),
     ],
 )
-def test_a_header_that_cannot_be_sent_is_refused(secret: dict[str, str], options: dict[str, str], why: str) -> None:
+def test_a_header_that_cannot_be_sent_is_passed_over_and_refused_where_it_is_set(
+    secret: dict[str, str], sent: dict[str, str], why: str
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        assert secret_headers_of(secret, "https://h/") == sent
+    assert [(each["log_level"], f"{each['header']}: {each['reason']}"[: len(why)]) for each in logs] == [
+        ("warning", why)
+    ]
+    assert KEY not in str(logs)
+    build_source(SourceSpec(type="HTTP", uri="https://h/"), secret)
     with pytest.raises(ConfigError, match=why) as caught:
-        build_source(SourceSpec(type="HTTP", uri="https://h/", options=options), secret)
+        check_secret_values(secret, SourceType.HTTP)
     assert KEY not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_unknown_is_told_with_what_a_header_looks_like() -> None:
-    with pytest.raises(ConfigError, match="a header begins with a capital or x-, such as X-API-Key"):
+def test_what_is_unknown_is_told_with_the_headers_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"and headers: Authorization, Cookie, .* such as X-API-Key"):
         check_secret_values({"apikey": KEY}, SourceType.HTTP)
+
+
+@pytest.mark.parametrize("options", [{}, {"list": "urls.txt"}], ids=["an index", "a list"])
+@pytest.mark.parametrize("secret", [{"X-API-Key": KEY}, {"Authorization": KEY}], ids=["another header", "its own"])
+def test_netrc_is_asked_where_no_authorization_is_in_the_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], secret: dict[str, str]
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password fake-passw0rd\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with web.hostile() as server:
+        server.files.update({"/f": DATA, "/urls.txt": b"f\n"})
+
+        async def run() -> None:
+            uri = server.url if options else f"{server.url}f"
+            source = build_source(SourceSpec(type="HTTP", uri=uri, options=options), secret)
+            assert await source.stat("f") is not None
+            await source.close()
+
+        asyncio.run(run())
+        assert server.asked
+        expected = secret.get("Authorization", "Basic c29tZW9uZTpmYWtlLXBhc3N3MHJk")
+        assert {asked.headers.get("authorization") for asked in server.asked} == {expected}
+        assert {asked.headers.get("x-api-key") for asked in server.asked} == {secret.get("X-API-Key")}
 
 
 @pytest.mark.parametrize("options", [{}, {"list": "urls.txt"}], ids=["an index", "a list"])
