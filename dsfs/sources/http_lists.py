@@ -22,7 +22,7 @@ from dsfs.errors import ConfigError, SourceChanged, SourceUnsupported
 from dsfs.model import Kind, ListingPage, SourceObject, path_parts
 from dsfs.ranges import ByteRange, MiB
 from dsfs.sources.aiohttp_edge import chunks
-from dsfs.sources.answers import body_place, copy_body, has_open_end, http_date_ns, parse_content_range
+from dsfs.sources.answers import body_place, content_coding, copy_body, has_open_end, http_date_ns, parse_content_range
 from dsfs.sources.archive_tree import Tree
 from dsfs.sources.base import Sink
 from dsfs.sources.digest import Digest
@@ -132,18 +132,34 @@ class HttpListSource:
             headers["If-Match"] = etag
         async with self._client.request("GET", entry.url, headers) as answer:
             raise_for(answer, what, size=size, reading=True)
-            check_not_compressed(answer, what, obj.version_tag)
             seen = tag_of(answer, size)
-            # Asked again: another read may have pinned it while this one waited for its answer.
-            pinned = self._pins.get(key) if believed else obj.version_tag
-            if pinned is not None and pinned != seen:
-                raise SourceChanged(f"{what}: {seen} is there now, {pinned} before")
-            place = body_place(
-                answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, what
-            )
-            if believed:
-                self._pins[key] = seen
-            await copy_body(chunks(answer, what), place, wanted, sink, what, open_end=has_open_end(answer.headers))
+            # A list does not say how a file is stored, so of a listed version its first answer does, and is pinned.
+            check_not_compressed(answer, what, seen if pinned is None else pinned)
+            if pinned is not None or not content_coding(answer.headers):
+                # Asked again: another read may have pinned it while this one waited for its answer.
+                pinned = self._pins.get(key) if believed else obj.version_tag
+                if pinned is not None and pinned != seen:
+                    raise SourceChanged(f"{what}: {seen} is there now, {pinned} before")
+                place = body_place(
+                    answer.status, answer.headers.get("Content-Range"), answer.content_length, size, wanted, what
+                )
+                if believed:
+                    self._pins[key] = seen
+                await copy_body(chunks(answer, what), place, wanted, sink, what, open_end=has_open_end(answer.headers))
+                return
+        await self._pin_coded(entry, key, size)  # without a connection in hand: all of them may be waiting for this
+        await self.read(obj, wanted, sink)
+
+    async def _pin_coded(self, entry: Entry, key: tuple[str, str], size: int) -> None:
+        """Pin a version that is stored coded. Raises SourceUnsupported where one byte shows that it was coded on its
+        way: an answer may be as long as was listed by chance."""
+        what = without_query(entry.url)
+        async with self._client.request("GET", entry.url, {"Range": "bytes=0-0"}) as answer:
+            raise_for(answer, what, size=size, reading=True)
+            seen, said = tag_of(answer, size), answer.headers.get("Content-Range")
+            check_probe(answer, parse_content_range(said), what, seen)
+            body_place(answer.status, said, answer.content_length, size, ByteRange(0, 1), what)
+            self._pins.setdefault(key, seen)
 
     async def close(self) -> None:
         """See ``Source``."""
@@ -222,9 +238,9 @@ class HttpListSource:
                 )
             if told is not None and size == 0:
                 return told  # a 416 has neither ETag nor time of the file
-            found = self._answered(entry, size, tag_of(answer, size), answer.headers.get("Last-Modified"))
-            check_probe(answer, place, what, found.version_tag)
-            return found
+            tag = tag_of(answer, size)
+            check_probe(answer, place, what, tag)
+            return self._answered(entry, size, tag, answer.headers.get("Last-Modified"))
 
     def _answered(self, entry: Entry, size: int, tag: str, modified: str | None) -> SourceObject:
         if proves_nothing(tag, size) and not self._said_weak:

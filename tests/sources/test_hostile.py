@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import random
 import time
 from base64 import b64encode
@@ -275,12 +276,16 @@ def test_what_is_not_surely_stored_compressed_is_not_listed(server: h.Hostile, b
     asyncio.run(run())
 
 
-def test_a_list_names_stored_bytes_too(server: h.Hostile) -> None:
+@pytest.mark.parametrize("name", ["urls.txt", "urls.csv", "hashes.csv"])
+def test_a_list_names_stored_bytes_too(server: h.Hostile, name: str) -> None:
+    """With their sizes or hashes or without."""
     server.always(PATH, h.stored_compressed)
     server.files["/bucket/urls.txt"] = b"f\n"
+    server.files["/bucket/urls.csv"] = f"path,size\nf,{len(DATA)}\n".encode()
+    server.files["/bucket/hashes.csv"] = f"path,sha256\nf,{hashlib.sha256(DATA).hexdigest()}\n".encode()
 
     async def run() -> None:
-        source = HttpListSource(f"{server.url}bucket/", "urls.txt", timeouts=SHORT)
+        source = HttpListSource(f"{server.url}bucket/", name, timeouts=SHORT)
         obj = await source.stat("f")
         assert obj is not None
         sink = KeepingSink(ByteRange(3, 500))
@@ -289,6 +294,42 @@ def test_a_list_names_stored_bytes_too(server: h.Hostile) -> None:
         await source.close()
 
     asyncio.run(run())
+
+
+def test_what_a_list_has_the_size_of_is_not_what_is_compressed_on_its_way(server: h.Hostile) -> None:
+    """However long the answer is, and nor is it what is stored otherwise later."""
+    server.files["/bucket/urls.csv"] = f"path,size\nf,{len(DATA)}\n".encode()
+
+    async def run() -> None:
+        for behaviour, error in (
+            (long_enough_compressed, SourceUnsupported),
+            (lambda *answer: h.stored_compressed(*answer).with_headers(ETag='W/"a"'), SourceUnavailable),
+            (lambda *answer: h.chunked(*answer).with_headers(Content_Encoding="gzip"), SourceUnavailable),
+        ):
+            server.always(PATH, behaviour)
+            source = HttpListSource(f"{server.url}bucket/", "urls.csv", timeouts=SHORT)
+            obj = await source.stat("f")
+            assert obj is not None
+            sink = KeepingSink(ByteRange(0, 100))
+            with pytest.raises(error, match="compressed"):
+                await source.read(obj, sink.wanted, sink)
+            assert not sink.data
+            await source.close()
+        server.always(PATH, h.stored_compressed)
+        source = HttpListSource(f"{server.url}bucket/", "urls.csv", timeouts=SHORT)
+        sink = KeepingSink(ByteRange(0, 100))
+        await source.read(obj, sink.wanted, sink)
+        server.always(PATH, lambda _asked, _data, answer: answer)
+        with pytest.raises(SourceChanged):
+            await source.read(obj, sink.wanted, sink)
+        await source.close()
+
+    asyncio.run(run())
+
+
+def long_enough_compressed(asked: h.Asked, data: bytes, answer: h.Answer) -> h.Answer:
+    """Compressed on its way, and by chance as long as what was asked for; but not where that is one byte."""
+    return h.as_long_as_compressed(asked, data, answer) if len(answer.body) > 1 else h.compressed(asked, data, answer)
 
 
 @pytest.mark.parametrize("make", [s3, s3_over_wire, s3_with_client])
