@@ -250,7 +250,12 @@ def test_a_file_that_is_stored_compressed_is_brought_where_it_was_listed_so(run:
         if listed_so:
             obj = replace(file.obj, version_tag=f"{file.obj.version_tag} gzip")
             file = RemoteFile(object_key("test", "f", obj.version_tag), file.size_bytes, obj, file.origin)
-        await there.ends(file, RIGHT if listed_so else SourceUnavailable)
+        if listed_so:
+            await there.ends(file, RIGHT)
+        else:  # its reader waits for all of his time, and is told why that was in vain
+            with pytest.raises(SourceUnavailable, match="compressed"):
+                await there.read(file)
+            assert there.tier.open(file.key, file.size_bytes, "") is None
         assert stored() == before + listed_so
 
     run(test, deadline_s=20 if listed_so else 1.0)
