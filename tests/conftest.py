@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
     dog: Watchdog = request.getfixturevalue("watchdog")
     with dog.watching(HANGS_AFTER_S):
         yield
+
+
+@pytest.fixture
+def hang_up_ends() -> Iterator[None]:
+    """SIGHUP does what it does in a terminal, for what a test starts too: who runs the tests may ignore it (nohup)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

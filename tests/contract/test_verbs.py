@@ -294,6 +294,7 @@ def test_foreground(mounts: Mounts, source: Path, session: str, number: signal.S
     assert leftovers(mountpoint) == []
 
 
+@pytest.mark.usefixtures("hang_up_ends")
 def test_foreground_ends_with_its_terminal(mounts: Mounts, source: Path) -> None:
     mountpoint, cache = mounts.place()
     mounts.adopt(mountpoint, cache)
@@ -301,12 +302,13 @@ def test_foreground_ends_with_its_terminal(mounts: Mounts, source: Path) -> None
     argv = ["setsid", "--ctty", DSFS, "mount", source, mountpoint, f"--cache-dir={cache}", "--foreground"]
     with subprocess.Popen(argv, stdin=ours, stdout=ours, stderr=ours, env=clean_environment()) as process:
         os.close(ours)
-        said = b""
-        while b"mounted at" not in said:
-            said += os.read(terminal, 4096)
-        assert (mountpoint / "a.txt").read_bytes() == b"first"
-        os.close(terminal)
         try:
+            said, deadline = b"", time.monotonic() + 20
+            while b"mounted at" not in said:
+                assert select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0], said
+                said += os.read(terminal, 4096)
+            assert (mountpoint / "a.txt").read_bytes() == b"first"
+            os.close(terminal)
             assert process.wait(20) == 0
         finally:
             process.kill()
@@ -314,6 +316,7 @@ def test_foreground_ends_with_its_terminal(mounts: Mounts, source: Path) -> None
     assert leftovers(mountpoint) == []
 
 
+@pytest.mark.usefixtures("hang_up_ends")
 @pytest.mark.parametrize(
     ("number", "flags"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, ["--foreground"])]
 )
@@ -325,9 +328,12 @@ def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts, number: signal
         mounts.adopt(mountpoint, cache)
         argv = [DSFS, "mount", f"{server.url}data/", mountpoint, f"--cache-dir={cache}", *flags]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, env=clean_environment()) as process:
-            eventually(lambda: server.requests["/data/"] > 0, 20, "it waits for the origin")
-            process.send_signal(number)
-            process.communicate(timeout=20)
+            try:
+                eventually(lambda: server.requests["/data/"] > 0, 20, "it waits for the origin")
+                process.send_signal(number)
+                process.communicate(timeout=20)
+            finally:
+                process.kill()
         assert process.returncode == 130
     shown = json.loads(dsfs("status", "--json").stdout)["mounts"]
     assert str(mountpoint) not in [each["mountpoint"] for each in shown]
