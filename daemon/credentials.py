@@ -23,7 +23,9 @@ from dsfs.manifest.secret_keys import check_secret_values
 
 log = structlog.get_logger()
 
-_SECRETS = trio.CapacityLimiter(4)  # of their own: reads wait for them, and a directory of manifests may hang
+# Of their own: reads wait for them, and a directory of manifests may hang. So many, as one of Secrets may hang as well:
+# each dataset that has its Secret there keeps one for as long as it does, and the others go on with what is left.
+_SECRETS = trio.CapacityLimiter(32)
 
 
 class Credentials:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import trio
 
 from dsfs.datasets.dataset import Dataset
-from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore
+from dsfs.errors import CatalogError
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.whole import WholeTree
 from dsfs.sources.unusable import UnusableSource
+
+_OLDER = trio.CapacityLimiter(2)  # of their own: look-ups wait for them, and a rebuild may scan catalogs for minutes
 
 
 class OlderRevisions:
@@ -41,12 +43,12 @@ class OlderRevisions:
         self._whole.reopen = self.reopen
 
     async def find(self, namespace: str, name: str) -> int | None:
-        """The slot of ``dataset@revision``, opened if it is still known."""
+        """The slot of ``dataset@revision``, opened if it is still known. CatalogError: it cannot be told."""
         base, _, revision = name.partition("@")
         dataset = self._dataset(f"{namespace}/{base}")
         if dataset is None or _is_taken_away(dataset):
             return None
-        found = await trio.to_thread.run_sync(self._find, dataset, revision, limiter=CATALOG)
+        found = await trio.to_thread.run_sync(self._find, dataset, revision, limiter=_OLDER)
         if found is None or self._dataset(dataset.manifest.id) is not dataset:  # it may have gone meanwhile
             return None
         return self._put(dataset, *found)
@@ -68,7 +70,10 @@ class OlderRevisions:
         name, _, revision = what.partition("@")
         dataset = self._dataset(name)
         if dataset is not None and revision and not _is_taken_away(dataset):
-            file = self._store.find_revision(dataset.manifest, revision)
+            try:
+                file = self._store.find_revision(dataset.manifest, revision)
+            except CatalogError:  # stale for now: for want of a descriptor, say, so the next step asks again
+                return
             if file is None:
                 self._gone[slot] = name
             else:
@@ -76,6 +81,7 @@ class OlderRevisions:
 
     def _put(self, dataset: Dataset, slot: int, file: str) -> int:
         self._whole.put(self._open(dataset, slot, file))
+        self._gone.pop(slot, None)
         self._slots.setdefault(dataset.manifest.id, set()).add(slot)
         return slot
 

@@ -99,15 +99,22 @@ class DatasetStore:
         return None
 
     def find_revision(self, manifest: Manifest, revision: str) -> str | None:
-        """The catalog of a revision that is still known, by its name or by its source's."""
+        """The catalog of a revision that is still known, by its name or by its source's.
+
+        Raises CatalogError where none has it and one cannot be opened, which may be the one.
+        """
+        failure = None
         for path in self._catalogs(manifest):
             try:
                 catalog = Catalog(path)
-            except CatalogError:
+            except CatalogError as error:
+                failure = error
                 continue
             catalog.close()
             if catalog.sealed and revision in (catalog.revision, catalog.name):
                 return path
+        if failure is not None:
+            raise failure
         return None
 
     def adopt(self, catalog: str, manifest: Manifest) -> str:

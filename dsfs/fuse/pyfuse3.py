@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _NAMES_AT_ONCE = 256
 _NOTIFICATIONS = trio.CapacityLimiter(1)
+_SWAPPED = trio.CapacityLimiter(1)  # not CATALOG, which a rebuild may hold for minutes: old names are shown until then
 _INIT_S = 10
 
 
@@ -357,7 +358,7 @@ class PortableSession:
         if files is None:
             return  # nobody has seen it yet
         if isinstance(changed, ManyChanges):
-            directories = await trio.to_thread.run_sync(files.all_directories, limiter=CATALOG)
+            directories = await trio.to_thread.run_sync(files.all_directories, limiter=_SWAPPED)
             await _forget(files.names_of(changed), directories)
         else:
             await _forget(*files.nodeids_of(changed))

@@ -14,7 +14,9 @@ import trio
 from daemon.older import OlderRevisions
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.datasets.dataset import Dataset
+from dsfs.datasets.selection import CATALOG
 from dsfs.datasets.store import DatasetStore
+from dsfs.errors import CatalogError
 from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.nodes import ROOT_ID, nodeid_of
 from dsfs.filesystem.tree import NamespaceTree
@@ -93,4 +95,52 @@ def test_a_revision_that_is_there_again_is_found_by_its_name(tmp_path: Path, mon
     assert shown.is_stale(slot)
     shown.revision("r1")
     assert trio.run(shown.older.find, "team", "data@r1") == slot
+    assert not shown.is_stale(slot)
+
+
+def test_a_revision_is_found_while_catalogs_are_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rebuild or the measure of a preheat takes minutes, and whoever looks a name up waits in the kernel."""
+    shown = Shown(tmp_path, monkeypatch)
+    shown.revision("r1")
+
+    async def look_up() -> int | None:
+        scans = [object() for _ in range(int(CATALOG.total_tokens))]
+        for scan in scans:
+            CATALOG.acquire_on_behalf_of_nowait(scan)
+        try:
+            with trio.fail_after(10):
+                return await shown.older.find("team", "data@r1")
+        finally:
+            for scan in scans:
+                CATALOG.release_on_behalf_of(scan)
+
+    assert trio.run(look_up) is not None
+
+
+def test_a_revision_whose_catalog_could_not_be_opened_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of a descriptor, say: it is stale for now, and its name is not told not to be there."""
+    shown = Shown(tmp_path, monkeypatch)
+    shown.revision("r1")
+    slot = shown.store.number("dataset team/data@r1")
+    with monkeypatch.context() as failing:
+
+        def refuse(path: str) -> None:
+            raise CatalogError(f"catalog {path}: unable to open database file")
+
+        failing.setattr("dsfs.datasets.store.Catalog", refuse)
+        assert shown.is_stale(slot)
+        with pytest.raises(CatalogError):
+            trio.run(shown.older.find, "team", "data@r1")
+    assert not shown.is_stale(slot)
+
+
+def test_a_revision_that_was_found_again_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Shown(tmp_path, monkeypatch)
+    slot = shown.store.number("dataset team/data@r1")
+    assert shown.is_stale(slot)
+    shown.revision("r1")
+    assert trio.run(shown.older.find, "team", "data@r1") == slot
+    shown.whole.drop(slot)
     assert not shown.is_stale(slot)
