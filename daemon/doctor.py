@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions
 
 from daemon import running
+from daemon.cache_users import unused_own
 from daemon.dead import DeadMount, dead_mounts
 from daemon.settings import DEFAULT_READ_TIMEOUT_S, Settings, default_cache_dir, least_free
 from dsfs.errors import ConfigError
@@ -70,6 +71,7 @@ def examine() -> list[Check]:
     ]
     checks.append(kernel_patience(kernel_patience_s(), _longest_read()))
     checks.append(_cache_directory())
+    checks += _unused_caches()
     checks.append(_import_clash())
     checks += [_program("git", "git", "Git datasets"), _program("ssh", "openssh-client", "Git datasets over SSH")]
     checks.append(_libnfs())
@@ -124,6 +126,18 @@ def _cache_directory() -> Check:
         result,
         "" if ok else "nothing more is cached there: make room on that disk, or --min-free less",
     )
+
+
+def _unused_caches() -> list[Check]:
+    """Nobody removes them but the user, as their mounts may come back and find what they have cached."""
+    try:
+        unused = unused_own(default_cache_dir())
+    except ConfigError:  # said by the check before
+        return []
+    return [
+        Check("cache of no mount", True, f"{path} is not in use", f"rm -r {path}, unless its mount is to come back")
+        for path in unused
+    ]
 
 
 def _program(name: str, package: str, what: str) -> Check:

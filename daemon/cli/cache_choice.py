@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from daemon import running
+from daemon.cache_users import own_of, user_of
 from daemon.cli.output import say
-from daemon.settings import Settings
-from dsfs.client import runtime_directories, runtime_root
+from daemon.settings import Settings, default_cache_dir
+from dsfs.client import runtime_root
+from dsfs.errors import ConfigError, MountError
+
+_OTHERS_S = 10.0
+
+
+def save_with_cache(settings: Settings, named: str | None) -> Settings:
+    """Save what a mount is to be, with the cache directory that it is to have; ``named``: by --cache-dir.
+
+    Raises MountError; then nothing is left of it.
+    """
+    try:
+        with choosing(named):
+            if named is None:
+                settings = replace(settings, cache_dir=cache_dir_of(settings.mountpoint, settings.cache_dir))
+            settings.save()
+    except MountError:
+        running.forget(settings.runtime_dir)
+        raise
+    return settings
 
 
 @contextmanager
-def choosing() -> Iterator[None]:
-    """Nobody else chooses meanwhile; within it, what was chosen is to be saved, which is where others see it."""
+def choosing(named: str | None = None) -> Iterator[None]:
+    """Nobody else chooses meanwhile; within it, what was chosen is to be saved, which is where others see it.
+
+    Whoever names a directory other than the default one waits for nobody. Raises MountError.
+    """
+    if named is not None and not _is_default(named):
+        yield
+        return
     fd = os.open(f"{runtime_root()}/choosing", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        _lock(fd)
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that looked at a disk that hangs may have it open still
     finally:
         os.close(fd)
 
@@ -28,28 +58,47 @@ def choosing() -> Iterator[None]:
 def cache_dir_of(mountpoint: str, default: str) -> str:
     """Where a mount has its cache, and says so if that is not the default directory.
 
-    One that has got a directory of its own keeps it, also when it could have the default one: what it has cached lies
-    there.
+    One that has cached something in a directory of its own keeps that, also when it could have the default one. Raises
+    MountError where it can have neither: beside a mount point is another disk.
     """
-    own = f"{default}-{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:8]}"
-    if os.path.isdir(own):
+    own = own_of(mountpoint, default)
+    has_disk = os.path.ismount(os.path.realpath(default))
+    if not has_disk and _has_cached(own):
         say(f"dsfs: the cache of {mountpoint} is in {own}, as before (--cache-dir names another)")
         return own
-    user = _user_of(default)
+    user = user_of(default)
     if user is None:
         return default
+    if has_disk:
+        raise MountError(
+            f"cache directory {default} is used by {user}, and beside it is another disk (choose one with --cache-dir)"
+        )
     say(f"dsfs: the cache of {mountpoint} is in {own}, as {user} uses {default} (--cache-dir names another)")
     return own
 
 
-def _user_of(directory: str) -> str | None:
-    """The mount point of a mount that runs, or is just starting, with this cache directory."""
-    for runtime_dir in runtime_directories():
-        settings = Settings.of(runtime_dir)
-        if settings is None or os.path.realpath(settings.cache_dir) != os.path.realpath(directory):
-            continue
-        found = running.look(runtime_dir)  # None for one that is not so far yet
-        lives = found is not None and (found.alive or running.server_answers(found))
-        if lives or running.is_starting(runtime_dir):
-            return settings.mountpoint
-    return None
+def _is_default(directory: str) -> bool:
+    """By its name: it is not looked at, as its disk may hang."""
+    try:
+        return os.path.abspath(directory) == os.path.abspath(default_cache_dir())
+    except ConfigError:  # this user has none
+        return False
+
+
+def _lock(fd: int) -> None:
+    deadline = time.monotonic() + _OTHERS_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise MountError(
+                    "another dsfs mount is looking for a cache directory and does not end (name one with --cache-dir)"
+                ) from None
+        time.sleep(0.02)  # a lock can be waited for, but not for so long and no longer
+
+
+def _has_cached(directory: str) -> bool:
+    """Whether objects lie there: a start that failed leaves the directories alone."""
+    return any(names for _directory, _directories, names in os.walk(f"{directory}/objects"))

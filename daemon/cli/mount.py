@@ -17,7 +17,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from daemon import running
-from daemon.cli.cache_choice import cache_dir_of, choosing
+from daemon.cli.cache_choice import save_with_cache
 from daemon.cli.foreground import hang_up, stay
 from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
@@ -142,11 +142,7 @@ def mount(
     with running.starting(mountpoint):
         check_mountpoint(mountpoint)
         runtime_dir = running.prepare(mountpoint)
-        settings = replace(settings, session=chosen, allow_other=allow_other)
-        with choosing():
-            if cache_dir is None:
-                settings = replace(settings, cache_dir=cache_dir_of(mountpoint, settings.cache_dir))
-            settings.save()
+        settings = save_with_cache(replace(settings, session=chosen, allow_other=allow_other), cache_dir)
         keeper, answer = _start_keeper(settings, foreground=foreground)
         if "error" in answer:
             keeper.wait()
