@@ -18,7 +18,7 @@ import typer
 
 from daemon import running
 from daemon.cli.cache_choice import save_with_cache
-from daemon.cli.foreground import hang_up, stay
+from daemon.cli.foreground import Ending, stay
 from daemon.cli.options import CacheDir, Mountpoint, one_mountpoint
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
@@ -143,7 +143,8 @@ def mount(
         check_mountpoint(mountpoint)
         runtime_dir = running.prepare(mountpoint)
         settings = save_with_cache(replace(settings, session=chosen, allow_other=allow_other), cache_dir)
-        keeper, answer = _start_keeper(settings, foreground=foreground)
+        ending = Ending(foreground=foreground)
+        keeper, answer = _start_keeper(settings, ending, foreground=foreground)
         if "error" in answer:
             keeper.wait()
             log = f"{runtime_dir}/server.log"
@@ -153,9 +154,7 @@ def mount(
             running.forget(runtime_dir)  # or `dsfs status` would go on to show what never was
             raise MountError(str(answer["error"]))
     if foreground:
-        status = stay(mountpoint, runtime_dir, keeper.pid)
-        running.forget(runtime_dir)
-        raise typer.Exit(status)
+        raise typer.Exit(stay(mountpoint, runtime_dir, keeper.pid, ending))
 
 
 def settings_of(
@@ -327,7 +326,9 @@ def _detach_all(place: str) -> None:
             raise MountError(f"{place}: cannot be unmounted: {done.stderr.strip()}")
 
 
-def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.Popen[bytes], dict[str, object]]:
+def _start_keeper(
+    settings: Settings, ending: Ending, *, foreground: bool
+) -> tuple[subprocess.Popen[bytes], dict[str, object]]:
     """The keeper, and how the start went."""
     with open(f"{settings.runtime_dir}/keeper.json", "w", encoding="utf-8") as file:
         json.dump(
@@ -358,22 +359,21 @@ def _start_keeper(settings: Settings, *, foreground: bool) -> tuple[subprocess.P
     os.close(ready_w)
     if log_fd is not None:
         os.close(log_fd)
-    ending = (signal.SIGTERM, *(hang_up() if foreground else ()))  # as by timeout(1): no mount comes later
-    ended_with = [(number, signal.signal(number, signal.default_int_handler)) for number in ending]
-    try:
-        with open(ready_r, "rb") as pipe:
-            line = pipe.readline()
-    except KeyboardInterrupt:
+    with open(ready_r, "rb") as pipe:
+        line = pipe.readline() if ending.wait_for(ready_r) else b""
+    if ending.noted:  # no mount comes later
         keeper.terminate()
-        keeper.wait()
+        try:
+            keeper.wait(_UNMOUNT_S)
+        except subprocess.TimeoutExpired:
+            raise MountError(f"{settings.mountpoint}: its keeper (pid {keeper.pid}) does not stop") from None
         running.forget(settings.runtime_dir)  # or `dsfs status` would go on to show what never was
-        raise
-    finally:
-        for number, handler in ended_with:
-            signal.signal(number, handler)
-    if not line:
-        return keeper, {"error": "the keeper ended before it was ready", "unexpected": True}
-    answer: dict[str, object] = json.loads(line)
+        raise KeyboardInterrupt
+    answer: dict[str, object] = {"error": "the keeper ended before it was ready", "unexpected": True}
+    if line:
+        answer = json.loads(line)
+    if "error" in answer or not foreground:
+        ending.over()
     return keeper, answer
 
 

@@ -274,7 +274,7 @@ def test_lazy_unmount_while_somebody_uses_it(mounts: Mounts, source: Path, sessi
 
 
 @pytest.mark.parametrize("session", ["direct", "pyfuse3"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_foreground(mounts: Mounts, source: Path, session: str, number: signal.Signals) -> None:
     mountpoint, cache = mounts.place()
     mounts.adopt(mountpoint, cache)
@@ -318,7 +318,13 @@ def test_foreground_ends_with_its_terminal(mounts: Mounts, source: Path) -> None
 
 @pytest.mark.usefixtures("hang_up_ends")
 @pytest.mark.parametrize(
-    ("number", "flags"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, ["--foreground"])]
+    ("number", "flags"),
+    [
+        (signal.SIGINT, []),
+        (signal.SIGTERM, []),
+        (signal.SIGHUP, ["--foreground"]),
+        (signal.SIGQUIT, ["--foreground"]),
+    ],
 )
 def test_a_mount_that_is_given_up_was_never_there(mounts: Mounts, number: signal.Signals, flags: list[str]) -> None:
     """By Ctrl-C or timeout(1), or with the terminal that it was to stay in, while the origin says nothing."""
