@@ -8,9 +8,9 @@ answers them. The keeper may die too: the server that lives starts another and h
     python -m daemon.keeper RUNTIME_DIR --adopt      started by a server that has lost its keeper
     python -m daemon.keeper --alone SOCKET PATIENCE_S   `dsfs keeper`: others start the servers
 
-RUNTIME_DIR holds ``keeper.json`` (mountpoint, server_argv, own_mounts, patience_s) and gets ``keeper.sock``. READY_FD
-takes one line of JSON: {"ok": true} once the first server is ready, or {"error": "…"}, with "unexpected": true when
-only the log says why.
+RUNTIME_DIR holds ``keeper.json`` (mountpoint, server_argv, own_mounts, patience_s; ends_with, the pid of a command in
+the foreground) and gets ``keeper.sock``. READY_FD takes one line of JSON: {"ok": true} once the first server is ready,
+or {"error": "…"}, with "unexpected": true when only the log says why.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from daemon.keeping.refusal import Refusal
 from daemon.keeping.silence import LONGEST_OF_ITS_OWN
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
-from daemon.process import end_last, name_process
+from daemon.process import end_last, end_with, name_process
 
 _SERVER_STOP_S = 8.0
 _LOCK_S = 5.0
@@ -303,6 +303,8 @@ def main(argv: list[str]) -> int:
     if argv[1] == "--adopt":
         _detached()
         return Keeper(f"{directory}/lock", socket_path, config, directory).run(adopt=True)
+    if "ends_with" in config:  # not one that adopts: it is not the command's child yet
+        end_with(config["ends_with"])
     return Keeper(f"{directory}/lock", socket_path, config, directory, int(argv[1])).run()
 
 

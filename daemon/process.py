@@ -1,14 +1,19 @@
-"""What this process is called, and in what order the kernel ends it for want of memory. The standard library only.
+"""What this process is called, and when the kernel ends it: for want of memory, with its parent. Standard library only.
 
-Both are asked for in /proc (man 5 proc), which a container may show read-only: then they are as they were.
+Names and orders are asked for in /proc (man 5 proc), which a container may show read-only: then they are as they were.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import signal
 from typing import Final
 
 LAST: Final = -999  # -1000 would be never: a group of nothing but keepers could then not be helped
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def name_process(name: str) -> None:
@@ -35,6 +40,16 @@ def end_in_order(pid: int, order: int) -> None:
     """Have the kernel end a child as if it had not inherited what ``end_last`` did."""
     with contextlib.suppress(OSError):  # it may have ended already
         _write(f"/proc/{pid}/oom_score_adj", str(order))
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel send this process SIGTERM when its parent ends, even one that is killed.
+
+    More exactly, when the thread ends that started this process; a parent of one thread only will do.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it has ended before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _write(place: str, text: str) -> None:

@@ -338,6 +338,7 @@ def _start_keeper(
                 "own_mounts": settings.session == "direct",
                 # of who waits while no server can be started
                 "patience_s": within_patience(settings.read_timeout_s, kernel_patience_s()),
+                **({"ends_with": os.getpid()} if foreground else {}),
             },
             file,
         )

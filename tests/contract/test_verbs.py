@@ -17,7 +17,7 @@ import pytest
 
 from tests.contract.conftest import flip_byte, one_line_failure
 from tests.manifests import dataset, write_manifests
-from tests.mounts import DSFS, Mounts, clean_environment, dsfs, eventually, is_mounted, leftovers
+from tests.mounts import DSFS, Mounts, clean_environment, dsfs, eventually, is_mounted, leftovers, runtime_dir_of
 from tests.pages import drop_pages
 from tests.servers import hostile as web
 
@@ -314,6 +314,24 @@ def test_foreground_ends_with_its_terminal(mounts: Mounts, source: Path) -> None
             process.kill()
     assert not is_mounted(mountpoint)
     assert leftovers(mountpoint) == []
+
+
+@pytest.mark.parametrize("session", ["direct", "pyfuse3"])
+def test_foreground_that_is_killed_takes_its_mount_along(mounts: Mounts, source: Path, session: str) -> None:
+    """As by a supervisor that kills its process group: the keeper has a group of its own."""
+    mountpoint, cache = mounts.place()
+    mounts.adopt(mountpoint, cache)
+    argv = [DSFS, "mount", source, mountpoint, f"--cache-dir={cache}", f"--session={session}", "--foreground"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        try:
+            assert process.stderr is not None
+            eventually(lambda: "mounted at" in process.stderr.readline(), 20, "it says so")
+            assert (mountpoint / "a.txt").read_bytes() == b"first"
+        finally:
+            process.kill()
+    eventually(lambda: not is_mounted(mountpoint), 20, "it is unmounted")
+    runtime_dir = f"runtime directory {runtime_dir_of(mountpoint)}"  # nobody is there to remove it
+    eventually(lambda: leftovers(mountpoint) == [runtime_dir], 20, "keeper and server have ended")
 
 
 @pytest.mark.usefixtures("hang_up_ends")
