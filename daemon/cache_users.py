@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 
 from daemon import running
@@ -29,8 +31,25 @@ def unused_own(default: str) -> list[str]:
         for path in sorted(glob.glob(f"{glob.escape(beside)}*"))
         if re.fullmatch("[0-9a-f]{8}", path.removeprefix(beside))
         and os.path.isdir(f"{path}/objects")
+        and not is_locked(path)
         and user_of(path) is None
     ]
+
+
+def is_locked(directory: str) -> bool:
+    """Whether a server has it: also another user's, or another machine's that shares the disk. True if that cannot be
+    told."""
+    try:
+        fd = os.open(f"{directory}/lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def user_of(directory: str) -> str | None:
@@ -40,9 +59,10 @@ def user_of(directory: str) -> str | None:
     for settings in users:
         if settings.cache_dir in (directory, real):
             return settings.mountpoint
+    until_s = time.monotonic() + _LOOK_S
     for settings in users:
         # One on a disk that hangs is another's, as this one has just been looked at.
-        answers = errno_of_look(settings.cache_dir, _LOOK_S) != NO_ANSWER
+        answers = errno_of_look(settings.cache_dir, max(0.0, until_s - time.monotonic())) != NO_ANSWER
         if answers and os.path.realpath(settings.cache_dir) == real:
             return settings.mountpoint
     return None

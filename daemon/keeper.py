@@ -33,7 +33,7 @@ from daemon.keeping.refusal import Refusal
 from daemon.keeping.silence import LONGEST_OF_ITS_OWN
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
-from daemon.process import end_last, end_with, name_process
+from daemon.process import end_last, end_with, end_with_reaper, name_process
 
 _SERVER_STOP_S = 8.0
 _LOCK_S = 5.0
@@ -302,8 +302,10 @@ def main(argv: list[str]) -> int:
     socket_path = f"{directory}/keeper.sock"
     if argv[1] == "--adopt":
         _detached()
+        if "ends_with" in config:
+            end_with_reaper(config["ends_with"])
         return Keeper(f"{directory}/lock", socket_path, config, directory).run(adopt=True)
-    if "ends_with" in config:  # not one that adopts: it is not the command's child yet
+    if "ends_with" in config:
         end_with(config["ends_with"])
     return Keeper(f"{directory}/lock", socket_path, config, directory, int(argv[1])).run()
 

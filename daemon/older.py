@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable
 
 import trio
@@ -14,6 +16,8 @@ from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.whole import WholeTree
 from dsfs.sources.unusable import UnusableSource
 
+_TOLD_APART_S = 10.0
+"""For how long a catalog that could not be opened is not asked again."""
 _OLDER = trio.CapacityLimiter(2)  # of their own: look-ups wait for them, and a rebuild may scan catalogs for minutes
 
 
@@ -35,7 +39,8 @@ class OlderRevisions:
         self._dataset = dataset
         self._open = open
         self._slots: dict[str, set[int]] = {}  # by the ids of their datasets
-        self._gone: dict[int, str] = {}  # slots of revisions that are not known any more, and of which dataset
+        # slots of revisions that are not known any more: of which dataset, and until when
+        self._gone: dict[int, tuple[str, float]] = {}
 
     def attach(self) -> None:
         """Have the tree ask here."""
@@ -64,7 +69,8 @@ class OlderRevisions:
         Once: whoever stands in a directory of one that is gone asks with each step, and each time all the catalogs
         would be opened. By its name it is looked for anew.
         """
-        if slot in self._gone:
+        _name, until_s = self._gone.get(slot, ("", 0.0))
+        if time.monotonic() < until_s:
             return
         what = (self._store.what_has(slot) or "").removeprefix("dataset ")
         name, _, revision = what.partition("@")
@@ -72,10 +78,11 @@ class OlderRevisions:
         if dataset is not None and revision and not _is_taken_away(dataset):
             try:
                 file = self._store.find_revision(dataset.manifest, revision)
-            except CatalogError:  # stale for now: for want of a descriptor, say, so the next step asks again
+            except CatalogError:  # stale for now: it may be for want of a descriptor
+                self._gone[slot] = name, time.monotonic() + _TOLD_APART_S
                 return
             if file is None:
-                self._gone[slot] = name
+                self._gone[slot] = name, math.inf
             else:
                 self._put(dataset, slot, file)
 
@@ -87,7 +94,7 @@ class OlderRevisions:
 
     def drop(self, dataset: str) -> list[bytes]:
         """Show none of a dataset's any more; their names."""
-        self._gone = {slot: name for slot, name in self._gone.items() if name != dataset}
+        self._gone = {slot: gone for slot, gone in self._gone.items() if gone[0] != dataset}
         names = []
         for slot in self._slots.pop(dataset, ()):
             self._whole.drop(slot)

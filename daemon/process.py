@@ -9,10 +9,12 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from typing import Final
 
 LAST: Final = -999  # -1000 would be never: a group of nothing but keepers could then not be helped
 
+_REAPED_S = 1.0
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -47,9 +49,23 @@ def end_with(parent: int) -> None:
 
     More exactly, when the thread ends that started this process; a parent of one thread only will do.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _ask_for_end()
     if os.getppid() != parent:  # it has ended before
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with_reaper(reaper: int) -> None:
+    """As ``end_with``, for an orphan that gets this parent just now; nothing where it gets another."""
+    until_s = time.monotonic() + _REAPED_S
+    while os.getppid() != reaper:
+        if time.monotonic() > until_s:
+            return
+        time.sleep(0.01)
+    _ask_for_end()
+
+
+def _ask_for_end() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _write(place: str, text: str) -> None:

@@ -59,11 +59,13 @@ def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def hang_up_ends() -> Iterator[None]:
-    """SIGHUP does what it does in a terminal, for what a test starts too: who runs the tests may ignore it (nohup)."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def as_in_a_terminal() -> Iterator[None]:
+    """Signals do what they do there, for what a test starts too: who runs the tests may ignore them (nohup, ``&``)."""
+    does = {signal.SIGHUP: signal.SIG_DFL, signal.SIGQUIT: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, action) for number, action in does.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
 @pytest.fixture

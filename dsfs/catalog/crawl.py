@@ -107,11 +107,11 @@ async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int
     """
     failure: SourceError | None = None
     alive = some_known = False
-    while not writer.refusals.are_many:
+    while True:
         if not some_known and writer.refusals.declined >= _DECLINED_AT_FIRST:
-            some_known = await asyncio.to_thread(writer.refuses_single_names)
-            if not some_known:
-                break  # the crawl fails by this
+            some_known = await _is_any_known(source, writer)
+        if writer.refusals.are_many or (not some_known and writer.refusals.declined >= _DECLINED_AT_FIRST):
+            raise writer.refusal() or SourceError(f"{source.uri}: very many names are refused")
         paths = await asyncio.to_thread(_wanted_paths, writer)
         if not paths:
             after, paths = await asyncio.to_thread(_next_paths, writer, after)
@@ -129,6 +129,16 @@ async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int
     if failure is not None:
         raise failure
     return after
+
+
+async def _is_any_known(source: Source, writer: CatalogWriter) -> bool:
+    """Whether any name has a size. The last ones are looked at before it is said that none has: they may be of another
+    directory than those that came first."""
+    if not await asyncio.to_thread(writer.refuses_single_names):
+        rows = await asyncio.to_thread(writer.unresolved, 0, _STATS_IN_FLIGHT, "DESC")
+        with contextlib.suppress(*_OF_ONE_NAME):  # the writer knows
+            await resolve(source, writer, _paths(writer, [row[1:] for row in rows]), alive=True)
+    return await asyncio.to_thread(writer.refuses_single_names)
 
 
 async def list_directory(source: Source, writer: CatalogWriter, directory: str, progressed: Callable[[], None]) -> None:

@@ -205,9 +205,9 @@ class CatalogWriter:
         query = f"SELECT parent, name FROM entry WHERE parent = ? AND name >= ? AND {_UNKNOWN} ORDER BY name LIMIT ?"
         return self._select(query, parent, first, limit)
 
-    def unresolved(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
-        """(ino, parent, name) of files whose size is not known, with numbers above one."""
-        query = f"SELECT ino, parent, name FROM entry WHERE ino > ? AND {_UNKNOWN} ORDER BY ino LIMIT ?"
+    def unresolved(self, after: int, limit: int, order: str = "ASC") -> list[tuple[int, int, bytes]]:
+        """(ino, parent, name) of files whose size is not known, with numbers above one; DESC: the last of them."""
+        query = f"SELECT ino, parent, name FROM entry WHERE ino > ? AND {_UNKNOWN} ORDER BY ino {order} LIMIT ?"
         return self._select(query, after, limit)
 
     def _select(self, query: str, *values: object) -> list[Any]:

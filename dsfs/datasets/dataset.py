@@ -149,7 +149,7 @@ class Dataset:
                 self.rounds.end(error)
                 with trio.move_on_after(self.rounds.pause_s):
                     await self.rounds.asked()  # who asks for a resync does not want to wait for the next try
-                if isinstance(error, SourceRefused | SourceUnsupported):
+                if isinstance(error, SourceUnsupported) or SourceRefused in {type(error), type(error.__cause__)}:
                     await self.renew()
                 elif isinstance(error, SourceMissing) and await self._list_another():
                     return

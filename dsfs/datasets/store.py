@@ -108,7 +108,8 @@ class DatasetStore:
             try:
                 catalog = Catalog(path)
             except CatalogError as error:
-                failure = error
+                if os.path.exists(path):  # else it was removed meanwhile
+                    failure = error
                 continue
             catalog.close()
             if catalog.sealed and revision in (catalog.revision, catalog.name):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -57,8 +58,13 @@ def secret_headers_of(credentials: Mapping[str, str], what: str) -> dict[str, st
     """
     headers, refused = headers_in(credentials)
     for key, why in refused.items():
-        log.warning("a header in the Secret is not sent", source=what, header=one_line(key, 60), reason=why)
+        _say_once(what, one_line(key, 60), why)
     return headers
+
+
+@lru_cache(maxsize=1024)  # a source is built for each round
+def _say_once(what: str, header: str, why: str) -> None:
+    log.warning("a header in the Secret is not sent", source=what, header=header, reason=why)
 
 
 def flag(options: Mapping[str, str], name: str) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -60,6 +61,7 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what stands 
 _STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
 _REFUSED_KEY: Final = re.compile(r'Path "(.*?)"(?:: Encountered| contained) ', re.DOTALL)
 _LOOKS_IN_FLIGHT: Final = 32  # as many as names that are looked at for their sizes
+_FEW: Final = 32  # names of a page: to ask for each is less than to gather directories of any size
 _FAILURES: Final = (BaseError, OSError, ValueError)
 
 # What reads which scheme of type FSSPEC; any other one, and "fsspec+" before these, is fsspec's.
@@ -187,9 +189,9 @@ class ObjectStoreSource:
     ) -> list[SourceObject]:
         """With directories for their markers: obstore lists a key ``x/`` as ``x``.
 
-        A directory with a name of which that is not clear is listed by itself, where it is, and once: ``looked_into``
-        keeps what was found until the keys are those of another. What was not there then, as it had gone or came later,
-        is left out.
+        A name of which that is not clear is asked for; where there are many, or it is not found, its directory is
+        listed by itself, and once, as obstore gathers all of that: ``looked_into`` keeps what was found until the keys
+        are those of another. What was not there then, as it had gone or came later, is left out.
         """
         unclear: dict[int, str] = {}
         for at, obj in enumerate(objects):
@@ -199,6 +201,12 @@ class ObjectStoreSource:
                 objects[at] = SourceObject(obj.path, Kind.DIRECTORY)  # it is one in any case
             else:
                 unclear[at] = obj.path.rpartition("/")[0]
+        count = Counter(objects[at].path for at in unclear)  # two are a file and a marker
+        few = [
+            objects[at].path for at, into in unclear.items() if into not in looked_into and count[objects[at].path] == 1
+        ]
+        files = await self._files_among(few) if len(few) <= _FEW else frozenset()
+        unclear = {at: directory for at, directory in unclear.items() if objects[at].path not in files}
         await self._look_into({*unclear.values()} - looked_into.keys(), looked_into)
         told = []
         for at, obj in enumerate(objects):
@@ -210,19 +218,37 @@ class ObjectStoreSource:
             del looked_into[directory]
         return told
 
+    async def _files_among(self, paths: Sequence[str]) -> frozenset[str]:
+        async def is_file(path: str) -> bool:
+            return await one_of_many(partial(self._head, path, self._key(path))) is not None
+
+        are_files = await self._together([partial(is_file, path) for path in paths])
+        return frozenset(path for path, file in zip(paths, are_files, strict=True) if file)
+
     async def _look_into(self, directories: Collection[str], looked_into: dict[str, Mapping[str, Kind]]) -> None:
+        async def look(directory: str) -> None:
+            _prefix, below, items = await one_of_many(partial(self._names_in, directory))
+            looked_into[directory] = await asyncio.to_thread(self._kinds, below, items)
+
+        await self._together([partial(look, directory) for directory in directories])
+
+    def _kinds(self, below: Sequence[str], items: Sequence[Mapping[str, Any]]) -> Mapping[str, Kind]:
+        """Of names without content, and of directories."""
+        kinds = {self._path(item["path"]): Kind.FILE for item in items if not item["size"]}
+        return kinds | dict.fromkeys(below, Kind.DIRECTORY)
+
+    @staticmethod
+    async def _together(looks: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         gate = asyncio.Semaphore(_LOOKS_IN_FLIGHT)
 
-        async def look(directory: str) -> None:
+        async def one(look: Callable[[], Awaitable[T]]) -> T:
             async with gate:
-                _prefix, below, items = await one_of_many(partial(self._names_in, directory))
-            kinds = {self._path(item["path"]): Kind.FILE for item in items}
-            looked_into[directory] = kinds | dict.fromkeys(below, Kind.DIRECTORY)
+                return await look()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for directory in directories:
-                    group.create_task(look(directory))
+                tasks = [group.create_task(one(look)) for look in looks]
+            return [task.result() for task in tasks]
         except BaseExceptionGroup as errors:
             ours = first_of(errors, SourceError)
             if ours is None:

@@ -35,9 +35,10 @@ _FSSPEC_ENVIRONMENT: Final = (
     "AWS_", "AZURE_", "BOTO_", "DW_", "GIT_", "GOOGLE_", "HADOOP_", "HF_", "KRB5", "NASDAQ_", "NETRC", "QUANDL_",
 )  # fmt: skip
 
-_GIT_ENVIRONMENT: Final = ("AWS_", "AZURE_", "GIT_", "GOOGLE_", "KRB5", "NETRC")
-"""Its credential helpers have those of clouds."""
-_OVER_SSH: Final = re.compile(r"(git\+)?(ssh|sftp)(\+\w+)?://|[^/:]+@[^/:]+:")
+_CLOUDS: Final = ("AWS_", "AZURE_", "GOOGLE_")
+_GIT_OF_CLOUDS: Final = re.compile(r"\.(amazonaws|azure|visualstudio|google|googlesource)\.", re.IGNORECASE)
+"""Whose credential helpers have those."""
+_OVER_SSH: Final = re.compile(r"(.*::|\w+\+)?(ssh|sftp)(\+\w+)?://|(?!.*://)[^/:]+:", re.IGNORECASE)
 
 _BUILT: Final = SourceKind(why_not="is built, not read (build it, and name the directory as type PVC)")
 
@@ -47,7 +48,7 @@ SOURCES: Final[Mapping[SourceType, SourceKind]] = {
     SourceType.NFS: SourceKind("dsfs.sources.nfs:nfs_source"),
     SourceType.PVC: SourceKind("dsfs.sources.directory:directory_source"),
     SourceType.FSSPEC: SourceKind("dsfs.sources.object_stores:by_scheme", environment=_FSSPEC_ENVIRONMENT),
-    SourceType.GIT: SourceKind("dsfs.sources.git:git_source", environment=_GIT_ENVIRONMENT),
+    SourceType.GIT: SourceKind("dsfs.sources.git:git_source", environment=("GIT_", "KRB5", "NETRC")),
     SourceType.HADOOP: SourceKind("dsfs.sources.hadoop:hadoop_source", environment=("HADOOP_", "KRB5", "NETRC")),
     SourceType.HUGGING_FACE: SourceKind(
         "dsfs.sources.huggingface:huggingface_source", environment=("HF_", "HUGGING_FACE_")
@@ -74,6 +75,8 @@ def credential_environment(spec: SourceSpec, environ: Mapping[str, str]) -> dict
     begins = SOURCES[spec.type].environment
     if _OVER_SSH.match(spec.uri):
         begins += ("SSH_AUTH_SOCK",)
+    if spec.type is SourceType.GIT and _GIT_OF_CLOUDS.search(spec.uri):
+        begins += _CLOUDS
     return {name: value for name, value in environ.items() if begins and name.startswith(begins)}
 
 

@@ -294,7 +294,7 @@ def test_foreground(mounts: Mounts, source: Path, session: str, number: signal.S
     assert leftovers(mountpoint) == []
 
 
-@pytest.mark.usefixtures("hang_up_ends")
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_foreground_ends_with_its_terminal(mounts: Mounts, source: Path) -> None:
     mountpoint, cache = mounts.place()
     mounts.adopt(mountpoint, cache)
@@ -334,7 +334,7 @@ def test_foreground_that_is_killed_takes_its_mount_along(mounts: Mounts, source:
     eventually(lambda: leftovers(mountpoint) == [runtime_dir], 20, "keeper and server have ended")
 
 
-@pytest.mark.usefixtures("hang_up_ends")
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize(
     ("number", "flags"),
     [

@@ -15,7 +15,7 @@ from daemon.cli.foreground import Ending, forget_own, from_terminal
 
 
 @pytest.fixture
-def ending(hang_up_ends: None) -> Iterator[Ending]:
+def ending(as_in_a_terminal: None) -> Iterator[Ending]:
     wakes = signal.set_wakeup_fd(-1)
     made = Ending(foreground=True)
     yield made
@@ -23,7 +23,7 @@ def ending(hang_up_ends: None) -> Iterator[Ending]:
     signal.set_wakeup_fd(wakes)
 
 
-@pytest.mark.usefixtures("hang_up_ends")
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_terminal_that_is_closed_ends_it_unless_that_is_ignored() -> None:
     """As by nohup(1)."""
     assert from_terminal() == (signal.SIGHUP, signal.SIGQUIT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -131,8 +132,14 @@ def test_a_revision_whose_catalog_could_not_be_opened_is_not_gone(
 
         failing.setattr("dsfs.datasets.store.Catalog", refuse)
         assert shown.is_stale(slot)
+        failing.setattr(shown.store, "find_revision", lambda *_args: pytest.fail("with each step anew"))
+        assert shown.is_stale(slot)
+        failing.undo()
+        failing.setattr("dsfs.datasets.store.Catalog", refuse)
         with pytest.raises(CatalogError):
             trio.run(shown.older.find, "team", "data@r1")
+    later_s = time.monotonic() + 11
+    monkeypatch.setattr("time.monotonic", lambda: later_s)
     assert not shown.is_stale(slot)
 
 

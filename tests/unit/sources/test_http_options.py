@@ -70,7 +70,7 @@ def test_a_header_that_cannot_be_sent_is_passed_over_and_refused_where_it_is_set
     secret: dict[str, str], sent: dict[str, str], why: str
 ) -> None:
     with structlog.testing.capture_logs() as logs:
-        assert secret_headers_of(secret, "https://h/") == sent
+        assert secret_headers_of(secret, f"https://{why}/{sorted(secret)}") == sent
     assert [(each["log_level"], f"{each['header']}: {each['reason']}"[: len(why)]) for each in logs] == [
         ("warning", why)
     ]

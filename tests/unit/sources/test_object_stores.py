@@ -27,10 +27,12 @@ class Bucket:
         self.meanwhile: Callable[[], object] = lambda: None
         """Called when a page of the flat listing is on its way."""
         self.listed_alone: Counter[str] = Counter()
+        self.asked_for: Counter[str] = Counter()
         self.failures: list[Exception] = []
         self.refused: list[str] = []
         monkeypatch.setattr(obstore, "list", self._list)
         monkeypatch.setattr(obstore, "list_with_delimiter_async", self._list_with_delimiter)
+        monkeypatch.setattr(obstore, "head_async", self._head)
 
     def tree(self) -> dict[str, set[Kind]]:
         async def run() -> dict[str, set[Kind]]:
@@ -61,6 +63,14 @@ class Bucket:
         self._check(deeper)
         return {"common_prefixes": sorted(deeper), "objects": objects}
 
+    async def _head(self, _store: Bucket, key: str) -> dict[str, Any]:
+        self.asked_for[key] += 1
+        if self.failures:
+            raise self.failures.pop()
+        if key not in self.sizes:
+            raise FileNotFoundError(key)
+        return self._meta(key)
+
     @staticmethod
     def _check(paths: Iterable[str]) -> None:
         for path in paths:
@@ -77,6 +87,28 @@ def test_an_empty_file_that_goes_while_it_is_listed_is_no_directory(monkeypatch:
     assert bucket.tree() == {"a": {Kind.FILE}, "kept": {Kind.FILE}}
 
 
+def test_a_few_empty_files_cost_no_listing_of_their_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be of any size, and obstore gathers all of it."""
+    bucket = Bucket(monkeypatch, **{"set/_SUCCESS": 0, "set/a": 1, "set/d/": 0, "set/d/f": 1, "set/d/x": 0})
+    bucket.failures = [GenericError("503")]
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.0)
+    assert bucket.tree() == {name: {Kind.FILE} for name in ("_SUCCESS", "a", "d/f", "d/x")} | {"d": {Kind.DIRECTORY}}
+    assert bucket.listed_alone == {}
+    assert set(bucket.asked_for) == {"set/_SUCCESS", "set/d/x"}
+
+
+def test_an_empty_file_beside_a_marker_of_its_name_is_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket(monkeypatch, **{"set/x": 0, "set/x-1": 1, "set/x/": 0})
+    assert bucket.tree() == {"x": {Kind.DIRECTORY}, "x-1": {Kind.FILE}}
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few there are."""
+    monkeypatch.setattr(object_stores, "_FEW", 0)
+
+
+@pytest.mark.usefixtures("many")
 def test_an_empty_file_beside_a_marker_that_does_not_come_next_is_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Bucket(monkeypatch, **{"set/x": 0, "set/x-1": 1, "set/x/": 0, "set/y": 0, "set/y-1": 1, "set/y/f": 1})
     found = bucket.tree()
@@ -89,6 +121,7 @@ def test_an_empty_file_beside_a_marker_that_does_not_come_next_is_a_directory(mo
     }
 
 
+@pytest.mark.usefixtures("many")
 def test_empty_files_cost_one_listing_of_their_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_stores, "PAGE_NAMES", 4)
     sizes = {f"set/{directory}/{name}": 0 for directory in "abc" for name in range(11)}
@@ -100,6 +133,7 @@ def test_empty_files_cost_one_listing_of_their_directory(monkeypatch: pytest.Mon
     assert set(bucket.listed_alone.values()) == {1}
 
 
+@pytest.mark.usefixtures("many")
 def test_a_look_that_fails_does_not_end_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.0)
     bucket = Bucket(monkeypatch, **{"set/a": 0})
@@ -108,6 +142,7 @@ def test_a_look_that_fails_does_not_end_the_listing(monkeypatch: pytest.MonkeyPa
     assert bucket.listed_alone == {"set/": 3}
 
 
+@pytest.mark.usefixtures("many")
 def test_a_look_may_meet_a_key_that_is_no_path_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_stores, "PAGE_NAMES", 1)
     bucket = Bucket(monkeypatch, **{"set/a": 1, "set/p/-e": 0, "set/p//x": 1, "set/z": 1})

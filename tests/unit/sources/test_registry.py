@@ -81,10 +81,12 @@ def test_another_login_is_no_other_access() -> None:
     assert counted(SourceType.HUGGING_FACE, first) == {"HF_TOKEN": "b"}
     assert counted(SourceType.PVC, first) == {}
     agent = {"SSH_AUTH_SOCK": "/s"}
-    assert counted(SourceType.GIT, first) == {"AWS_PROFILE": "a", "GIT_SSH_COMMAND": "ssh"}
-    for uri in ("ssh://git@host/x.git", "git+ssh://host/x.git", "git@host:team/x.git"):
+    assert counted(SourceType.GIT, first) == {"GIT_SSH_COMMAND": "ssh"}
+    assert "AWS_PROFILE" in counted(SourceType.GIT, first, "https://git-codecommit.x.amazonaws.com/v1/repos/x")
+    for uri in ("ssh://git@host/x.git", "git+ssh://host/x.git", "git@host:team/x.git", "host:team/x.git", "SSH://h/x"):
         assert counted(SourceType.GIT, first, uri).items() >= agent.items()
-    assert counted(SourceType.FSSPEC, first, "sftp://host/x").items() >= agent.items()
+    for uri in ("sftp://host/x", "fsspec+sftp://host/x", "simplecache::ssh://host/x"):
+        assert counted(SourceType.FSSPEC, first, uri).items() >= agent.items()
     for kind in SourceType:
         second = first | {"SSH_CONNECTION": "2", "SSH_CLIENT": "2", "SSH_TTY": "/dev/pts/2", "SSH_AUTH_SOCK": "/other"}
         assert counted(kind, first) == counted(kind, second)
