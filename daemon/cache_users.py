@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import os
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 
 from daemon import running
 from daemon.dead import NO_ANSWER, errno_of_look
+from daemon.locks import is_held
 from daemon.settings import Settings
 from dsfs.client import runtime_directories
 
@@ -44,12 +44,11 @@ def is_locked(directory: str) -> bool:
     except OSError:
         return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return is_held(fd)
     except OSError:
         return True
     finally:
         os.close(fd)
-    return False
 
 
 def user_of(directory: str) -> str | None:

@@ -15,7 +15,6 @@ or {"error": "…"}, with "unexpected": true when only the log says why.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
@@ -33,6 +32,7 @@ from daemon.keeping.refusal import Refusal
 from daemon.keeping.silence import LONGEST_OF_ITS_OWN
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
+from daemon.locks import take_within
 from daemon.process import end_last, end_with, end_with_reaper, name_process
 
 _SERVER_STOP_S = 8.0
@@ -102,15 +102,8 @@ class Keeper:
     def _lock(self) -> bool:
         """Held for life: a runtime directory without it belongs to a dead keeper."""
         fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + _LOCK_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
-            time.sleep(0.02)  # a lock can be waited for, but not for so long and no longer
+        if not take_within(fd, _LOCK_S):
+            return False
         pid = f"{os.getpid()}\n".encode()
         os.pwrite(fd, pid.ljust(os.fstat(fd).st_size), 0)  # over the one before, as it is read at any moment
         os.ftruncate(fd, len(pid))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from daemon.keeping.mounting import mount_table
+from daemon.locks import is_held
 from dsfs.client import is_below, place_of, runtime_directories, runtime_root
 from dsfs.errors import MountError
 
@@ -115,12 +116,9 @@ def is_starting(runtime_dir: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_held(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def prepare(mountpoint: str) -> str:
@@ -185,11 +183,7 @@ def look(path: str) -> Running | None:
         lock_fd = os.open(config.get("lock", f"{path}/lock"), os.O_RDWR | os.O_CLOEXEC)
     except (OSError, ValueError, KeyError):
         return None
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        alive = False
-    except BlockingIOError:
-        alive = True
+    alive = is_held(lock_fd)
     try:
         pid = int(os.pread(lock_fd, 20, 0) or b"0")
     except ValueError:

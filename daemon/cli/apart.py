@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from daemon.cli import mount
 from daemon.cli.options import CacheDir
 from daemon.cli.output import say
 from daemon.control.client import ask_keeper
+from daemon.locks import is_held
 from daemon.settings import DEFAULT_CACHE_SIZE, DEFAULT_SCRUB_EVERY, Settings
 from dsfs.errors import ConfigError, MountError
 from dsfs.fuse import capabilities
@@ -47,12 +47,8 @@ def keeper(
     path = os.path.abspath(socket)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MountError(
-            f"{path}: another keeper listens there (pid {os.pread(lock, 20, 0).decode().strip()})"
-        ) from None
+    if is_held(lock):
+        raise MountError(f"{path}: another keeper listens there (pid {os.pread(lock, 20, 0).decode().strip()})")
     os.close(lock)
     os.execv(sys.executable, [*mount.PYTHON, "daemon.keeper", "--alone", path, str(patience_s)])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from dataclasses import replace
 from daemon import running
 from daemon.cache_users import own_of, user_of
 from daemon.cli.output import say
+from daemon.locks import take_within
 from daemon.settings import Settings, default_cache_dir
 from dsfs.client import runtime_root
 from dsfs.errors import ConfigError, MountError
@@ -46,7 +46,10 @@ def choosing(named: str | None = None) -> Iterator[None]:
         return
     fd = os.open(f"{runtime_root()}/choosing", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _lock(fd)
+        if not take_within(fd, _OTHERS_S):
+            raise MountError(
+                "another dsfs mount is looking for a cache directory and does not end (name one with --cache-dir)"
+            )
         try:
             yield
         finally:
@@ -83,20 +86,6 @@ def _is_default(directory: str) -> bool:
         return os.path.abspath(directory) == os.path.abspath(default_cache_dir())
     except ConfigError:  # this user has none
         return False
-
-
-def _lock(fd: int) -> None:
-    deadline = time.monotonic() + _OTHERS_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise MountError(
-                    "another dsfs mount is looking for a cache directory and does not end (name one with --cache-dir)"
-                ) from None
-        time.sleep(0.02)  # a lock can be waited for, but not for so long and no longer
 
 
 def _has_cached(directory: str) -> bool:
