@@ -14,7 +14,7 @@ from daemon.cloning import check_same_source, clone_of
 from daemon.manifest_files import LOOKING, ManifestFiles
 from daemon.settings import Settings
 from daemon.shown import Shown
-from daemon.wanted import FILES, HANDED_OVER, written_down
+from daemon.wanted import FILES, HANDED_OVER, note_passed_over, written_down
 from dsfs.bridge import Bridge
 from dsfs.datasets.access import visible
 from dsfs.datasets.selection import CATALOG
@@ -91,6 +91,7 @@ class Changes:
         try:
             documents = await trio.to_thread.run_sync(written_down, self._settings, limiter=LOOKING)
             if HANDED_OVER in texts:  # else this one has just read them
+                note_passed_over(documents)
                 gone = {(namespace, name) for namespace, name in before.get("secrets", ())}
                 self._builder.secrets.drop(gone - documents.secrets.keys())
                 unlabelled = set(before.get("labelled", ())) - documents.labels.keys()

@@ -29,7 +29,7 @@ from daemon.keeping.loop import Loop, say
 from daemon.keeping.mounting import detach, mount_table
 from daemon.keeping.peers import VERSION, Peer
 from daemon.keeping.refusal import Refusal
-from daemon.keeping.silence import LONGEST_OF_ITS_OWN
+from daemon.keeping.silence import LONGEST_OF_PYFUSE3
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
 from daemon.locks import take_within
@@ -63,7 +63,7 @@ class Keeper:
         self._succession = Succession(self._loop, self, argv, end_last())
         self._succession.upgrade.possible = self._own_mounts
         if not self._own_mounts:
-            self._succession.watch.longest = LONGEST_OF_ITS_OWN
+            self._succession.watch.longest = LONGEST_OF_PYFUSE3
         self._status = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._peers = Conversation(self._loop, self._listener, self, self._table, self._refusal, self._succession)

@@ -16,8 +16,8 @@ from dsfs.filesystem.files import DatasetFiles
 from dsfs.filesystem.whole import WholeTree
 from dsfs.sources.unusable import UnusableSource
 
-_TOLD_APART_S = 10.0
-"""For how long a catalog that could not be opened is not asked again."""
+_LOOK_AGAIN_S = 10.0
+"""For how long a revision is not looked for again by its slot after a catalog could not be opened."""
 _OLDER = trio.CapacityLimiter(2)  # of their own: look-ups wait for them, and a rebuild may scan catalogs for minutes
 
 
@@ -39,7 +39,7 @@ class OlderRevisions:
         self._dataset = dataset
         self._open = open
         self._slots: dict[str, set[int]] = {}  # by the ids of their datasets
-        # slots of revisions that are not known any more: of which dataset, and until when
+        # slots of revisions that are not known any more: of which dataset, and until when (monotonic s)
         self._gone: dict[int, tuple[str, float]] = {}
 
     def attach(self) -> None:
@@ -79,7 +79,7 @@ class OlderRevisions:
             try:
                 file = self._store.find_revision(dataset.manifest, revision)
             except CatalogError:  # stale for now: it may be for want of a descriptor
-                self._gone[slot] = name, time.monotonic() + _TOLD_APART_S
+                self._gone[slot] = name, time.monotonic() + _LOOK_AGAIN_S
                 return
             if file is None:
                 self._gone[slot] = name, math.inf

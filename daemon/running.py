@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,11 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from daemon.keeping.mounting import mount_table
-from daemon.locks import is_held
+from daemon.locks import is_held, take_within
 from dsfs.client import is_below, place_of, runtime_directories, runtime_root
 from dsfs.errors import MountError
 
 _HEALING_S = 3.0
+_LOOKED_AT_S = 0.2  # who only looks has a lock for a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,9 @@ def starting(mountpoint: str) -> Iterator[None]:
     path = f"{runtime_dir_of(mountpoint)}.starting"
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_within(fd, _LOOKED_AT_S):
             os.close(fd)
-            raise MountError(f"{mountpoint}: another dsfs mount is just starting there") from None
+            raise MountError(f"{mountpoint}: another dsfs mount is just starting there (wait for it)")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(fd)):
                 break

@@ -18,7 +18,7 @@ from dsfs.manifest.sizes import Percent, parse_size_or_percent
 
 DEFAULT_CACHE_SIZE = "80%"
 MIN_FREE, MIN_FREE_MOST = "5%", 2 << 30
-"""Unless told otherwise: on a large disk that others fill the cache would keep nothing while much is free."""
+"""Of the disk, and bytes, unless told otherwise: on a large disk that others fill the cache would keep nothing."""
 DEFAULT_READ_TIMEOUT_S = 30.0
 DEFAULT_SCRUB_EVERY = "7d"
 DEFAULT_SCRUB_EVERY_S = 7 * 86400.0
@@ -39,7 +39,7 @@ class Settings:
     shared_cache_size: str = DEFAULT_CACHE_SIZE
     min_free: str = MIN_FREE
     min_free_most: int = 0
-    """What ``min_free`` is at most; 0: whatever it says."""
+    """Bytes that ``min_free`` is at most; 0: whatever it says."""
     session: str = "direct"
     source_uri: str | None = None
     source_options: dict[str, str] = field(default_factory=dict)
@@ -123,7 +123,7 @@ def _bytes_of(text: str, directory: str) -> int:
 
 
 def least_free(directory: str) -> int:
-    """As ``Settings.least_free`` of a cache in ``directory``, unless told otherwise."""
+    """Bytes: as ``Settings.least_free`` of a cache in ``directory``, unless told otherwise."""
     return min(_bytes_of(MIN_FREE, directory), MIN_FREE_MOST)
 
 

@@ -227,9 +227,9 @@ class Shown:
 
     async def _recount(self, dataset: Dataset) -> None:
         """As ``_left``, of whatever a server before this one has shown under this name."""
-        shown = partial(marked, dataset.catalog.file, dataset.origin)
         if dataset.sources.unusable:  # what it has here is not known
             return
+        shown = partial(marked, dataset.catalog.file, dataset.origin)
         try:
             await self._reader.owners.count_only(dataset.manifest.id, shown)
         except (CatalogError, sqlite3.Error) as error:  # only the count is off

@@ -57,6 +57,7 @@ def read_wanted(settings: Settings, held: Mapping[str, str]) -> Wanted:
         manifest = manifest_from_uri(settings.source_uri, settings.source_options, base_dir=settings.base_dir)
         return Wanted((manifest,), {}, Secrets(None, settings.secrets_dirs), single=True, own=own)
     documents = written_down(settings) if handed_over is None else _from_text(handed_over)
+    note_passed_over(documents)
     known = {manifest.id: manifest for manifest in documents.manifests}
     labels = documents.labels
     seen = tuple(each for each in documents.manifests if visible(each, settings.namespaces, labels))
@@ -70,10 +71,13 @@ def written_down(settings: Settings) -> Documents:
     A service is started before anybody has put a dataset into its directory, and goes on when the last one is taken
     out; a person who mounts an empty directory has named another than was meant.
     """
-    documents = load_documents(settings.manifest_paths, none_yet=settings.keeper_alone)
+    return load_documents(settings.manifest_paths, none_yet=settings.keeper_alone)
+
+
+def note_passed_over(documents: Documents) -> None:
+    """Log what of manifests is not for dsfs."""
     for line in documents.passed_over:
         log.warning("an object in the manifests is passed over", reason=line)
-    return documents
 
 
 def to_text(documents: Documents) -> str:

@@ -75,7 +75,7 @@ def stay(mountpoint: str, runtime_dir: str, keeper: int, ending: Ending) -> int:
         deadline = time.monotonic() + _NEXT_KEEPER_S
         while (found := running.look(runtime_dir)) is None or not found.alive or found.keeper_pid == keeper:
             if time.monotonic() > deadline:
-                say(f"dsfs: the keeper (pid {keeper}) was killed, and no server was there to start another")
+                say(f"dsfs: the keeper (pid {keeper}) was killed, and no server started another (mount again)")
                 status = 1
                 break
             time.sleep(0.02)  # nothing tells when somebody takes the lock of a keeper

@@ -269,7 +269,7 @@ def unmount(
             ended, _w, _x = select.select([pidfd], [], [], _UNMOUNT_S)
             os.close(pidfd)
             if not ended:
-                raise MountError(f"{place}: its keeper (pid {found.keeper_pid}) does not stop")
+                raise MountError(f"{place}: its keeper (pid {found.keeper_pid}) does not stop (kill -9 it)")
         if _is_ours(place):
             _detach_all(place)
     if found is not None:
@@ -367,7 +367,9 @@ def _start_keeper(
         try:
             keeper.wait(_UNMOUNT_S)
         except subprocess.TimeoutExpired:
-            raise MountError(f"{settings.mountpoint}: its keeper (pid {keeper.pid}) does not stop") from None
+            raise MountError(
+                f"{settings.mountpoint}: its keeper (pid {keeper.pid}) does not stop (kill -9 it)"
+            ) from None
         running.forget(settings.runtime_dir)  # or `dsfs status` would go on to show what never was
         raise KeyboardInterrupt
     answer: dict[str, object] = {"error": "the keeper ended before it was ready", "unexpected": True}

@@ -14,7 +14,7 @@ from daemon.keeping.peers import Peer
 
 TICK_S = 5.0
 LONGEST = 4  # ticks: longer than a debugger stops a process to look at it
-LONGEST_OF_ITS_OWN = 12  # of a server whose mount is its own: every file that is open is lost with it
+LONGEST_OF_PYFUSE3 = 12  # ticks, of a pyfuse3 session: every file that is open is lost with its server
 
 
 @dataclass(slots=True)

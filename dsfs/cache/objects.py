@@ -298,13 +298,15 @@ class Objects:
         self.drop_unreadable(obj, DamagedObject(f"data of {obj.key} was cut off"))
         return True
 
-    def drop_unreadable(self, obj: CachedObject, error: DamagedObject | OSError) -> None:
-        """An open object cannot be read: it is dropped, where that is its fault. Any thread; blocks on the disk."""
+    def drop_unreadable(self, obj: CachedObject, error: DamagedObject | OSError) -> bool:
+        """An open object cannot be read: it is dropped, where that is its fault; whether it went. Any thread; blocks on
+        the disk."""
         if isinstance(error, OSError):
             self.note_trouble(error)
         dropped = is_of_the_object(error) and self.drop_damaged(obj.key, error, obj)
         if dropped and isinstance(error, DamagedObject):  # what could not be read was right where it had been
             self.on_bad(obj.key)
+        return dropped
 
     def drop_damaged(self, key: str, error: DamagedObject | OSError, opened: CachedObject | None = None) -> bool:
         """Drop what lies under a key, as it cannot be used; whether it went. Blocks on the disk.

@@ -45,14 +45,6 @@ def why_hidden(manifest: Manifest, namespace: str, labels: Labels) -> str:
     )
 
 
-def selects(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bool:
-    """A Kubernetes LabelSelector against labels; none, or an empty one, selects all.
-
-    An operator that is not known selects nothing: sharing too little can be mended, sharing too much cannot.
-    """
-    return all(_matches(term, labels) for term in _terms(selector or {}))
-
-
 def _sees(manifest: Manifest, namespace: str, labels: Labels) -> bool:
     if manifest.namespace == namespace:
         return True
@@ -77,6 +69,7 @@ def _terms(selector: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _matches(term: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """An operator that is not known selects nothing: sharing too little can be mended, sharing too much cannot."""
     key, values = term.get("key", ""), term.get("values") or ()
     match term.get("operator"):
         case "In":

@@ -149,7 +149,7 @@ class Dataset:
                 self.rounds.end(error)
                 with trio.move_on_after(self.rounds.pause_s):
                     await self.rounds.asked()  # who asks for a resync does not want to wait for the next try
-                if isinstance(error, SourceUnsupported) or SourceRefused in {type(error), type(error.__cause__)}:
+                if isinstance(error, SourceRefused | SourceUnsupported) or isinstance(error.__cause__, SourceRefused):
                     await self.renew()
                 elif isinstance(error, SourceMissing) and await self._list_another():
                     return
@@ -165,7 +165,7 @@ class Dataset:
 
     async def _list_another(self) -> bool:
         """Where the revision that a listing began with is gone, as after a forced push: have the one of today."""
-        if not self._begun_revision():
+        if not self._listed_revision():
             return False
         try:
             await self._show_next()
@@ -191,10 +191,10 @@ class Dataset:
     def _keep_to_revision(self, source: Source) -> None:
         """A listing that has begun goes on with the revision that it began with, or it would be one of two. One that is
         whole is only read: its source need not search for what it is."""
-        if revision := self._begun_revision():
+        if revision := self._listed_revision():
             (go_on_at if self._names.writer is not None else read_at)(source, revision)
 
-    def _begun_revision(self) -> str:
+    def _listed_revision(self) -> str:
         """What the source calls the revision that is listed, or begun; "" while that is not known or has no name."""
         self.catalog.refresh()
         return self.catalog.revision if self.catalog.revision != self.catalog.name else ""

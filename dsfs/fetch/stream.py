@@ -21,7 +21,7 @@ import trio
 from dsfs.bridge import Bridge
 from dsfs.cache.allowance import SetAside
 from dsfs.cache.blockmap import BlockMap
-from dsfs.cache.damage import DamagedObject, is_of_the_object
+from dsfs.cache.damage import DamagedObject
 from dsfs.cache.mapfile import State
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceError, SourceUnavailable
@@ -183,8 +183,8 @@ class Streams:
         try:
             there = await trio.to_thread.run_sync(target.read, place, memoryview(buffer), limiter=DISK)
         except (DamagedObject, OSError) as error:
-            await trio.to_thread.run_sync(self._tier.drop_unreadable, target, error, limiter=DISK)
-            dropped = ", and was dropped" if is_of_the_object(error) else ""
+            gone = await trio.to_thread.run_sync(self._tier.drop_unreadable, target, error, limiter=DISK)
+            dropped = ", and was dropped" if gone else ""
             raise SourceUnavailable(f"{file.origin.id}: a cached block cannot be read{dropped}") from error
         return memoryview(buffer).toreadonly() if there else None
 

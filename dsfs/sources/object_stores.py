@@ -112,7 +112,7 @@ class ObjectStoreSource:
         prefix, directories, items = await self._directly_in(directory)
         if not directories and not items and prefix:
             if not directory:
-                yield await self._single()
+                yield await self._root.page(self.uri)
                 return
             if not await self._is_marked(directory):
                 raise SourceMissing(f"{self.uri}{directory}: there is nothing under this prefix")
@@ -177,7 +177,7 @@ class ObjectStoreSource:
                 run.add(obj)
             yield run.take_page()
         if not found and self._prefix:
-            yield await self._single()
+            yield await self._root.page(self.uri)
             return
         self._root.holds_keys()
         run.end()
@@ -254,13 +254,6 @@ class ObjectStoreSource:
             if ours is None:
                 raise
             raise ours from ours.__cause__  # one is enough: the others were cancelled
-
-    async def _single(self) -> ListingPage:
-        """All there is where nothing is under the prefix. Raises SourceMissing."""
-        file = await self._root.file()
-        if file is None:
-            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
-        return ListingPage((file,), ("",))
 
     async def stat(self, path: str) -> SourceObject | None:
         """See ``Source``. Both questions at once: is it a prefix, is it a key.

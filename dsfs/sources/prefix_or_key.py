@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dsfs.errors import SourceError, SourceMissing, SourceRefused, first_of
-from dsfs.model import Kind, SourceObject, is_name
+from dsfs.model import Kind, ListingPage, SourceObject, is_name
 
 
 async def prefix_or_key(
@@ -64,6 +64,13 @@ class Root:
             raise SourceMissing(f"{error}, and there is nothing under this prefix") from error
         self._single = True if found is not None else None  # it may come yet
         return found
+
+    async def page(self, uri: str) -> ListingPage:
+        """All there is where a listing has found nothing below the prefix. Raises as ``file``, and SourceMissing."""
+        file = await self.file()
+        if file is None:
+            raise SourceMissing(f"{uri}: there is nothing under this prefix")
+        return ListingPage((file,), ("",))
 
     def known_key(self, path: str) -> str | None:
         """Of a file that was listed; None if only ``key`` can tell."""

@@ -32,7 +32,8 @@ COPY_LIMIT: Final = "bandwidthLimit"
 """An option of BaizeAI/dataset for the job that copies a dataset into a volume; in most of their samples."""
 
 _FSSPEC_ENVIRONMENT: Final = (
-    "AWS_", "AZURE_", "BOTO_", "DW_", "GIT_", "GOOGLE_", "HADOOP_", "HF_", "KRB5", "NASDAQ_", "NETRC", "QUANDL_",
+    "AWS_", "AZURE_", "BOTO_", "DW_", "GIT_", "GOOGLE_", "HADOOP_", "HF_", "HUGGING_FACE_", "KRB5",
+    "NASDAQ_", "NETRC", "QUANDL_",
 )  # fmt: skip
 
 _CLOUDS: Final = ("AWS_", "AZURE_", "GOOGLE_")

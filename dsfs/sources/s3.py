@@ -138,7 +138,7 @@ class S3Source:
             self._root.holds_keys()
             yield ListingPage((), (directory,))
         elif not directory:
-            yield await self._single()
+            yield await self._root.page(self.uri)
         else:
             raise SourceMissing(f"s3://{self._bucket}/{prefix}: there is nothing under this prefix")
 
@@ -155,7 +155,7 @@ class S3Source:
                     self._root.holds_keys()
                     yield listed
         if not ranges.found and self._prefix:
-            yield await self._single()
+            yield await self._root.page(self.uri)
 
     async def _tree_at(self) -> AsyncIterator[ListingPage]:
         tree = FlatTree()
@@ -167,19 +167,12 @@ class S3Source:
                     run.add(self._object(item))
             yield run.take_page()
         if not found and self._prefix:
-            yield await self._single()
+            yield await self._root.page(self.uri)
             return
         self._root.holds_keys()
         run.end()
         yield run.take_page()
         yield tree.finish()
-
-    async def _single(self) -> ListingPage:
-        """All there is where nothing is under the prefix. Raises SourceMissing."""
-        file = await self._root.file()
-        if file is None:
-            raise SourceMissing(f"{self.uri}: there is nothing under this prefix")
-        return ListingPage((file,), ("",))
 
     async def _keys(self, after: str, token: str, limit: int) -> KeyPage:
         """See ``AskPage``."""

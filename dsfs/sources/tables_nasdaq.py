@@ -27,7 +27,7 @@ _WAIT_S: Final = 10.0  # what Nasdaq's own client waits for an export that is be
 
 
 class _KeyRefused(SourceRefused):
-    """For each table."""
+    """The key is refused, and so is each table that is asked for with it."""
 
 
 class NasdaqSource:
@@ -104,11 +104,9 @@ class NasdaqSource:
 
     async def _get(self, url: str, what: str, limit_bytes: int) -> bytes:
         async with self._client.request("GET", url) as answer:
-            if answer.status in (400, 401):
-                # Codes QEA…: the key is missing or not known; told with 400 (docs.data.nasdaq.com, error codes).
-                text = await body_up_to(answer, 64 * KiB, what)
-                if answer.status == 401 or b"QEA" in text:
-                    raise _KeyRefused(f"{what}: HTTP {answer.status}, the key was refused ({_REMEDY})")
+            # Codes QEA…: the key is missing or not known; told with 400 (docs.data.nasdaq.com, error codes).
+            if answer.status == 401 or (answer.status == 400 and b"QEA" in await body_up_to(answer, 64 * KiB, what)):
+                raise _KeyRefused(f"{what}: HTTP {answer.status}, the key was refused ({_REMEDY})")
             raise_for(answer, what, remedy=_REMEDY)
             check_not_compressed(answer, what)
             try:

@@ -22,7 +22,7 @@ class UnusableSource:
         self.identity = f"unusable:{uri}" if before is None else before.identity
         self.reason = str(error)
         self.is_taken_away = isinstance(error, NotShared)
-        self._before = before
+        self._before: Source | None = before._before if isinstance(before, UnusableSource) else before
 
     async def list_directory(self, directory: str) -> AsyncIterator[ListingPage]:
         raise SourceUnsupported(self.reason)

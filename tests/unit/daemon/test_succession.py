@@ -24,7 +24,7 @@ from daemon.keeping.conversation import Conversation
 from daemon.keeping.loop import Loop
 from daemon.keeping.peers import ANOTHER, Peer
 from daemon.keeping.refusal import Refusal
-from daemon.keeping.silence import LONGEST, LONGEST_OF_ITS_OWN, TICK_S, Silence
+from daemon.keeping.silence import LONGEST, LONGEST_OF_PYFUSE3, TICK_S, Silence
 from daemon.keeping.succession import Succession
 from daemon.keeping.table import Table
 
@@ -299,13 +299,13 @@ def test_a_silent_server_that_cannot_be_killed_keeps_the_others_out(
 def test_a_server_whose_mount_is_its_own_may_be_silent_for_longer(
     keeping: Keeping, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    keeping.succession.watch.longest = LONGEST_OF_ITS_OWN
+    keeping.succession.watch.longest = LONGEST_OF_PYFUSE3
     server = keeping.server()
     began = time.monotonic()
     server.says(op="alive")
     keeping.run_until(lambda: keeping.owner.lost)
-    assert time.monotonic() - began >= LONGEST_OF_ITS_OWN * silence.TICK_S
-    assert f"nothing for {LONGEST_OF_ITS_OWN * silence.TICK_S:g} s" in capfd.readouterr().err
+    assert time.monotonic() - began >= LONGEST_OF_PYFUSE3 * silence.TICK_S
+    assert f"nothing for {LONGEST_OF_PYFUSE3 * silence.TICK_S:g} s" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("fast")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsfs.datasets.access import NAME_LABEL, selects, visible, why_hidden
+from dsfs.datasets.access import NAME_LABEL, visible, why_hidden
 from dsfs.manifest.schema import Manifest, SourceSpec
 
 
@@ -114,4 +114,4 @@ def test_what_is_not_shared_is_hidden_whatever_the_selector_says() -> None:
     ],
 )
 def test_selectors(selector: dict[str, Any] | None, selected: bool) -> None:
-    assert selects(selector, {"team": "a"}) is selected
+    assert visible(dataset(share=True, selector=selector), ["audio"], {"audio": {"team": "a"}}) is selected

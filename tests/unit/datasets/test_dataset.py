@@ -25,6 +25,7 @@ from dsfs.model import Kind, ListingPage, Phase, SourceObject
 from dsfs.sources.base import Source
 from dsfs.sources.prefixed import PrefixedSource
 from dsfs.sources.reference import ReferenceSource
+from dsfs.sources.s3_client import CredentialsExpired
 from dsfs.sources.unusable import UnusableSource
 
 
@@ -371,6 +372,42 @@ def test_a_resync_that_was_refused_is_tried_again_with_the_next_credentials(
 
     with structlog.testing.capture_logs():
         trio.run(main)
+
+
+@pytest.mark.parametrize("kind", [SourceRefused, CredentialsExpired, None])
+def test_a_first_listing_that_is_refused_has_its_source_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[SourceRefused] | None
+) -> None:
+    """Its credentials may be others by now. ``None``: of one key that is refused nobody can say that it is there."""
+    monkeypatch.setattr(Branch, "head", "a")
+    built: list[Branch] = []
+
+    class Refusing(Branch):
+        def __init__(self) -> None:
+            super().__init__()
+            built.append(self)
+
+        async def list_tree(self) -> AsyncIterator[ListingPage]:
+            if built[0] is self:
+                error = (kind or SourceRefused)("refused")
+                raise error if kind else SourceMissing("there is nothing") from error
+            async for page in super().list_tree():
+                yield page
+
+    async def main() -> None:
+        async with network_side() as bridge, trio.open_nursery() as nursery:
+            dataset = begun(bridge, tmp_path, Refusing)
+            nursery.start_soon(dataset.run)
+            await dataset.settled.wait()
+            with trio.fail_after(10):
+                while not dataset.catalog.sealed:
+                    dataset.ask_for_resync()  # in place of waiting for the next try
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    with structlog.testing.capture_logs():
+        trio.run(main)
+    assert len(built) > 1
 
 
 async def unreachable(_source: Branch) -> AsyncIterator[ListingPage]:
