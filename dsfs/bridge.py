@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -23,6 +23,9 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _DISK_WRITERS = 4
+_STORERS = 2
+"""Of blocks of large files. More were slower: a file takes one at a time, and each that waits costs two hand-overs of
+Python's lock."""
 _LANES = 128
 """As many as there may be requests in flight (``fetch.queue.Limits``); they are started when they are needed."""
 
@@ -35,11 +38,13 @@ class Stoppable(Protocol):
 
 
 class Bridge:
-    """Made by ``network_side``. ``call`` and ``in_lane`` belong to the file side, all the rest to the network side."""
+    """Made by ``network_side``. ``call`` and ``in_lane`` belong to the file side, all the rest to the network side, but
+    for what says otherwise."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, disk: ThreadPoolExecutor) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, disk: ThreadPoolExecutor, storers: ThreadPoolExecutor) -> None:
         self._loop = loop
         self._disk = disk
+        self._storers = storers
         self._token = trio.lowlevel.current_trio_token()
         self._lanes: list[threading.Thread] = []
         self._lanes_busy = 0
@@ -150,6 +155,11 @@ class Bridge:
         with contextlib.suppress(RuntimeError):  # the network side has ended: nobody waits for this any more
             self._loop.call_soon_threadsafe(_settle, future, result)
 
+    def storing(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """From the network side or a lane: run something that writes a block in one of a few threads. Who asks waits
+        for it before his own call is over."""
+        return self._storers.submit(function, *args, **kwargs)
+
     async def to_disk(self, function: Callable[..., T], *args: object) -> T:
         """From the network side: run something that waits for the disk in one of a few threads.
 
@@ -168,8 +178,9 @@ async def network_side() -> AsyncIterator[Bridge]:
     """Run an asyncio loop in a thread for as long as the context lasts."""
     loop = asyncio.new_event_loop()
     disk = ThreadPoolExecutor(_DISK_WRITERS, thread_name_prefix="disk")
+    storers = ThreadPoolExecutor(_STORERS, thread_name_prefix="store")
     thread = threading.Thread(target=_run, args=(loop,), name="network", daemon=True)
-    bridge = Bridge(loop, disk)
+    bridge = Bridge(loop, disk, storers)
     thread.start()
     try:
         yield bridge
@@ -179,6 +190,7 @@ async def network_side() -> AsyncIterator[Bridge]:
             await trio.to_thread.run_sync(thread.join)
             bridge.end_lanes()
             disk.shutdown(wait=False)
+            storers.shutdown(wait=False)
 
 
 def _settle(future: asyncio.Future[T], result: outcome.Outcome[T]) -> None:

@@ -1,14 +1,20 @@
 """Memory that blocks are received into: page-aligned, as writing past the page cache wants it, and used again.
 
 New memory is dear: the kernel clears each page when it is first touched, which cost as much as the copying itself
-(0.8 CPU-s per GB on a virtual machine), and a megabyte from malloc is new memory every time.
+(0.8 CPU-s per GB on a virtual machine), and a megabyte from malloc is new memory every time. Of huge pages that is a
+third, so what is kept lies in one place that may consist of them (madvise(2), MADV_HUGEPAGE).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import weakref
+from typing import Final
+
+HUGE_PAGE_BYTES: Final = 2 << 20
+_PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has no huge pages, on most machines
 
 
 class Buffers:
@@ -18,22 +24,22 @@ class Buffers:
     """
 
     def __init__(self, size_bytes: int, kept: int) -> None:
-        """``kept``: so many that nobody uses stay."""
+        """``kept``: so many that nobody uses stay. Each costs memory from when it is first used."""
         self._kind = ctypes.c_char * size_bytes
-        self._kept = kept
         self._size_bytes = size_bytes
-        self._free: list[mmap.mmap] = []
+        self._kept = mmap.mmap(-1, kept * size_bytes + HUGE_PAGE_BYTES, _PRIVATE)
+        with contextlib.suppress(OSError):  # a kernel without them
+            self._kept.madvise(mmap.MADV_HUGEPAGE)
+        start = -ctypes.addressof(ctypes.c_char.from_buffer(self._kept)) % HUGE_PAGE_BYTES
+        # the one that was used last is at the end, those that were never used are at the beginning
+        self._free = [start + number * size_bytes for number in reversed(range(kept))]
 
     def take(self) -> memoryview:
         """A writable view of ``size_bytes``, holding anything."""
         try:
-            region = self._free.pop()
+            offset = self._free.pop()
         except IndexError:
-            region = mmap.mmap(-1, self._size_bytes)
-        lease = self._kind.from_buffer(region)  # what every view of it keeps alive
-        weakref.finalize(lease, self._give_back, region).atexit = False
+            return memoryview(self._kind.from_buffer(mmap.mmap(-1, self._size_bytes, _PRIVATE))).cast("B")
+        lease = self._kind.from_buffer(self._kept, offset)  # what every view of it keeps alive
+        weakref.finalize(lease, self._free.append, offset).atexit = False
         return memoryview(lease).cast("B")
-
-    def _give_back(self, region: mmap.mmap) -> None:
-        if len(self._free) < self._kept:
-            self._free.append(region)

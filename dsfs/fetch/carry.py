@@ -52,7 +52,7 @@ class Carrier:
         except NotForWire as reason:
             _say(file.origin, reason)
             with file.origin.held() as source:
-                await self._bridge.call(source.read, file.obj, rest, sink)
+                await self._bridge.call(sink.read, source)
         sink.check_end()
 
     async def _over_wire(self, file: RemoteFile, wanted: ByteRange, take: Callable[[Body], T]) -> T:

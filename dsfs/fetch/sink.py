@@ -14,6 +14,7 @@ from dsfs.bridge import Bridge
 from dsfs.cache.allowance import SetAside
 from dsfs.cache.node import NodeTier
 from dsfs.errors import SourceUnavailable
+from dsfs.fetch.behind import Behind
 from dsfs.fetch.buffers import Buffers
 from dsfs.fetch.origin import RemoteFile
 from dsfs.fetch.place import Place
@@ -157,7 +158,7 @@ class BlockSink(RangeSink):
         settled: Callable[[int], None] | None = None,
     ) -> None:
         """On the file side, ``came`` is called with the first ``early_bytes`` of the first block, and ``settled`` with
-        each block once it is stored, or could not be."""
+        each block in turn once it is stored, or could not be; without it they are stored behind the next ones."""
         super().__init__(file, wanted)
         self.keep = place is not None
         self.landed = landed
@@ -168,6 +169,7 @@ class BlockSink(RangeSink):
         self._buffers = buffers
         self._came = came
         self._settled = settled
+        self._behind = Behind(bridge, self._store)
         self._early_stop = wanted.start + early_bytes
         self._refuse_whole = refuse_whole
         self._buffer: memoryview | None = None  # of the block that ``position`` is in
@@ -196,27 +198,29 @@ class BlockSink(RangeSink):
             whole = self._advanced(count)
             if whole is None:
                 continue
-            if self.keep:
-                try:
-                    await self._bridge.to_disk(self._publish, *whole)
-                except OSError as error:
-                    self._cannot_keep(error)
-            self._settle(whole[0])
+            if self._settled is None:
+                await self._behind.put_here(*whole)
+            else:
+                await self._bridge.to_disk(self._store, *whole)
+
+    async def read(self, source: Source) -> None:
+        """All that is left, on the network side."""
+        async with self._behind:
+            await source.read(self._file.obj, self.rest, self)
 
     def take_from(self, body: Body) -> None:
         """All that is left, from a socket."""
         if body.whole:
             self.comes_whole()
-        while self.position < self._wanted.stop:
-            whole = self._advanced(body.fill(self._room()))
-            if whole is None:
-                continue
-            if self.keep:
-                try:
-                    self._publish(*whole)
-                except OSError as error:
-                    self._cannot_keep(error)
-            self._settle(whole[0])
+        with self._behind:
+            while self.position < self._wanted.stop:
+                whole = self._advanced(body.fill(self._room()))
+                if whole is None:
+                    continue
+                if self._settled is None:
+                    self._behind.put(*whole)
+                else:
+                    self._store(*whole)
 
     def _room(self) -> memoryview:
         """Where the next bytes go, up to the end of their block, or of what somebody waits for before that."""
@@ -242,6 +246,16 @@ class BlockSink(RangeSink):
         self._bridge.soon(self.landed, block, data)
         return block, data
 
+    def _store(self, block: int, data: memoryview) -> None:
+        if self.keep:
+            try:
+                self._publish(block, data)
+            except OSError as error:
+                self.keep = False
+                self._bridge.soon(self._tier.note_trouble, error)
+        if self._settled is not None:
+            self._bridge.soon(self._settled, block)
+
     def _publish(self, block: int, data: memoryview) -> None:
         assert self._place is not None
         if not self._place.is_made:
@@ -251,14 +265,6 @@ class BlockSink(RangeSink):
             self.keep = False
         else:
             self._place.room.stored(self._tier.publish(target, block, data, self._file.origin.id))
-
-    def _settle(self, block: int) -> None:
-        if self._settled is not None:
-            self._bridge.soon(self._settled, block)
-
-    def _cannot_keep(self, error: OSError) -> None:
-        self.keep = False
-        self._bridge.soon(self._tier.note_trouble, error)
 
 
 def take_whole(tier: NodeTier, file: RemoteFile, sink: WholeSink, body: Body, room: SetAside | None) -> OSError | None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -502,6 +503,27 @@ def test_who_ends_waits_for_what_is_being_stored(run: Callable[..., None], monke
             nursery.cancel_scope.cancel()
             threading.Timer(0.2, go_on.set).start()
         assert stored.is_set()
+
+    run(test)
+
+
+def test_a_reader_does_not_wait_for_the_disk(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks come while those before them are being stored, however long that takes."""
+
+    async def test(world: World) -> None:
+        go_on, publish = threading.Event(), world.tier.publish
+
+        def slow(*args: Any) -> int:
+            assert go_on.wait(10)
+            return publish(*args)
+
+        monkeypatch.setattr(world.tier, "publish", slow)
+        await world.read(LARGE, 0, LARGE)
+        assert not go_on.is_set()
+        assert world.reader.present_bytes(world.file(LARGE)) == 0
+        go_on.set()
+        await world.reader.fetch_whole(world.file(LARGE), Priority.WARM)
+        assert world.reader.complete(world.file(LARGE)) is not None
 
     run(test)
 
