@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -112,11 +113,15 @@ def grant(
     load: Load,
     slow: Collection[Hashable] = (),
     paces: Mapping[Hashable, Pace] = MappingProxyType({}),
+    kinds: int | None = None,
 ) -> list[Ticket]:
     """Begin what may start now, best first. Something that fits nowhere may go when nothing else is under way.
 
     A ``slow`` source, one that did not answer in time, gets few slots, so that it takes none from those that answer.
     Until that is known of all that hang, what is left goes to those that have few in flight.
+
+    ``kinds``: how many pairs of priority and source wait, where that is known; then the others need not be looked at
+    once all of these are full.
 
     While demand is in flight, warm-up goes on with a little, and stops never; with more where ``paces`` knows that
     readers do not feel it.
@@ -128,6 +133,8 @@ def grant(
     for ticket in in_order:
         source = ticket.source
         if (ticket.priority, source) in full:
+            if len(full) == kinds:
+                break
             continue
         busy = load.per_source.get(source, 0)
         if busy >= _FEW and not _fits(ticket, limits, load, min(_SHARE_OF_MANY, _SHARE[ticket.priority])):
@@ -173,6 +180,7 @@ class FetchQueue:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._waiting: list[Ticket] = []
+        self._kinds: Counter[tuple[Priority, Hashable]] = Counter()  # of those
         self._order = 0
         self._load = Load()
         self._slow: set[Hashable] = set()
@@ -194,11 +202,16 @@ class FetchQueue:
     def raise_priority(self, ticket: Ticket, priority: Priority) -> None:
         """Somebody waits now for what was only wanted ahead."""
         if priority < ticket.priority:
-            if ticket.granted and not ticket.over:
+            flies, waits = ticket.granted and not ticket.over, ticket in self._waiting
+            if flies:
                 self._load.end(ticket)
-                ticket.priority = priority
-                self._load.begin(ticket)
+            if waits:
+                self._count_waiting(ticket, -1)
             ticket.priority = priority
+            if flies:
+                self._load.begin(ticket)
+            if waits:
+                self._count_waiting(ticket, 1)
             self._grant()
 
     def answered(self, ticket: Ticket) -> None:
@@ -247,7 +260,7 @@ class FetchQueue:
             if ticket.granted:
                 self._give_back(ticket)
             else:
-                self._waiting.remove(ticket)
+                self._no_longer_waits(ticket)
             raise
 
     def enter(self, ticket: Ticket, on_granted: Callable[[], object]) -> None:
@@ -260,6 +273,7 @@ class FetchQueue:
             self._begin(ticket)
         else:
             self._waiting.append(ticket)
+            self._count_waiting(ticket, 1)
             self._grant()
 
     def _fits_at_once(self, ticket: Ticket) -> bool:
@@ -279,7 +293,17 @@ class FetchQueue:
         if ticket.granted:
             self._give_back(ticket)
         else:
-            self._waiting.remove(ticket)
+            self._no_longer_waits(ticket)
+
+    def _no_longer_waits(self, ticket: Ticket) -> None:
+        self._waiting.remove(ticket)
+        self._count_waiting(ticket, -1)
+
+    def _count_waiting(self, ticket: Ticket, by: int) -> None:
+        kind = ticket.priority, ticket.source
+        self._kinds[kind] += by
+        if not self._kinds[kind]:
+            del self._kinds[kind]  # it may be a dataset that is gone by now
 
     def _give_back(self, ticket: Ticket) -> None:
         ticket.over = True
@@ -289,8 +313,9 @@ class FetchQueue:
     def _grant(self) -> None:
         if not self._waiting or self._load.in_flight >= self.limits.requests:
             return
-        for ticket in grant(self._waiting, self.limits, self._load, self._slow, self._paces):
-            self._waiting.remove(ticket)
+        granted = grant(self._waiting, self.limits, self._load, self._slow, self._paces, len(self._kinds))
+        for ticket in granted:
+            self._no_longer_waits(ticket)
             self._started(ticket)
 
     def _begin(self, ticket: Ticket) -> None:

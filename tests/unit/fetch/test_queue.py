@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,15 @@ def test_the_budget_holds_but_for_one_oversized_alone(
         assert alone or len(load.busy) <= limits.requests * SHARE[ticket.priority]
         of_source = sum(t.source == ticket.source for t in load.busy)
         assert of_source == 1 or of_source < limits.requests_per_source * SHARE[ticket.priority] + 1
+
+
+@given(waiting_, limits_, busy_)
+def test_who_knows_what_waits_grants_the_same_and_looks_at_less(
+    waiting: list[Ticket], limits: Limits, busy: list[tuple[int, str]]
+) -> None:
+    granted = Busy(busy).grant(waiting, limits)
+    kinds = len({(ticket.priority, ticket.source) for ticket in waiting})
+    assert grant(waiting, limits, load_of(Busy(busy).busy), kinds=kinds) == granted
 
 
 @given(waiting_, limits_, busy_)
@@ -327,3 +337,44 @@ def test_a_source_that_wants_few_requests_gets_few_whatever_its_pace() -> None:
         assert granted == [0, 1, 2, 3]
 
     run(main)
+
+
+@given(
+    limits_,
+    st.lists(
+        st.tuples(st.sampled_from(["enter", "raise", "leave"]), st.sampled_from(Priority), st.sampled_from("xyz")),
+        max_size=60,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_everybody_who_entered_is_granted_once_in_the_end(
+    limits: Limits, steps: list[tuple[str, Priority, str]], rng: random.Random
+) -> None:
+    async def scenario() -> None:
+        queue = FetchQueue(limits)
+        here: list[Ticket] = []
+        granted: list[int] = []
+        left = set[int]()
+        for what, priority, source in steps:
+            if what == "enter":
+                ticket = queue.ticket(priority, rng.randint(1, 20), source)
+                here.append(ticket)
+                queue.enter(ticket, partial(granted.append, ticket.order))
+            elif what == "raise" and here:
+                queue.raise_priority(rng.choice(here), priority)
+            elif here:
+                ticket = here.pop(rng.randrange(len(here)))
+                left.add(ticket.order)
+                queue.leave(ticket)
+            assert queue._kinds == Counter((ticket.priority, ticket.source) for ticket in queue._waiting)
+        entered = {ticket.order for ticket in here}
+        while here:
+            flying = [ticket for ticket in here if ticket.granted]
+            assert flying, "somebody waits for ever"
+            here.remove(flying[0])
+            queue.leave(flying[0])
+        assert len(set(granted)) == len(granted)
+        assert entered <= set(granted) <= entered | left
+        assert queue.in_flight == queue.bytes_in_flight == 0
+
+    trio.run(scenario)
