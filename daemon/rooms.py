@@ -92,6 +92,7 @@ async def open_rooms(settings: Settings, keeper: KeeperClient, stack: AsyncExitS
     tier = await stack.enter_async_context(_node_tier(settings, takes_over=keeper.restarts > 0))
     background = await stack.enter_async_context(trio.open_nursery())
     stack.callback(background.cancel_scope.cancel)
+    stack.callback(bridge.store_no_more)
     queue = FetchQueue(Limits(fetch_memory_bytes()))
     shared_tier = await _shared_tier(settings, background, at_once=keeper.restarts == 0)
     longest_s = within_patience(math.inf, kernel_patience_s())

@@ -45,6 +45,7 @@ class Bridge:
         self._loop = loop
         self._disk = disk
         self._storers = storers
+        self._stores = True
         self._token = trio.lowlevel.current_trio_token()
         self._lanes: list[threading.Thread] = []
         self._lanes_busy = 0
@@ -116,6 +117,7 @@ class Bridge:
     def _run_lane(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # and what it holds open, while there is nothing to do
 
     def end_lanes(self) -> None:
         """Called when nobody is in ``in_lane`` any more."""
@@ -155,10 +157,19 @@ class Bridge:
         with contextlib.suppress(RuntimeError):  # the network side has ended: nobody waits for this any more
             self._loop.call_soon_threadsafe(_settle, future, result)
 
-    def storing(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def storing(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> Future[None]:
         """From the network side or a lane: run something that writes a block in one of a few threads. Who asks waits
         for it before his own call is over."""
-        return self._storers.submit(function, *args, **kwargs)
+        return self._storers.submit(self._store, partial(function, *args, **kwargs))
+
+    def _store(self, function: Callable[[], None]) -> None:
+        if self._stores:
+            function()
+
+    def store_no_more(self) -> None:
+        """The server ends: what ``storing`` has not begun is left out, as on a slow disk it would take longer than
+        anybody waits for that."""
+        self._stores = False
 
     async def to_disk(self, function: Callable[..., T], *args: object) -> T:
         """From the network side: run something that waits for the disk in one of a few threads.

@@ -14,41 +14,41 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Final
 
+import structlog
+
 from dsfs.bridge import Bridge
-from dsfs.sources.wire import Stopped
+
+log = structlog.get_logger()
 
 _MOST_BLOCKS: Final = 8
 """As long as a range mostly is: the budget of what is in flight counts all of that until it is stored."""
 
+Store = Callable[[int, memoryview], None]
+
 
 class Behind:
-    """Of one range; ``store`` is called with each block in another thread.
+    """Of one range. Leaving the context waits for all of them, as nobody else may take the cache over before that, and
+    raises what storing has raised.
 
-    Leaving the context waits for all of them, as nobody else may take the cache over before that, and raises what
-    ``store`` has raised. Who is stopped waits only for those that have begun: on a slow disk the others take long.
     ``with`` and ``put`` are for a thread, ``async with`` and ``put_here`` for the network side.
     """
 
-    def __init__(self, bridge: Bridge, store: Callable[[int, memoryview], None]) -> None:
+    def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._store = store
         self._under_way: deque[Future[None]] = deque()
 
-    def put(self, block: int, data: memoryview) -> None:
-        """Have a block stored soon. Waits while too many are under way."""
+    def put(self, store: Store, block: int, data: memoryview) -> None:
+        """Have a block stored soon, in another thread. Waits while too many are under way."""
         if len(self._under_way) >= _MOST_BLOCKS:
             self._under_way.popleft().result()
-        self._begin(block, data)
+        self._under_way.append(self._bridge.storing(store, block, data))
 
-    async def put_here(self, block: int, data: memoryview) -> None:
+    async def put_here(self, store: Store, block: int, data: memoryview) -> None:
         """As ``put``, on the network side."""
         if len(self._under_way) >= _MOST_BLOCKS:
             await _over(self._under_way[0])
             self._under_way.popleft().result()
-        self._begin(block, data)
-
-    def _begin(self, block: int, data: memoryview) -> None:
-        self._under_way.append(self._bridge.storing(self._store, block, data))
+        self._under_way.append(self._bridge.storing(store, block, data))
 
     def __enter__(self) -> None:
         return
@@ -56,8 +56,6 @@ class Behind:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Stopped):
-            self._drop()
         concurrent.futures.wait(self._under_way)
         self._end(error)
 
@@ -67,25 +65,21 @@ class Behind:
     async def __aexit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            self._drop()
         try:
             await _over(*self._under_way)
         except asyncio.CancelledError:
-            self._drop()
             await _over(*self._under_way)
             raise
         self._end(error)
 
-    def _drop(self) -> None:
-        """What has not begun."""
-        self._under_way = deque(future for future in self._under_way if not future.cancel())
-
     def _end(self, error: BaseException | None) -> None:
         ended, self._under_way = self._under_way, deque()
         for future in ended:
-            if error is None:
-                future.result()
+            trouble = future.exception()
+            if trouble is not None and error is None:
+                raise trouble
+            if trouble is not None:
+                log.error("block not stored", exc_info=trouble)
 
 
 async def _over(*futures: Future[None]) -> None:

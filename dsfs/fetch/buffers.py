@@ -24,22 +24,28 @@ class Buffers:
     """
 
     def __init__(self, size_bytes: int, kept: int) -> None:
-        """``kept``: so many that nobody uses stay. Each costs memory from when it is first used."""
+        """``kept``: so many that nobody uses stay, or twice as many after more than that were in use. Each costs memory
+        from when it is first used."""
         self._kind = ctypes.c_char * size_bytes
         self._size_bytes = size_bytes
+        self._most = kept
         self._kept = mmap.mmap(-1, kept * size_bytes + HUGE_PAGE_BYTES, _PRIVATE)
         with contextlib.suppress(OSError):  # a kernel without them
             self._kept.madvise(mmap.MADV_HUGEPAGE)
         start = -ctypes.addressof(ctypes.c_char.from_buffer(self._kept)) % HUGE_PAGE_BYTES
         # the one that was used last is at the end, those that were never used are at the beginning
-        self._free = [start + number * size_bytes for number in reversed(range(kept))]
+        self._free = [(self._kept, start + number * size_bytes) for number in reversed(range(kept))]
 
     def take(self) -> memoryview:
         """A writable view of ``size_bytes``, holding anything."""
         try:
-            offset = self._free.pop()
+            region, offset = self._free.pop()
         except IndexError:
-            return memoryview(self._kind.from_buffer(mmap.mmap(-1, self._size_bytes, _PRIVATE))).cast("B")
-        lease = self._kind.from_buffer(self._kept, offset)  # what every view of it keeps alive
-        weakref.finalize(lease, self._free.append, offset).atexit = False
+            region, offset = mmap.mmap(-1, self._size_bytes, _PRIVATE), 0
+        lease = self._kind.from_buffer(region, offset)  # what every view of it keeps alive
+        weakref.finalize(lease, self._give_back, region, offset).atexit = False
         return memoryview(lease).cast("B")
+
+    def _give_back(self, region: mmap.mmap, offset: int) -> None:
+        if region is self._kept or len(self._free) < self._most:
+            self._free.append((region, offset))

@@ -202,7 +202,8 @@ class FetchQueue:
     def raise_priority(self, ticket: Ticket, priority: Priority) -> None:
         """Somebody waits now for what was only wanted ahead."""
         if priority < ticket.priority:
-            flies, waits = ticket.granted and not ticket.over, ticket in self._waiting
+            flies = ticket.granted and not ticket.over
+            waits = not ticket.granted and ticket in self._waiting
             if flies:
                 self._load.end(ticket)
             if waits:

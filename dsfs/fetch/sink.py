@@ -169,7 +169,7 @@ class BlockSink(RangeSink):
         self._buffers = buffers
         self._came = came
         self._settled = settled
-        self._behind = Behind(bridge, self._store)
+        self._behind = Behind(bridge)
         self._early_stop = wanted.start + early_bytes
         self._refuse_whole = refuse_whole
         self._buffer: memoryview | None = None  # of the block that ``position`` is in
@@ -199,7 +199,7 @@ class BlockSink(RangeSink):
             if whole is None:
                 continue
             if self._settled is None:
-                await self._behind.put_here(*whole)
+                await self._behind.put_here(self._store, *whole)
             else:
                 await self._bridge.to_disk(self._store, *whole)
 
@@ -218,7 +218,7 @@ class BlockSink(RangeSink):
                 if whole is None:
                     continue
                 if self._settled is None:
-                    self._behind.put(*whole)
+                    self._behind.put(self._store, *whole)
                 else:
                     self._store(*whole)
 
@@ -253,6 +253,9 @@ class BlockSink(RangeSink):
             except OSError as error:
                 self.keep = False
                 self._bridge.soon(self._tier.note_trouble, error)
+            except BaseException:
+                self.keep = False
+                raise
         if self._settled is not None:
             self._bridge.soon(self._settled, block)
 

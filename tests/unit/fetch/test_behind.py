@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import trio
 
+from dsfs.bridge import network_side
 from dsfs.fetch.behind import Behind
-from dsfs.sources.wire import Stopped
 
 MOST = 8
 DATA = memoryview(b"block")
@@ -22,7 +23,6 @@ class Disk:
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
-        self.begun = threading.Semaphore(0)
         self.let = threading.Event()
         self.stored: list[int] = []
         self.refuses: set[int] = set()
@@ -32,7 +32,6 @@ class Disk:
 
     def store(self, block: int, data: memoryview) -> None:
         assert data == DATA
-        self.begun.release()
         self.let.wait()
         if block in self.refuses:
             raise OSError(5, "the disk refuses")
@@ -40,7 +39,7 @@ class Disk:
 
     def behind(self) -> Behind:
         bridge: Any = self
-        return Behind(bridge, self.store)
+        return Behind(bridge)
 
 
 @pytest.fixture
@@ -51,10 +50,10 @@ def disk() -> Iterator[Disk]:
         disk.let.set()
 
 
-def put(behind: Behind, blocks: int) -> None:
+def put(disk: Disk, behind: Behind, blocks: int) -> None:
     with behind:
         for block in range(blocks):
-            behind.put(block, DATA)
+            behind.put(disk.store, block, DATA)
 
 
 def test_who_puts_does_not_wait_and_who_leaves_does(disk: Disk) -> None:
@@ -63,7 +62,7 @@ def test_who_puts_does_not_wait_and_who_leaves_does(disk: Disk) -> None:
     behind = disk.behind()
     with behind:
         for block in range(MOST):
-            behind.put(block, DATA)
+            behind.put(disk.store, block, DATA)
         assert disk.stored == []
         disk.let.set()
     assert sorted(disk.stored) == list(range(MOST))
@@ -74,12 +73,12 @@ def test_no_more_than_so_many_are_under_way(disk: Disk) -> None:
     passed = threading.Event()
 
     def one_more() -> None:
-        behind.put(MOST, DATA)
+        behind.put(disk.store, MOST, DATA)
         passed.set()
 
     with behind:
         for block in range(MOST):
-            behind.put(block, DATA)
+            behind.put(disk.store, block, DATA)
         thread = threading.Thread(target=one_more)
         thread.start()
         assert not passed.wait(0.1)
@@ -94,10 +93,10 @@ def test_what_storing_raises_comes_out_once_all_is_over(disk: Disk) -> None:
     disk.let.set()
     behind = disk.behind()
     with pytest.raises(OSError, match="refuses"):
-        put(behind, 4)
+        put(disk, behind, 4)
     assert sorted(disk.stored) == [0, 2, 3]
     with behind:  # a retry goes on with the same one
-        behind.put(4, DATA)
+        behind.put(disk.store, 4, DATA)
     assert 4 in disk.stored
 
 
@@ -105,8 +104,8 @@ def test_what_the_receiver_raises_comes_first_and_all_is_over_then_too(disk: Dis
     disk.refuses = {0}
     behind = disk.behind()
     with pytest.raises(EOFError), behind:  # noqa: PT012
-        behind.put(0, DATA)
-        behind.put(1, DATA)
+        behind.put(disk.store, 0, DATA)
+        behind.put(disk.store, 1, DATA)
         disk.let.set()
         raise EOFError
     assert disk.stored == [1]
@@ -117,9 +116,9 @@ def test_on_the_network_side_too(disk: Disk) -> None:
         behind = disk.behind()
         async with behind:
             for block in range(MOST):
-                await behind.put_here(block, DATA)
+                await behind.put_here(disk.store, block, DATA)
             assert disk.stored == []
-            more = asyncio.ensure_future(behind.put_here(MOST, DATA))
+            more = asyncio.ensure_future(behind.put_here(disk.store, MOST, DATA))
             await asyncio.sleep(0.1)
             assert not more.done()
             disk.let.set()
@@ -128,42 +127,22 @@ def test_on_the_network_side_too(disk: Disk) -> None:
         disk.refuses = {0}
         with pytest.raises(OSError, match="refuses"):
             async with behind:
-                await behind.put_here(0, DATA)
+                await behind.put_here(disk.store, 0, DATA)
 
     asyncio.run(work())
 
 
-def test_who_is_stopped_waits_for_what_has_begun(disk: Disk) -> None:
-    behind = disk.behind()
-
-    def receive() -> None:
-        with behind:
-            for block in range(4):
-                behind.put(block, DATA)
-            for _thread in range(2):
-                disk.begun.acquire()
-            raise Stopped
-
-    with ThreadPoolExecutor(1) as lane:
-        received = lane.submit(receive)
-        with pytest.raises(TimeoutError):
-            received.exception(0.1)
-        disk.let.set()
-        assert isinstance(received.exception(10), Stopped)
-    assert sorted(disk.stored) == [0, 1]
-
-
 @pytest.mark.parametrize("where", ["while it receives", "while it leaves"])
-def test_who_is_cancelled_waits_for_what_has_begun(disk: Disk, where: str) -> None:
-    async def receive(behind: Behind) -> None:
+def test_who_is_cancelled_waits_for_what_is_being_stored(disk: Disk, where: str) -> None:
+    async def receive(disk: Disk, behind: Behind) -> None:
         async with behind:
             for block in range(4):
-                await behind.put_here(block, DATA)
+                await behind.put_here(disk.store, block, DATA)
             if where == "while it receives":
                 await asyncio.Event().wait()
 
     async def work() -> None:
-        task = asyncio.ensure_future(receive(disk.behind()))
+        task = asyncio.ensure_future(receive(disk, disk.behind()))
         await asyncio.sleep(0.1)
         task.cancel()
         await asyncio.sleep(0.1)
@@ -171,6 +150,30 @@ def test_who_is_cancelled_waits_for_what_has_begun(disk: Disk, where: str) -> No
         disk.let.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert sorted(disk.stored) == [0, 1], "the others need not be"
+        assert sorted(disk.stored) == [0, 1, 2, 3]
 
     asyncio.run(work())
+
+
+def test_a_server_that_ends_stores_only_what_has_begun() -> None:
+    begun, let = threading.Semaphore(0), threading.Event()
+    stored: list[int] = []
+
+    def store(block: int, _data: memoryview) -> None:
+        begun.release()
+        let.wait()
+        stored.append(block)
+
+    async def scenario() -> None:
+        async with network_side() as bridge:
+            behind = Behind(bridge)
+            with behind:
+                for block in range(6):
+                    behind.put(store, block, DATA)
+                for _thread in range(2):
+                    begun.acquire()
+                bridge.store_no_more()
+                let.set()
+            assert sorted(stored) == [0, 1]
+
+    trio.run(scenario)

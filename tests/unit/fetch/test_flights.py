@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from dsfs.fetch.origin import Origin, RemoteFile
 from dsfs.fetch.patience import ATTEMPTS
 from dsfs.fetch.queue import FetchQueue, Limits, Priority
 from dsfs.fetch.reader import Reader
+from dsfs.fetch.sink import BlockSink
 from dsfs.model import ListingPage, SourceObject, object_key
 from dsfs.ranges import ByteRange
 from dsfs.sources.base import Sink
@@ -525,6 +528,29 @@ def test_a_reader_does_not_wait_for_the_disk(run: Callable[..., None], monkeypat
         await world.reader.fetch_whole(world.file(LARGE), Priority.WARM)
         assert world.reader.complete(world.file(LARGE)) is not None
 
+    run(test)
+
+
+def test_nothing_holds_what_has_been_fetched_and_stored(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes of a range, and descriptors of files that are deleted, would stay until Python looks for cycles."""
+    sinks: list[weakref.ref[BlockSink]] = []
+
+    class Watched(BlockSink):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            sinks.append(weakref.ref(self))
+
+    async def test(world: World) -> None:
+        gc.disable()
+        try:
+            await world.landed(LARGE)
+            assert [sink() for sink in sinks] == [None]
+        finally:
+            gc.enable()
+
+    monkeypatch.setattr("dsfs.fetch.from_origin.BlockSink", Watched)
     run(test)
 
 
