@@ -14,11 +14,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Final
 
-import structlog
-
 from dsfs.bridge import Bridge
-
-log = structlog.get_logger()
 
 _MOST_BLOCKS: Final = 8
 """As long as a range mostly is: the budget of what is in flight counts all of that until it is stored."""
@@ -28,7 +24,7 @@ Store = Callable[[int, memoryview], None]
 
 class Behind:
     """Of one range. Leaving the context waits for all of them, as nobody else may take the cache over before that, and
-    raises what storing has raised.
+    raises what storing has raised, unless the receiving has raised something.
 
     ``with`` and ``put`` are for a thread, ``async with`` and ``put_here`` for the network side.
     """
@@ -75,11 +71,8 @@ class Behind:
     def _end(self, error: BaseException | None) -> None:
         ended, self._under_way = self._under_way, deque()
         for future in ended:
-            trouble = future.exception()
-            if trouble is not None and error is None:
-                raise trouble
-            if trouble is not None:
-                log.error("block not stored", exc_info=trouble)
+            if error is None:
+                future.result()
 
 
 async def _over(*futures: Future[None]) -> None:

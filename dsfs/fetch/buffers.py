@@ -13,7 +13,7 @@ import mmap
 import weakref
 from typing import Final
 
-HUGE_PAGE_BYTES: Final = 2 << 20
+_HUGE_PAGE_BYTES: Final = 2 << 20
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has no huge pages, on most machines
 
 
@@ -29,10 +29,10 @@ class Buffers:
         self._kind = ctypes.c_char * size_bytes
         self._size_bytes = size_bytes
         self._most = kept
-        self._kept = mmap.mmap(-1, kept * size_bytes + HUGE_PAGE_BYTES, _PRIVATE)
+        self._kept = mmap.mmap(-1, kept * size_bytes + _HUGE_PAGE_BYTES, _PRIVATE)
         with contextlib.suppress(OSError):  # a kernel without them
             self._kept.madvise(mmap.MADV_HUGEPAGE)
-        start = -ctypes.addressof(ctypes.c_char.from_buffer(self._kept)) % HUGE_PAGE_BYTES
+        start = -ctypes.addressof(ctypes.c_char.from_buffer(self._kept)) % _HUGE_PAGE_BYTES
         # the one that was used last is at the end, those that were never used are at the beginning
         self._free = [(self._kept, start + number * size_bytes) for number in reversed(range(kept))]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import structlog
+
 from dsfs import metrics
 from dsfs.bridge import Bridge
 from dsfs.cache.allowance import SetAside
@@ -23,6 +25,8 @@ from dsfs.sources.answers import WholeAnswer
 from dsfs.sources.base import Buffer, Source
 from dsfs.sources.digest import digest_of
 from dsfs.sources.wire import Body
+
+log = structlog.get_logger()
 
 INLINE_BYTES = 512 * KiB
 """What is stored without a thread of its own: handing 110 kB to one and waiting costs more than the writing."""
@@ -253,8 +257,9 @@ class BlockSink(RangeSink):
             except OSError as error:
                 self.keep = False
                 self._bridge.soon(self._tier.note_trouble, error)
-            except BaseException:
+            except Exception:  # the receiving may have raised something else, which goes first
                 self.keep = False
+                log.exception("block not stored", dataset=self._file.origin.id, path=self._file.obj.path, block=block)
                 raise
         if self._settled is not None:
             self._bridge.soon(self._settled, block)

@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from dsfs.bridge import network_side
-from dsfs.fetch.behind import Behind
+from dsfs.fetch.behind import _MOST_BLOCKS, Behind
 
-MOST = 8
+MOST = _MOST_BLOCKS
 DATA = memoryview(b"block")
 
 
