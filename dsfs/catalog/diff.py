@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from dsfs.catalog.lookup import IMPOSSIBLE, REFUSED, ROOT_INO, SUM_OF_SIZES, UNREADABLE
+from dsfs.catalog.lookup import IMPOSSIBLE, REFUSED, ROOT_INO, SUM_OF_LARGE_SIZES, SUM_OF_SIZES, UNREADABLE
 from dsfs.errors import CatalogError
 from dsfs.model import Kind
 
@@ -72,7 +72,7 @@ _COUNT = f"""
     UPDATE main.meta SET value = CASE key
         WHEN 'files' THEN (SELECT count(*) FROM main.entry WHERE kind = 0)
         WHEN 'bytes' THEN (SELECT {SUM_OF_SIZES} FROM main.entry WHERE kind = 0)
-        WHEN 'largest' THEN (SELECT coalesce(max(size), 0) FROM main.entry)
+        WHEN 'large_bytes' THEN (SELECT {SUM_OF_LARGE_SIZES} FROM main.entry WHERE kind = 0)
         WHEN 'unreadable' THEN (SELECT count(*) FROM main.entry WHERE listed = {UNREADABLE})
         WHEN 'impossible' THEN (SELECT count(*) FROM main.entry WHERE listed = {IMPOSSIBLE} AND kind = 0)
         ELSE (SELECT count(*) FROM main.entry WHERE listed = {REFUSED}) END
@@ -181,7 +181,7 @@ def keep_below_refused(new_file: str, shown_file: str) -> None:
     with _both(new_file, shown_file, "cannot take over from") as db:
         db.execute("BEGIN IMMEDIATE")
         if db.execute(_KEEP_BELOW_REFUSED).rowcount:
-            db.execute(f"{_COUNT} ('files', 'bytes', 'largest', 'unreadable', 'impossible', 'refused')")
+            db.execute(f"{_COUNT} ('files', 'bytes', 'large_bytes', 'unreadable', 'impossible', 'refused')")
         db.execute("COMMIT")
 
 
@@ -191,7 +191,7 @@ def keep_unreadable(new_file: str, shown_file: str) -> None:
     with _both(new_file, shown_file, "cannot take over from") as db:
         db.execute("BEGIN IMMEDIATE")
         if db.execute(_KEEP_LOST).rowcount:
-            db.execute(f"{_COUNT} ('bytes', 'largest')")
+            db.execute(f"{_COUNT} ('bytes', 'large_bytes')")
         db.execute("COMMIT")
 
 

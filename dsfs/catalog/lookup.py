@@ -11,6 +11,7 @@ from cachetools import LRUCache
 
 from dsfs.errors import CatalogError
 from dsfs.model import SIZE_MAX_BYTES, Kind
+from dsfs.ranges import MiB
 
 CATALOG_LAYOUT = 1
 ROOT_INO = 1
@@ -21,9 +22,19 @@ IMPOSSIBLE = 3
 UNREADABLE = 4
 """In the column ``listed``: the source does not say of the file what it takes to read it, and does of others."""
 
-_HIGH, _LOW = "coalesce(sum(size >> 32), 0)", "coalesce(sum(size & 0xffffffff), 0)"
-SUM_OF_SIZES = f"iif(({_HIGH} + ({_LOW} >> 32)) >> 31, {SIZE_MAX_BYTES}, ({_HIGH} << 32) + {_LOW})"
+SMALL_FILE_BYTES = 4 * MiB
+"""What is larger counts as a large file where a read path is chosen."""
+
+
+def _sum_of(size: str) -> str:
+    high, low = f"coalesce(sum({size} >> 32), 0)", f"coalesce(sum({size} & 0xffffffff), 0)"
+    return f"iif(({high} + ({low} >> 32)) >> 31, {SIZE_MAX_BYTES}, ({high} << 32) + {low})"
+
+
+SUM_OF_SIZES = _sum_of("size")
 """An SQL aggregate: at most as much as SQLite holds. Its own ``sum`` fails beyond, and ``total`` is inexact."""
+SUM_OF_LARGE_SIZES = _sum_of(f"iif(size > {SMALL_FILE_BYTES}, size, 0)")
+"""As SUM_OF_SIZES, of large files alone."""
 
 INO_BITS = 40
 """Of a number within a dataset, at most."""
@@ -253,12 +264,13 @@ class Catalog:
             raise CatalogError(f"catalog {self.file}: {error}") from error
         return max(int(largest) + 1, int(self._meta("next_ino", 0)))
 
-    def largest(self) -> int:
-        """Size in bytes of the largest file that is known. A scan, unless it is sealed."""
-        if known := self._meta("largest", 0):
-            return int(known)
-        (size,) = self._db.execute("SELECT max(size) FROM entry").fetchone()
-        return size or 0
+    def large_bytes(self) -> int:
+        """Bytes in files of more than SMALL_FILE_BYTES. A scan, unless it was sealed by a version that counts them."""
+        known = int(self._meta("large_bytes", -1))
+        if known >= 0:
+            return known
+        (size,) = self._db.execute(f"SELECT {SUM_OF_LARGE_SIZES} FROM entry WHERE kind = 0").fetchone()
+        return int(size)
 
     def _meta(self, key: str, default: int | str | None = None) -> int | str:
         found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone() or (default,)

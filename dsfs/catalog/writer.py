@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import structlog
 from cachetools import LRUCache
 
-from dsfs.catalog.lookup import CATALOG_LAYOUT, IMPOSSIBLE, ROOT_INO, SUM_OF_SIZES
+from dsfs.catalog.lookup import CATALOG_LAYOUT, IMPOSSIBLE, ROOT_INO, SUM_OF_LARGE_SIZES, SUM_OF_SIZES
 from dsfs.catalog.refusals import Refusals
 from dsfs.errors import CatalogError, SourceError
 from dsfs.model import Kind, ListingPage, SourceObject, is_name, is_size, path_parts
@@ -264,8 +264,8 @@ class CatalogWriter:
                 reshaped = self._db.execute(_RESHAPED).fetchall()
                 self._db.executemany(_SET_LISTED, ((ino, ino) for (ino,) in pending))
                 self._db.executemany(_COUNT_DIRECTORIES, ((ino, ino) for (ino,) in reshaped))
-                files, size_bytes, largest, impossible, one = self._db.execute(_TOTALS).fetchone()
-                found = [("files", files), ("bytes", size_bytes), ("largest", largest), ("sealed", 1)]
+                files, size_bytes, large_bytes, impossible, one = self._db.execute(_TOTALS).fetchone()
+                found = [("files", files), ("bytes", size_bytes), ("large_bytes", large_bytes), ("sealed", 1)]
                 if impossible:
                     found += [("impossible", impossible), ("impossible_one", ascii(self.path_of(one)[-300:]))]
                 self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", found)
@@ -383,7 +383,7 @@ def _names(path: str) -> tuple[str, ...] | None:
 
 _UNKNOWN = "size IS NULL AND listed = 0"  # not of one that no file can have: the source has said it
 _TOTALS = f"""
-    SELECT count(*), {SUM_OF_SIZES}, coalesce(max(size), 0), count(iif(listed = {IMPOSSIBLE}, 1, NULL)),
+    SELECT count(*), {SUM_OF_SIZES}, {SUM_OF_LARGE_SIZES}, count(iif(listed = {IMPOSSIBLE}, 1, NULL)),
         min(iif(listed = {IMPOSSIBLE}, ino, NULL))
     FROM entry WHERE kind = 0
 """

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from dsfs.catalog.lookup import SMALL_FILE_BYTES
 from dsfs.model import ReadPath
-from dsfs.ranges import GiB, MiB
 
-SMALL_FILE_BYTES = 4 * MiB
-"""Up to this mean size the cost of OPEN and RELEASE outweighs that of copying once through the daemon."""
-LARGEST_OPENLESS_BYTES = 1 * GiB
-"""A file larger than this wants passthrough, whatever the mean: openless reads it through the daemon."""
+OPEN_COSTS_BYTES = 100_000
+"""Of large files, for each file there is: so much comes through the daemon in the time that OPEN and RELEASE take. What
+has more in large files is read faster in passthrough, and at random much faster."""
 MEMORY_SHARE = 0.5
 """Openless is for what fits in the page cache beside the training job."""
 
@@ -26,11 +25,12 @@ class Abilities:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is known of a dataset when the decision is due; sizes in bytes."""
+    """What is known of a dataset when the decision is due; sizes in bytes, ``large_bytes`` in files that are larger
+    than SMALL_FILE_BYTES."""
 
     files: int
     total_bytes: int
-    largest_bytes: int
+    large_bytes: int
     sealed: bool
 
 
@@ -45,7 +45,8 @@ def choose_read_path(wanted: ReadPath, abilities: Abilities, listing: Listing, m
         return ReadPath.OPENLESS
     if wanted is ReadPath.PASSTHROUGH and abilities.passthrough:
         return ReadPath.PASSTHROUGH
-    if abilities.openless and _suits_openless(listing, memory_bytes):
+    mixed = abilities.passthrough and listing.large_bytes > listing.files * OPEN_COSTS_BYTES
+    if abilities.openless and not mixed and _suits_openless(listing, memory_bytes):
         return ReadPath.OPENLESS
     return ReadPath.PASSTHROUGH if abilities.passthrough else ReadPath.DAEMON
 
@@ -56,8 +57,7 @@ def _suits_openless(listing: Listing, memory_bytes: int) -> bool:
         listing.sealed
         and listing.files > 0
         and listing.total_bytes <= memory_bytes * MEMORY_SHARE
-        and listing.total_bytes <= listing.files * SMALL_FILE_BYTES
-        and listing.largest_bytes <= LARGEST_OPENLESS_BYTES
+        and listing.total_bytes <= listing.files * SMALL_FILE_BYTES  # else OPEN and RELEASE cost less than copying
     )
 
 

@@ -67,11 +67,11 @@ class FilesConnection(ReadingConnection):
         catalog = self._files.dataset.catalog
         if self._chosen is None or self._chosen[0] != catalog.sealed:
             files, total_bytes, _skipped = catalog.totals() if catalog.sealed else (0, 0, 0)
-            largest = catalog.largest() if catalog.sealed else 0
+            large = catalog.large_bytes() if catalog.sealed else 0
             path = choose_read_path(
                 self._files.dataset.manifest.read_path,
                 Abilities(self._can_passthrough and self._offers_passthrough, openless=True),
-                Listing(files, total_bytes, largest, catalog.sealed),
+                Listing(files, total_bytes, large, catalog.sealed),
                 self._memory_bytes,
             )
             self._chosen = (catalog.sealed, path)

@@ -148,7 +148,7 @@ def test_what_is_kept_below_a_refused_directory_is_counted_however_large_it_is(t
     adopt_numbers(new, shown, Catalog(shown).next_ino())
     keep_below_refused(new, shown)
     assert Catalog(new).totals() == Catalog(shown).totals() == (4, 2**63 - 1, 0)
-    assert Catalog(new).largest() == 2**63 - 1
+    assert Catalog(new).large_bytes() == 2**63 - 1
 
 
 def test_a_size_that_no_file_can_have_is_a_change_and_no_refusal(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_read_any_more_stays_as_it_was_and_nothing_else(tm
         assert found.refused == (catalog.unreadable != Catalog(shown).unreadable)
         assert catalog.find("a") == before.find("a")
         assert catalog.totals() == (3, 9, 0)
-        assert catalog.largest() == 7
+        assert catalog.large_bytes() == 0
         assert catalog.unreadable == len(odd), "the status still says that it cannot be read"
         assert catalog.refusal.endswith("a: SourceDeclined" if "a" in odd else "c: SourceDeclined")
         shown = new

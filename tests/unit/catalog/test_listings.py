@@ -6,13 +6,13 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsfs.catalog.lookup import IMPOSSIBLE, ROOT_INO, Catalog, Row
+from dsfs.catalog.lookup import IMPOSSIBLE, ROOT_INO, SMALL_FILE_BYTES, Catalog, Row
 from dsfs.catalog.writer import CatalogWriter
 from dsfs.errors import CatalogError
 from dsfs.model import Kind, ListingPage, SourceObject
@@ -219,8 +219,14 @@ def test_sizes_are_summed_exactly_up_to_what_a_number_holds(sizes: list[int]) ->
         writer.seal()
         catalog.refresh()
         assert catalog.totals() == expected
-        assert catalog.largest() == max(possible, default=0)
+        large = [size for size in possible if size > SMALL_FILE_BYTES]
+        assert catalog.large_bytes() == min(sum(large), 2**63 - 1)
         assert catalog.impossible == len(sizes) - len(possible)
+        with closing(sqlite3.connect(catalog.file)) as db:
+            db.execute("DELETE FROM meta WHERE key = 'large_bytes'")
+            db.commit()
+        with closing(Catalog(catalog.file)) as of_an_older_version:
+            assert of_an_older_version.large_bytes() == min(sum(large), 2**63 - 1)
 
 
 def test_a_size_that_no_file_can_have_costs_nothing_else() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsfs.filesystem.read_path import (
-    LARGEST_OPENLESS_BYTES,
+    OPEN_COSTS_BYTES,
     SMALL_FILE_BYTES,
     Abilities,
     InodeMode,
@@ -17,9 +17,9 @@ from dsfs.filesystem.read_path import (
     mode_for_open,
 )
 from dsfs.model import ReadPath
-from dsfs.ranges import GiB
+from dsfs.ranges import GiB, MiB
 
-SMALL = Listing(files=1000, total_bytes=1000 * 100_000, largest_bytes=200_000, sealed=True)
+SMALL = Listing(files=1000, total_bytes=1000 * 100_000, large_bytes=0, sealed=True)
 MEMORY = 64 * GiB
 ALL = Abilities(passthrough=True, openless=True)
 
@@ -51,15 +51,22 @@ def test_only_what_can_be_done_is_chosen(
 def test_auto_takes_openless_for_small_files_that_fit_in_memory_and_passthrough_for_the_rest() -> None:
     assert choose_read_path(ReadPath.AUTO, ALL, SMALL, MEMORY) is ReadPath.OPENLESS
     others = (
-        Listing(SMALL.files, SMALL.total_bytes, SMALL.largest_bytes, sealed=False),
+        Listing(SMALL.files, SMALL.total_bytes, SMALL.large_bytes, sealed=False),
         Listing(0, 0, 0, sealed=True),
-        Listing(1000, 1000 * SMALL_FILE_BYTES + 1, SMALL_FILE_BYTES, sealed=True),
-        Listing(10**6, 10**9, LARGEST_OPENLESS_BYTES + 1, sealed=True),
-        Listing(10**7, MEMORY, 1, sealed=True),
+        Listing(1000, 1000 * SMALL_FILE_BYTES + 1, 0, sealed=True),
+        Listing(10**7, MEMORY, 0, sealed=True),
     )
     for listing in others:
         assert choose_read_path(ReadPath.AUTO, ALL, listing, MEMORY) is ReadPath.PASSTHROUGH
         assert choose_read_path(ReadPath.AUTO, Abilities(False, True), listing, MEMORY) is ReadPath.DAEMON
+
+
+def test_large_files_among_small_ones_are_read_in_passthrough_unless_opens_cost_more() -> None:
+    for large_bytes, path in ((1000 * OPEN_COSTS_BYTES, ReadPath.OPENLESS), (256 * MiB, ReadPath.PASSTHROUGH)):
+        mixed = Listing(SMALL.files + 1, SMALL.total_bytes + large_bytes, large_bytes, sealed=True)
+        assert choose_read_path(ReadPath.AUTO, ALL, mixed, MEMORY) is path
+        no_passthrough = choose_read_path(ReadPath.AUTO, Abilities(False, True), mixed, MEMORY)
+        assert no_passthrough is ReadPath.OPENLESS, "large files come through the daemon anyway"
 
 
 def test_all_open_handles_of_an_inode_use_one_mode() -> None:
