@@ -94,6 +94,8 @@ class Objects:
             except OSError as error:
                 self.note_trouble(error)
                 return None
+            if self._heard_of.never(key):  # of a courier that outlived its server
+                self._heard_of.note(key)
             self._opened.keep(obj)
         self.index.use(key, owner)
         return obj

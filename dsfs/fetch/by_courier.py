@@ -192,7 +192,7 @@ class ByCourier:
         finally:
             self._tier.end_making(flight.file.key)
             sent.room.give_back()
-        if report.outcome == Outcome.STORED and flight.stored is not None:
+        if flight.kept:
             if not sent.given_up:
                 self._over(flight)
             return
@@ -223,7 +223,12 @@ class ByCourier:
         origin = file.origin
         # no descriptor: it was only wanted ahead when it was sent, or no more files may be open
         stored = Stored(descriptor, report.replaced, report.space_bytes)
-        flight.stored = self._tier.adopt(file.key, file.size_bytes, stored, origin.id)
+        if descriptor < 0 and flight.ticket.priority is Priority.WARM and not flight.joined:
+            self._tier.count_whole(file.key, file.size_bytes, stored, origin.id)
+            flight.kept = True
+        else:
+            flight.stored = self._tier.adopt(file.key, file.size_bytes, stored, origin.id)
+            flight.kept = flight.stored is not None
         origin.entitlement.note(sent.epoch)
         origin.count_fetched(file.size_bytes)
         if report.second is not None:

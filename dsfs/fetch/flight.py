@@ -73,6 +73,8 @@ class Flight:
     """Whether somebody else asked for it too."""
     stored: CachedObject | None = None
     """The small object that it was for, once a courier has stored it; then ``data`` is read from there."""
+    kept: bool = False
+    """Whether a courier has stored it; ``stored`` only where somebody was going to read it."""
     told: SourceError | None = None
     """What the source answered a courier: the first try of the flight's own ends with it."""
 

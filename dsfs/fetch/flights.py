@@ -254,7 +254,7 @@ class Flights:
     def _end(self, flight: Flight) -> None:
         """It has brought what it was to bring, or nothing more will come of it."""
         flight.done = True
-        if flight.error is None and flight.stored is None and len(flight.data) < len(flight.blocks):
+        if flight.error is None and not flight.kept and len(flight.data) < len(flight.blocks):
             flight.error = SourceTimeout(f"{flight.file.origin.id}: the server stops")
         self._forget(flight)
         flight.changed.unpark_all()

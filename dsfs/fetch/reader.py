@@ -275,6 +275,10 @@ class Reader:
         """Have all of an object in the node tier, or as much as it takes. Raises as ``read`` does."""
         await self._in_time(file, partial(self._fetch_whole, file, priority))
 
+    def _here(self, file: RemoteFile) -> CachedObject | None:
+        """The object if any of it may be here; what is known never to have been is not looked for."""
+        return None if self._tier.never_had(file.key) else self._tier.open(file.key, file.size_bytes, file.origin.id)
+
     async def _fetch_whole(self, file: RemoteFile, priority: Priority) -> None:
         missing = self._nowhere(file, await self.missing(file))
         asked_s = trio.current_time()
@@ -285,7 +289,7 @@ class Reader:
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:
         """The blocks of an object that are not here. Checks what another boot wrote, so it may wait for the disk."""
-        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        obj = self._here(file)
         whole = ByteRange(0, file.size_bytes)
         return blocks_of(whole, self._tier.block_bytes) if obj is None else await to_fetch(self._tier, obj, whole)
 
@@ -297,19 +301,25 @@ class Reader:
         """What is here of these files is to stay."""
         self._tier.index.ask_for(file.key for file in files)
 
-    async def bring(self, file: RemoteFile, blocks: Sequence[int], priority: Priority) -> None:
-        """Have blocks fetched, and wait until they are stored, if there is room. Raises the SourceError that ended
-        a flight."""
+    async def bring(self, file: RemoteFile, blocks: range, priority: Priority) -> bool:
+        """Have blocks fetched, and wait until they are stored; False: there is no room. Raises the SourceError that
+        ended a flight."""
         asked_s = trio.current_time()
         flights = dict(self._flights.ensure(file, blocks, priority))
         for block in blocks:
             await wait_for_storing(self._flights, file, flights, block, asked_s, priority)
+        return all(flights[block].kept for block in blocks) or self.has(file, blocks)
 
     def has(self, file: RemoteFile, blocks: range) -> bool:
         """Whether blocks are in the node tier."""
-        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        obj = self._here(file)
         size = self._tier.block_bytes
         return obj is not None and not obj.missing(ByteRange(blocks.start * size, blocks.stop * size))
+
+    def is_stored(self, file: RemoteFile) -> bool:
+        """Whether all of an object lies in the node tier, heard of or not."""
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        return obj is not None and not obj.missing(ByteRange(0, file.size_bytes))
 
     def incomplete(self, files: Iterable[RemoteFile], *, uses: bool = True) -> list[RemoteFile]:
         """Those of which something is missing; the others count as used, unless not. For any thread; waits for the
@@ -322,7 +332,7 @@ class Reader:
 
     def want(self, file: RemoteFile, wanted: ByteRange, priority: Priority) -> int:
         """Have a range brought in; nobody waits for it. How many blocks of it were missing."""
-        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        obj = self._here(file)
         missing: Sequence[int]
         # What was written under another boot is checked by whoever reads it, and need not come again.
         missing = blocks_of(wanted, self._tier.block_bytes) if obj is None else obj.absent(wanted)
@@ -364,7 +374,7 @@ class Reader:
         """The object if every byte of it is here and checked, and this dataset is known to be entitled to it."""
         if not file.origin.entitlement.proven:
             return None
-        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
+        obj = self._here(file)
         if obj is None or not obj.complete or self._tier.is_cut_off(obj) or self._is_unproven(file, obj):
             return None
         return obj

@@ -163,8 +163,7 @@ class WarmUp:
             absent = not self._reader.has(file, run)
         if absent:
             try:
-                await self._reader.bring(file, run, self._priority)
-                if not self._reader.has(file, run):
+                if not await self._reader.bring(file, run, self._priority):
                     raise CacheFull(
                         "it came but could not be kept: the cache or its quota has no room, or its disk refuses"
                     )

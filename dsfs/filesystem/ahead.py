@@ -18,7 +18,7 @@ from dsfs.fetch.reader import Reader
 from dsfs.model import Kind
 from dsfs.prefetch.completion import Samples, worth_completing
 from dsfs.prefetch.formats import first_wants
-from dsfs.prefetch.neighbours import LOOK_FILES, MOST_FILES, Neighbour, Neighbours
+from dsfs.prefetch.neighbours import LOOK_FILES, Neighbour, Neighbours
 from dsfs.prefetch.sequential import LEAST_WINDOW_BYTES, Streams
 from dsfs.prefetch.strided import Strides
 from dsfs.prefetch.worth import Worth
@@ -63,9 +63,8 @@ class Ahead:
         walk = self._neighbours.follows(ino)
         if walk is not None:
             self._bring_small(self._neighbours.step(walk, ino))
-            last = self._neighbours.wants_more(walk)
-            if last is not None:
-                self._neighbours.more(walk, self._behind(last, 2 * MOST_FILES))
+            if (wanted := self._neighbours.wants_more(walk)) is not None:
+                self._neighbours.more(walk, self._behind(*wanted))
             self._count("neighbours")
 
     def begun(self, ino: int, file: RemoteFile) -> None:

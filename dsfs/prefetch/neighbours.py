@@ -110,12 +110,13 @@ class Neighbours:
         walk.unread.update((each.ino, each.size_bytes) for each in brought)
         return brought
 
-    def wants_more(self, walk: Walk) -> int | None:
-        """Behind which number the next files of the directory are due; None: not now."""
+    def wants_more(self, walk: Walk) -> tuple[int, int] | None:
+        """Behind which number the next files of the directory are due, and how many of them; None: not now."""
         left = len(walk.files) - walk.position
         if walk.at_end or left > max(LOOK_FILES, 2 * walk.window) or not walk.files:
             return None
-        return walk.files[-1].ino
+        # among many, readers that jump about would meet three of them soon
+        return walk.files[-1].ino, 2 * MOST_FILES if walk.steps >= BELIEVED_STEPS else LOOK_FILES
 
     def more(self, walk: Walk, behind: Sequence[Neighbour]) -> None:
         """The next files of the directory; none at its end."""

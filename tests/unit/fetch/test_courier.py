@@ -265,7 +265,7 @@ def test_a_file_that_is_stored_compressed_is_brought_where_it_was_listed_so(run:
 def test_a_file_that_is_brought_without_a_reader_is_here(run: Run, priority: Priority) -> None:
     async def test(there: World) -> None:
         file, before = there.file("f"), stored()
-        await there.reader.bring(file, [0], priority)
+        await there.reader.bring(file, range(1), priority)
         assert stored() == before + 1
         assert there.reader.has(file, range(1))
         assert await there.read(file) == DATA
@@ -286,7 +286,7 @@ def test_a_file_that_is_evicted_as_soon_as_it_may_be_came_once(run: Run, priorit
             assert there.tier.evict(key)
 
         there.tier.end_making = end_and_lose  # type: ignore[method-assign]
-        await there.reader.bring(file, [0], priority)
+        await there.reader.bring(file, range(1), priority)
         assert not there.reader.has(file, range(1))
         assert there.server.requests["/bucket/f"] == 1
 

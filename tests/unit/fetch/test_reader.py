@@ -240,7 +240,7 @@ def test_who_joins_anothers_flight_does_not_share_its_refusal(
 
         async def join() -> None:
             if way == "bring":
-                await there.reader.bring(mine, [0], Priority.WARM)
+                await there.reader.bring(mine, range(1), Priority.WARM)
             elif way == "fetch_whole":
                 await there.reader.fetch_whole(mine, Priority.DEMAND)
             else:

@@ -41,9 +41,8 @@ class Simulator:
             assert len(brought) <= MOST_FILES
             self.asked += [each.ino for each in brought]
             self.cached.update(each.ino for each in brought)
-            last = self.policy.wants_more(walk)
-            if last is not None:
-                self.policy.more(walk, self.behind(directory, last, 2 * MOST_FILES))
+            if (wanted := self.policy.wants_more(walk)) is not None:
+                self.policy.more(walk, self.behind(directory, *wanted))
         if ino not in self.cached:
             self.misses += 1
             self.cached.add(ino)
@@ -91,6 +90,18 @@ def test_at_random_hardly_anything_is_asked_for(rng: random.Random) -> None:
         there.read(number, rng.choice(there.directories[number]).ino)
     there.policy.end()
     assert len(there.asked) <= 30
+
+
+def test_an_epoch_over_one_directory_in_no_order_is_hardly_ever_taken_for_a_walk() -> None:
+    asked = 0
+    for seed in range(8):
+        rng = random.Random(seed)
+        there = Seldom({1: directory(1, 2000)})
+        there.cached = {each.ino for each in rng.sample(there.directories[1], 1800)}  # so that walks live long
+        for each in rng.sample(there.directories[1], 2000):
+            there.read(1, each.ino)
+        asked += len(there.asked)
+    assert asked <= 8 * LOOK_FILES
 
 
 @pytest.mark.parametrize("seed", range(8))
