@@ -13,9 +13,10 @@ import trio
 
 from daemon.warming import Warming
 from dsfs.cache.node import NodeTier
+from dsfs.cache.space import whole_space
 from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
-from dsfs.datasets.selection import CATALOG, small_below
+from dsfs.datasets.selection import CATALOG, Totals, small_below
 from dsfs.errors import CatalogError
 from dsfs.fetch.flight import SMALL_BLOCKS
 from dsfs.prefetch.completion import Samples, fits
@@ -31,6 +32,8 @@ class Completing:
         self._tier = tier
         self._nursery = nursery
         self._largest = SMALL_BLOCKS * tier.block_bytes
+        self._besides = whole_space(self._largest + 1, tier.block_bytes) - self._largest
+        """Of a small file on disk, beside its bytes, at most."""
         self._looks: WeakKeyDictionary[Dataset, trio.Lock] = WeakKeyDictionary()
         self._turns: WeakKeyDictionary[Dataset, trio.Lock] = WeakKeyDictionary()
 
@@ -51,12 +54,12 @@ class Completing:
                     return
                 if samples.measured(directory, files) and fits(size_bytes, self._room_bytes(dataset)):
                     samples.brought(directory, files, above)
-                    wanted.append(directory)
+                    wanted.append((directory, Totals(files, size_bytes, size_bytes + files * self._besides)))
         async with self._turns.setdefault(dataset, trio.Lock()):
-            for directory in wanted:
+            for directory, totals in wanted:
                 if dataset.catalog is catalog:
                     found = partial(small_below, catalog.file, directory, self._largest)
-                    await self._warming.complete(dataset, catalog, found)
+                    await self._warming.complete(dataset, catalog, totals, found)
 
     def _room_bytes(self, dataset: Dataset) -> int:
         limit = self._tier.statistics().limit_bytes

@@ -246,7 +246,9 @@ class Warming:
                 raise MountError(f"it is not listed: {dataset.message}")
             catalog = dataset.catalog
             is_shown = partial(self._is_shown, dataset, catalog)
-            await self._walk(job, dataset, partial(matching, catalog.file, asked.glob), is_shown)
+            found = partial(matching, catalog.file, asked.glob)
+            job.totals = await self._measure(dataset, asked.glob, found)
+            await self._walk(job, dataset, found, is_shown)
             if is_shown():
                 return
 
@@ -265,7 +267,6 @@ class Warming:
             if isinstance(error, SourceChanged):
                 dataset.note_changed()
 
-        job.totals = await self._measure(dataset, job.asked.glob, found)
         await check_room(self._tier, job.totals, found, dataset.origin)
         stays = job.what != COMPLETION
         job.warm, job.state = WarmUp(self._reader, job.asked.bytes_per_s, on_error, stays=stays), State.WARMING
@@ -339,11 +340,12 @@ class Warming:
                 await swapped.wait()
                 return
 
-    async def complete(self, dataset: Dataset, catalog: Catalog, found: Callable[[], Found]) -> None:
-        """Bring in what was found in one revision behind the readers, for as long as it is shown. Failures are told."""
+    async def complete(self, dataset: Dataset, catalog: Catalog, totals: Totals, found: Callable[[], Found]) -> None:
+        """Bring in what was found in one revision behind the readers, for as long as it is shown; ``totals`` is what it
+        comes to. Failures are told."""
         manifest = dataset.manifest
         asked = Asked(f"completion-{manifest.namespace}-{manifest.name}", manifest.id, "", None)
-        job = self._jobs[asked.id] = Job(asked, COMPLETION)
+        job = self._jobs[asked.id] = Job(asked, COMPLETION, totals=totals)
         is_shown = partial(self._is_shown, dataset, catalog)
         await self._carry_out(job, lambda: self._walk(job, dataset, found, is_shown))
         fetched_bytes = job.warm.progress().fetched_bytes if job.warm else 0
@@ -351,8 +353,13 @@ class Warming:
 
     async def warm_revision(self, dataset: Dataset, catalog_file: str) -> None:
         """Warm a revision that is not shown yet. Raises CacheFull with what kept it from being warm."""
-        job = Job(_preheat_of(dataset), PREHEAT)
-        await self._carry_out(job, lambda: self._walk(job, dataset, partial(matching, catalog_file, ""), lambda: True))
+        job, found = Job(_preheat_of(dataset), PREHEAT), partial(matching, catalog_file, "")
+
+        async def work() -> None:
+            job.totals = await self._measure(dataset, "", found)
+            await self._walk(job, dataset, found, lambda: True)
+
+        await self._carry_out(job, work)
         if job.state is not State.DONE:
             raise CacheFull(job.line())
 

@@ -15,7 +15,7 @@ from daemon.warming import State, Warming
 from dsfs.cache.node import NodeTier
 from dsfs.catalog.lookup import Catalog
 from dsfs.datasets.dataset import Dataset
-from dsfs.datasets.selection import Found
+from dsfs.datasets.selection import Found, Totals
 from dsfs.fetch.reader import Reader
 
 PREHEAT = "preheat-team-data"
@@ -81,7 +81,7 @@ def test_who_waits_for_the_end_of_a_completion_hears_that_it_was_ended(tmp_path:
 
     async def use(warming: Warming, dataset: Dataset, nursery: trio.Nursery) -> None:
         async with trio.open_nursery() as others:
-            others.start_soon(warming.complete, dataset, cast(Catalog, None), found)
+            others.start_soon(warming.complete, dataset, cast(Catalog, None), Totals(0, 0, 0), found)
             await trio.testing.wait_all_tasks_blocked()
             (job,) = warming.jobs()
             others.cancel_scope.cancel()
