@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 import trio
 import trio.testing
 
@@ -28,7 +29,7 @@ def served(directory: Path, use: Callable[[Warming, Dataset, trio.Nursery], Awai
     async def serve() -> None:
         manifest = SimpleNamespace(id="team/data", namespace="team", name="data")
         events = {"settled": trio.Event(), "swapped": trio.Event()}
-        dataset = cast(Dataset, SimpleNamespace(manifest=manifest, message="", **events))
+        dataset = cast(Dataset, SimpleNamespace(manifest=manifest, message="", origin=None, **events))
         async with trio.open_nursery() as nursery:
             tier, reader = cast(NodeTier, SimpleNamespace()), cast(Reader, SimpleNamespace(block_bytes=1))
             use_of = Warming(str(directory), tier, reader, nursery, lambda: {"team/data": dataset})
@@ -40,6 +41,10 @@ def served(directory: Path, use: Callable[[Warming, Dataset, trio.Nursery], Awai
 
 async def nothing() -> None:
     return
+
+
+def nothing_found() -> Found:
+    yield from ()
 
 
 def test_a_preheat_that_waits_for_the_listing_is_ended_at_once(tmp_path: Path) -> None:
@@ -74,14 +79,17 @@ def test_who_waits_for_the_end_of_a_preheat_hears_that_its_dataset_is_gone(tmp_p
     served(tmp_path, use)
 
 
-def test_who_waits_for_the_end_of_a_completion_hears_that_it_was_ended(tmp_path: Path) -> None:
-    def found() -> Found:
-        trio.from_thread.run(trio.sleep_forever)
-        yield from ()
+def test_who_waits_for_the_end_of_a_completion_hears_that_it_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look_for_ever(*_args: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("daemon.warming.check_room", look_for_ever)
 
     async def use(warming: Warming, dataset: Dataset, nursery: trio.Nursery) -> None:
         async with trio.open_nursery() as others:
-            others.start_soon(warming.complete, dataset, cast(Catalog, None), Totals(0, 0, 0), found)
+            others.start_soon(warming.complete, dataset, cast(Catalog, None), Totals(1, 1, 4096), nothing_found)
             await trio.testing.wait_all_tasks_blocked()
             (job,) = warming.jobs()
             others.cancel_scope.cancel()
