@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -26,6 +28,9 @@ _DISK_WRITERS = 4
 _STORERS = 2
 """Of blocks of large files. More were slower: a file takes one at a time, and each that waits costs two hand-overs of
 Python's lock."""
+_READS_ON_S = 0.1
+"""A reader that has waited so lately comes again."""
+_GIVES_WAY_S = 0.5
 _LANES = 128
 """As many as there may be requests in flight (``fetch.queue.Limits``); they are started when they are needed."""
 
@@ -47,11 +52,23 @@ class Bridge:
         self._storers = storers
         self._stores = True
         self._token = trio.lowlevel.current_trio_token()
+        self._waited_s = -math.inf  # when a reader last began to wait, on the clock of time.monotonic
         self._lanes: list[threading.Thread] = []
         self._lanes_busy = 0
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.at_end: list[Callable[[], None]] = []
         """Called when nobody is in a lane any more."""
+
+    def note_reader(self) -> None:
+        """File side: a reader waits for something to be fetched."""
+        self._waited_s = time.monotonic()
+
+    async def give_way(self) -> None:
+        """For what nobody waits for and that takes processor time: begin when no reader has come lately, or after a
+        while."""
+        latest_s = self._loop.time() + _GIVES_WAY_S
+        while (left_s := min(latest_s, self._waited_s + _READS_ON_S) - self._loop.time()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(left_s)  # readers wake nobody, as there are so many
 
     async def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine on the network side and wait for it; a checkpoint.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import structlog
@@ -36,12 +36,22 @@ _OF_ONE_NAME = (SourceRefused, SourceUnsupported, SourceDeclined)
 """What a source that is there may say of a name, and give all others."""
 
 
-async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], None]) -> None:
+async def at_once() -> None:
+    """Gives way to nobody."""
+
+
+async def crawl(
+    source: Source,
+    writer: CatalogWriter,
+    answered: Callable[[], None],
+    give_way: Callable[[], Awaitable[None]] = at_once,
+) -> None:
     """List everything and seal. Raises SourceError when the source fails; what was listed stays, so call again.
 
     Single names that the source refuses, or of which it does not say what it takes to read them, are sealed as such.
 
-    ``answered`` is called when the first page is in the catalog.
+    ``answered`` is called when the first page is in the catalog. ``give_way`` is waited for before some names are asked
+    for one by one that nobody has looked at.
     """
     ahead: asyncio.Task[None] | None = None
     await asyncio.to_thread(writer.begin)
@@ -60,11 +70,11 @@ async def crawl(source: Source, writer: CatalogWriter, answered: Callable[[], No
         if ahead is not None:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
-    after = await _resolve_all(source, writer, 0)
+    after = await _resolve_all(source, writer, give_way, 0)
     while found := await asyncio.to_thread(writer.found_directories):
         for directory in found:
             await _list_found(source, writer, directory)
-        after = await _resolve_all(source, writer, after)
+        after = await _resolve_all(source, writer, give_way, after)
     await _check_refused(source, writer)
     await asyncio.to_thread(writer.seal)
 
@@ -99,7 +109,9 @@ async def _resolve_wanted(source: Source, writer: CatalogWriter) -> None:
             await resolve(source, writer, paths)
 
 
-async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int:
+async def _resolve_all(
+    source: Source, writer: CatalogWriter, give_way: Callable[[], Awaitable[None]], after: int
+) -> int:
     """All that is left of names with numbers above one, where somebody looks first; the number of the last of them.
 
     A name that its server refuses, or that is wrong in itself, does not keep the others; raises the first that is
@@ -114,6 +126,7 @@ async def _resolve_all(source: Source, writer: CatalogWriter, after: int) -> int
             raise writer.refusal() or SourceError(f"{source.uri}: very many names are refused")
         paths = await asyncio.to_thread(_wanted_paths, writer)
         if not paths:
+            await give_way()
             after, paths = await asyncio.to_thread(_next_paths, writer, after)
         if not paths:
             break

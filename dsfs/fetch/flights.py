@@ -55,6 +55,7 @@ class Flights:
         self.deadline_s = deadline_s
         self.longest_read_s = longest_read_s
         """What the kernel allows a read that makes progress."""
+        self._bridge = bridge
         self._tier = tier
         self._queue = queue
         self.checks = ContentChecks(nursery, bridge, tier)
@@ -111,6 +112,8 @@ class Flights:
         """
         flights: dict[int, Flight] = {}
         absent: list[int] = []
+        if priority is Priority.DEMAND:
+            self._bridge.note_reader()
         if len(file_blocks := tuple(blocks)) == 1 and file.size_bytes <= self._tier.block_bytes:
             return {file_blocks[0]: self._ensure_one(file, file_blocks[0], priority)}
         for block in file_blocks:

@@ -194,6 +194,31 @@ def test_sizes_are_asked_for_where_somebody_looks_first() -> None:
         assert catalog.refusal.startswith("2 names are refused by the source, one of them: ")
 
 
+def test_names_that_nobody_has_looked_at_give_way_and_others_do_not() -> None:
+    with new_catalog() as (writer, catalog):
+        source = Unsized()
+
+        def look() -> None:
+            if (directory := catalog.find("b")) is not None:
+                writer.want(directory.ino, b"150")
+
+        async def work() -> None:
+            readers, held = asyncio.Event(), asyncio.Event()
+
+            async def give_way() -> None:
+                held.set()
+                await readers.wait()
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(crawl.crawl(source, writer, look, give_way))
+                await held.wait()
+                assert set(source.asked) == set(source.names[350:])
+                readers.set()
+
+        asyncio.run(work())
+        assert sorted(set(source.asked)) == source.names
+
+
 def test_a_name_that_is_wrong_in_itself_is_told_and_not_a_refused_one() -> None:
     class Wrong(Unsized):
         async def stat(self, path: str) -> SourceObject | None:
