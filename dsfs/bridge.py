@@ -30,7 +30,7 @@ _STORERS = 2
 Python's lock."""
 _READS_ON_S = 0.1
 """A reader that has waited so lately comes again."""
-_GIVES_WAY_S = 0.5
+_GIVES_WAY_S, _GIVES_WAY_IN_ALL_S = 0.5, 60.0
 _LANES = 128
 """As many as there may be requests in flight (``fetch.queue.Limits``); they are started when they are needed."""
 
@@ -63,12 +63,20 @@ class Bridge:
         """File side: a reader waits for something to be fetched."""
         self._waited_s = time.monotonic()
 
-    async def give_way(self) -> None:
-        """For what nobody waits for and that takes processor time: begin when no reader has come lately, or after a
-        while."""
-        latest_s = self._loop.time() + _GIVES_WAY_S
-        while (left_s := min(latest_s, self._waited_s + _READS_ON_S) - self._loop.time()) > 0:  # noqa: ASYNC110
-            await asyncio.sleep(left_s)  # readers wake nobody, as there are so many
+    def giving_way(self) -> Callable[[], Awaitable[None]]:
+        """For a job that nobody waits for and that takes processor time. What it waits for before each piece of work,
+        until no reader has come lately: half a second at most, and a minute in all."""
+        spare_s = _GIVES_WAY_IN_ALL_S
+
+        async def give_way() -> None:
+            nonlocal spare_s
+            began_s = self._loop.time()
+            latest_s = began_s + min(_GIVES_WAY_S, spare_s)
+            while (left_s := min(latest_s, self._waited_s + _READS_ON_S) - self._loop.time()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(left_s)  # readers wake nobody, as there are so many
+            spare_s -= self._loop.time() - began_s
+
+        return give_way
 
     async def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine on the network side and wait for it; a checkpoint.

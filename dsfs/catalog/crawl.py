@@ -127,6 +127,8 @@ async def _resolve_all(
         paths = await asyncio.to_thread(_wanted_paths, writer)
         if not paths:
             await give_way()
+            paths = await asyncio.to_thread(_wanted_paths, writer)
+        if not paths:
             after, paths = await asyncio.to_thread(_next_paths, writer, after)
         if not paths:
             break

@@ -269,6 +269,8 @@ class Catalog:
         known = int(self._meta("large_bytes", -1))
         if known >= 0:
             return known
+        if 0 < int(self._meta("largest", 0)) <= SMALL_FILE_BYTES:  # what those versions noted
+            return 0
         (size,) = self._db.execute(f"SELECT {SUM_OF_LARGE_SIZES} FROM entry WHERE kind = 0").fetchone()
         return int(size)
 

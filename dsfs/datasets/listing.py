@@ -73,7 +73,7 @@ async def list_all(
     """
     with origin.counted():
         try:
-            await bridge.call(crawl, source, writer, answered, bridge.give_way)
+            await bridge.call(crawl, source, writer, answered, bridge.giving_way())
         except (DsfsError, trio.Cancelled):
             raise
         except Exception as error:

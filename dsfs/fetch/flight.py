@@ -70,7 +70,7 @@ class Flight:
     when_over: list[Callable[[], None]] = field(default_factory=list)
     """Called once when it is done, for who waits without a task."""
     joined: bool = False
-    """Whether somebody else asked for it too."""
+    """Whether somebody else asked for it too, and may read what comes."""
     stored: CachedObject | None = None
     """The small object that it was for, once a courier has stored it; then ``data`` is read from there."""
     kept: bool = False

@@ -112,9 +112,10 @@ class Flights:
         """
         flights: dict[int, Flight] = {}
         absent: list[int] = []
-        if priority is Priority.DEMAND:
+        file_blocks = tuple(blocks)
+        if file_blocks and priority is Priority.DEMAND:
             self._bridge.note_reader()
-        if len(file_blocks := tuple(blocks)) == 1 and file.size_bytes <= self._tier.block_bytes:
+        if len(file_blocks) == 1 and file.size_bytes <= self._tier.block_bytes:
             return {file_blocks[0]: self._ensure_one(file, file_blocks[0], priority)}
         for block in file_blocks:
             flight = self._by_block.get((file.key, block))

@@ -289,7 +289,7 @@ class Reader:
 
     async def missing(self, file: RemoteFile) -> Sequence[int]:
         """The blocks of an object that are not here. Checks what another boot wrote, so it may wait for the disk."""
-        obj = self._here(file)
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         whole = ByteRange(0, file.size_bytes)
         return blocks_of(whole, self._tier.block_bytes) if obj is None else await to_fetch(self._tier, obj, whole)
 
@@ -302,13 +302,16 @@ class Reader:
         self._tier.index.ask_for(file.key for file in files)
 
     async def bring(self, file: RemoteFile, blocks: range, priority: Priority) -> bool:
-        """Have blocks fetched, and wait until they are stored; False: there is no room. Raises the SourceError that
-        ended a flight."""
+        """Have blocks fetched, and wait until they are stored; False: they could not be kept. Raises the SourceError
+        that ended a flight."""
         asked_s = trio.current_time()
         flights = dict(self._flights.ensure(file, blocks, priority))
         for block in blocks:
             await wait_for_storing(self._flights, file, flights, block, asked_s, priority)
-        return all(flights[block].kept for block in blocks) or self.has(file, blocks)
+        if not all(flights[block].kept for block in blocks):
+            return self.has(file, blocks)
+        self._tier.index.use(file.key, file.origin.id)  # the flight may have been another dataset's
+        return True
 
     def has(self, file: RemoteFile, blocks: range) -> bool:
         """Whether blocks are in the node tier."""
@@ -374,7 +377,7 @@ class Reader:
         """The object if every byte of it is here and checked, and this dataset is known to be entitled to it."""
         if not file.origin.entitlement.proven:
             return None
-        obj = self._here(file)
+        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
         if obj is None or not obj.complete or self._tier.is_cut_off(obj) or self._is_unproven(file, obj):
             return None
         return obj

@@ -119,8 +119,8 @@ class Neighbours:
         return walk.files[-1].ino, 2 * MOST_FILES if walk.steps >= BELIEVED_STEPS else LOOK_FILES
 
     def more(self, walk: Walk, behind: Sequence[Neighbour]) -> None:
-        """The next files of the directory; none at its end."""
-        walk.at_end = not behind
+        """The next files of the directory; none at its end, or where so few names are none of small files."""
+        walk.at_end = not behind and walk.steps >= BELIEVED_STEPS
         for each in behind:
             walk.files.append(each)
             self._where[each.ino] = walk

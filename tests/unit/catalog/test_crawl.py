@@ -209,7 +209,7 @@ def test_names_that_nobody_has_looked_at_give_way_and_others_do_not() -> None:
                 held.set()
                 await readers.wait()
 
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
                 group.create_task(crawl.crawl(source, writer, look, give_way))
                 await held.wait()
                 assert set(source.asked) == set(source.names[350:])

@@ -274,6 +274,19 @@ def test_a_file_that_is_brought_without_a_reader_is_here(run: Run, priority: Pri
     run(test)
 
 
+def test_a_file_that_two_datasets_bring_together_is_used_by_both(run: Run) -> None:
+    async def test(there: World) -> None:
+        mine, theirs = (replace(there.file("f"), origin=Origin(there.origin.source, "test", name)) for name in "ab")
+        async with trio.open_nursery() as nursery:
+            for file in (mine, theirs):
+                nursery.start_soon(there.reader.bring, file, range(1), Priority.WARM)
+        assert there.server.requests["/bucket/f"] == 1
+        await trio.to_thread.run_sync(there.tier.index.flush, 1.0)
+        assert all(there.reader.cached_bytes(file.origin.id) >= len(DATA) for file in (mine, theirs))
+
+    run(test)
+
+
 @pytest.mark.parametrize("priority", list(Priority))
 def test_a_file_that_is_evicted_as_soon_as_it_may_be_came_once(run: Run, priority: Priority) -> None:
     """A cache that is full of what is worth more has another thread evict meanwhile."""
