@@ -64,8 +64,8 @@ class Bridge:
         self._waited_s = time.monotonic()
 
     def giving_way(self) -> Callable[[], Awaitable[None]]:
-        """For a job that nobody waits for and that takes processor time. What it waits for before each piece of work,
-        until no reader has come lately: half a second at most, and a minute in all."""
+        """For a job of the network side that nobody waits for and that takes processor time. What it waits for there
+        before each piece of work, until no reader has come lately: half a second at most, and a minute in all."""
         spare_s = _GIVES_WAY_IN_ALL_S
 
         async def give_way() -> None:

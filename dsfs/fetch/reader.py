@@ -319,11 +319,6 @@ class Reader:
         size = self._tier.block_bytes
         return obj is not None and not obj.missing(ByteRange(blocks.start * size, blocks.stop * size))
 
-    def is_stored(self, file: RemoteFile) -> bool:
-        """Whether all of an object lies in the node tier, heard of or not."""
-        obj = self._tier.open(file.key, file.size_bytes, file.origin.id)
-        return obj is not None and not obj.missing(ByteRange(0, file.size_bytes))
-
     def incomplete(self, files: Iterable[RemoteFile], *, uses: bool = True) -> list[RemoteFile]:
         """Those of which something is missing; the others count as used, unless not. For any thread; waits for the
         disk."""

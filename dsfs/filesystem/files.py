@@ -228,7 +228,7 @@ class DatasetFiles:
         it."""
         file = self.file(nodeid)
         if flight.error is not None:
-            if self._reader.is_stored(file):  # by a courier that outlived its server, and not heard of
+            if self._reader.present_bytes(file):  # of a courier that outlived its server, and not heard of
                 return None
             self._note_failed(nodeid, flight.error)
             raise flight.error
