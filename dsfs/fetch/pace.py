@@ -5,8 +5,9 @@ median answer takes hardly longer than at its best there is room for more, when 
 other's way. Medians, as single answers of object stores differ by a factor of ten when nothing else is asked of them.
 (L. Brakmo and L. Peterson, "TCP Vegas: End to End Congestion Avoidance on a Global Internet", 1995.)
 
-Large ones: how long a range, from what one connection brings. Where that is little, shorter ranges put more
-connections to work for the same bytes in flight; where it is much, each request costs more than it is worth.
+Large ones: how long a range, from what one connection brings while it shares the way with few. Where that is little,
+shorter ranges put more connections to work for the same bytes in flight; where it is much, each request costs more than
+it is worth. What many bring at once says nothing of that: shorter ranges would make them more still.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _ROUND: Final = 16  # answers that a median is taken of
 _FREE: Final = 1.3  # times the best median
 _IN_THE_WAY: Final = 1.8
 _LOOK_AGAIN: Final = 64  # rounds, then the best is looked for anew, with few in flight: a way may become longer
+_FEW: Final = 6
+_KNOWN: Final = 4  # answers: a reader that begins has about so many before it has many in flight
 _RANGE_S: Final = 0.08
 """What a range of a large object shall take, round trip included: long beside most of those, and a reader behind it
 does not wait for long."""
@@ -54,12 +57,13 @@ class Pace:
     @property
     def range_bytes(self) -> float:
         """How long a range of a large object should be; infinity while nothing is known."""
-        return median(self._bytes_per_s) * _RANGE_S if len(self._bytes_per_s) == _ROUND else math.inf
+        return median(self._bytes_per_s) * _RANGE_S if len(self._bytes_per_s) >= _KNOWN else math.inf
 
     def answered(self, size_bytes: int, seconds: float, in_flight: int) -> None:
         """A request brought so much in so long, and so many were in flight with it."""
         if size_bytes > SMALL_BYTES:
-            self._bytes_per_s.append(size_bytes / max(seconds, 1e-6))
+            if in_flight <= _FEW:
+                self._bytes_per_s.append(size_bytes / max(seconds, 1e-6))
             return
         if self._skip:
             self._skip -= 1

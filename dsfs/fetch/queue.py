@@ -15,7 +15,7 @@ import trio
 from cachetools import LRUCache
 
 from dsfs.errors import RetryLater, SourceError, SourceTimeout
-from dsfs.fetch.pace import Pace
+from dsfs.fetch.pace import SMALL_BYTES, Pace
 
 
 class Priority(IntEnum):
@@ -52,6 +52,8 @@ class Ticket:
     """Called once when it is."""
     granted_s: float = 0.0
     """When it was, on trio's clock."""
+    beside: int = 0
+    """How many others of its source were in flight then."""
     over: bool = False
     """Whether it has given back what it was granted."""
 
@@ -220,6 +222,8 @@ class FetchQueue:
         self._slow.discard(ticket.source)
         seconds = trio.current_time() - ticket.granted_s
         in_flight = self._load.per_source.get(ticket.source, 0)
+        if ticket.size_bytes > SMALL_BYTES:
+            in_flight = (ticket.beside + in_flight) // 2
         self._pace(ticket.source).answered(ticket.size_bytes, seconds, in_flight)
 
     def failed(self, ticket: Ticket, error: SourceError) -> None:
@@ -325,5 +329,6 @@ class FetchQueue:
 
     def _started(self, ticket: Ticket) -> None:
         ticket.granted, ticket.granted_s = True, trio.current_time()
+        ticket.beside = self._load.per_source[ticket.source] - 1
         if ticket.on_granted is not None:
             ticket.on_granted()

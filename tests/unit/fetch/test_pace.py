@@ -100,9 +100,19 @@ def test_a_way_that_has_become_longer_is_learned() -> None:
 @pytest.mark.parametrize(("per_s", "range_s"), [(400 * MiB, 32), (100 * MiB, 8), (25 * MiB, 2)])
 def test_ranges_are_as_long_as_one_connection_brings_in_a_moment(per_s: int, range_s: int) -> None:
     pace = Pace()
-    for _ in range(15):
-        pace.answered(8 * MiB, 8 * MiB / per_s, 8)
+    for _ in range(3):
+        pace.answered(8 * MiB, 8 * MiB / per_s, 2)
     assert pace.range_bytes == float("inf"), "not known yet"
-    pace.answered(8 * MiB, 30.0, 8)  # one that stood still
+    pace.answered(8 * MiB, 8 * MiB / per_s, 2)
+    pace.answered(8 * MiB, 30.0, 2)  # one that stood still
     assert pace.range_bytes / MiB == pytest.approx(range_s)
     assert pace.at_once == 8, "that says nothing of small ones"
+
+
+def test_many_that_share_a_way_do_not_make_ranges_shorter() -> None:
+    pace = Pace()
+    for _ in range(8):
+        pace.answered(8 * MiB, 0.08, 2)
+    for _ in range(100):
+        pace.answered(8 * MiB, 2.0, 24)
+    assert pace.range_bytes / MiB == pytest.approx(8)
