@@ -259,6 +259,29 @@ def test_readers_get_what_a_source_can_take_and_never_less_than_before() -> None
     assert len(grant(waiting, Limits(1000), Load(), (), {"x": pace(64)})) == 64
 
 
+def test_only_answers_with_few_beside_them_say_how_long_a_range_is() -> None:
+    number = random.Random(7)
+
+    async def main() -> None:
+        queue = FetchQueue(Limits(1 << 30))
+
+        async def fetch(times: int, seconds: float) -> None:
+            for _ in range(times):
+                ticket = queue.ticket(Priority.DEMAND, 8 << 20, "x")
+                async with queue.turn(ticket):
+                    await trio.sleep(seconds)
+                queue.answered(ticket)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(24):
+                nursery.start_soon(fetch, 6, number.uniform(0.8, 1.2))
+        assert queue.range_bytes("x") == float("inf"), "many have shared what there is"
+        await fetch(4, 0.8)
+        assert queue.range_bytes("x") == pytest.approx((8 << 20) / 10)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_the_queue_learns_from_answers_and_refusals() -> None:
     async def main() -> None:
         queue = FetchQueue(Limits(10_000))
