@@ -27,7 +27,7 @@ _ROUND: Final = 16  # answers that a median is taken of
 _FREE: Final = 1.3  # times the best median
 _IN_THE_WAY: Final = 1.8
 _LOOK_AGAIN: Final = 64  # rounds, then the best is looked for anew, with few in flight: a way may become longer
-_FEW: Final = 6
+_FEW: Final = 6  # beside it: what a connection brings then is limited by the way it takes, not by the others
 _KNOWN: Final = 4  # answers: a reader that begins has about so many before it has many in flight
 _RANGE_S: Final = 0.08
 """What a range of a large object shall take, round trip included: long beside most of those, and a reader behind it

@@ -222,7 +222,7 @@ class FetchQueue:
         self._slow.discard(ticket.source)
         seconds = trio.current_time() - ticket.granted_s
         in_flight = self._load.per_source.get(ticket.source, 0)
-        if ticket.size_bytes > SMALL_BYTES:
+        if ticket.size_bytes > SMALL_BYTES:  # it takes long: others have come and gone, these are about their mean
             in_flight = (ticket.beside + in_flight) // 2
         self._pace(ticket.source).answered(ticket.size_bytes, seconds, in_flight)
 
